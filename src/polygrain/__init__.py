@@ -1,0 +1,1 @@
+"""Multi-granular self-supervised vision: rebuild, ablate, compare and audit, bit for bit."""

@@ -1,0 +1,53 @@
+"""The verbs that only tell: a run's configuration with its origins, and the jobs behind a table with their cost."""
+
+from typing import Any
+
+from polygrain.config.budget import facts, steps
+from polygrain.config.compose import origins
+from polygrain.config.project import Project
+from polygrain.config.runs import Run
+from polygrain.config.stages import configuration
+from polygrain.config.tables import Table, table_stages
+
+
+def show_run(project: Project, path: str) -> str:
+    """One line per value: dotted key, value, file and line that set it last."""
+    run = Run.parse(path)
+    config = configuration(project, run)
+    places = origins(run, project.params)
+    values = dict(_leaves(config, ""))
+    width = max(len(f"{key} = {value}") for key, value in values.items())
+    lines = [f"{f'{key} = {value}':<{width}}  {_origin(key, places)}" for key, value in sorted(values.items())]
+    spent = facts(config)
+    lines.append(
+        f"{run.path}: {steps(config)} steps, {spent['images_seen']:.0f} images seen,"
+        f" {spent['encoder_passes']:.0f} encoder passes"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, entry in value.items() for leaf in _leaves(entry, f"{prefix}.{key}" if prefix else key)]
+    return [(prefix, value)]
+
+
+def _origin(key: str, places: dict[str, str]) -> str:
+    """A value inside a mapping that was written as one node has that node's place."""
+    while key not in places and "." in key:
+        key = key.rpartition(".")[0]
+    return places.get(key, "")
+
+
+def plan_table(project: Project, target: str) -> str:
+    """Jobs by kind, declared core-minutes and the largest declared memory of everything behind a table."""
+    stages = table_stages(project, Table.parse(target))
+    kinds: dict[str, list[float]] = {}
+    for stage in stages:
+        kinds.setdefault(stage.verb, []).append(stage.minutes)
+    lines = [f"{'job':<12}{'count':>6}{'core-minutes':>14}"]
+    lines += [f"{verb:<12}{len(minutes):>6}{sum(minutes):>14.1f}" for verb, minutes in kinds.items()]
+    total = sum(stage.minutes for stage in stages)
+    lines.append(f"{'all':<12}{len(stages):>6}{total:>14.1f}")
+    lines.append(f"declared: {total / 2:.0f} minutes on 2 cores; peak memory of a job {max(s.memory for s in stages)} MB")
+    return "\n".join(lines) + "\n"

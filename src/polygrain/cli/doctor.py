@@ -1,0 +1,61 @@
+"""What stands in the way of a build: a stale lock, a job that still runs, half-done files; and the command that clears it."""
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from polygrain.config.project import Project
+
+
+def examine(project: Project, *, unlock: bool) -> int:
+    """Print findings with their remedies; with `unlock` remove a lock that no live process holds. Returns 1 if one is held."""
+    workflows, jobs = _workflows(project.root), _running(project.root)
+    lock = _snakemake_lock(project.root)
+    for process in workflows:
+        print(f"snakemake is running here as process {process.pid}; wait for it, or stop it with: kill {process.pid}")
+    for run, process_id in jobs:
+        print(f"{run}: process {process_id} is working on it; wait for it, or stop it with: kill {process_id}")
+    if workflows or jobs:
+        return 1 if unlock and lock else 0
+    if not lock:
+        print("nothing stands in the way of a build")
+    elif unlock:
+        subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--cores", "1"], cwd=project.root, check=True)
+        print("removed the lock of a workflow that is gone")
+    else:
+        print("a workflow that is gone left its lock; remove it with: snakemake --unlock")
+        print("then go on with: snakemake --cores all --rerun-incomplete reports/table1.pdf")
+    return 0
+
+
+def _snakemake_lock(root: Path) -> bool:
+    return any((root / ".snakemake" / "locks").glob("*.lock"))
+
+
+def _workflows(root: Path) -> list[psutil.Process]:
+    """Live snakemake processes whose working directory is this project."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            arguments = process.cmdline()
+            named = any(Path(argument).name == "snakemake" for argument in arguments[:3])
+            if named and Path(process.cwd()) == root and "--unlock" not in arguments:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def _running(root: Path) -> list[tuple[str, str]]:
+    """Runs whose lock a live process holds: (run directory, process id)."""
+    held = []
+    for path in sorted(root.glob("runs/*/*/*/*/*/scratch/lock")):
+        with path.open("r") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append((str(path.parents[1].relative_to(root)), stream.read().strip()))
+    return held

@@ -1,0 +1,151 @@
+"""The command line: the verbs that people type are the verbs that the workflow's rules call."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.pins import pin_process
+
+WORKS = {
+    "prepare": "read a data set from its source, verify it and pack it: data/NAME",
+    "pretrain": "train one run: runs/SCALE/DATASET/METHOD/VARIANT/seedN",
+    "features": "extract a run's frozen features for every data set it is judged on",
+    "evaluate": "run the frozen-feature protocols of a run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, or 2 after one line that says what is wrong and what to do."""
+    options = parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace], int] = options.function
+    try:
+        return verb(options)
+    except UserError as error:
+        print(f"polygrain {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"polygrain {options.verb}: stopped", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; a test freezes it."""
+    top = argparse.ArgumentParser(prog="polygrain", description="Rebuild, ablate, compare and audit, bit for bit.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, purpose in WORKS.items():
+        verb = verbs.add_parser(name, help=purpose, description=purpose)
+        verb.add_argument("directory")
+        verb.add_argument("--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it")
+        if name == "pretrain":
+            verb.add_argument("--resume", action="store_true", help="go on with the half-done run or refuse; never start over")
+        verb.set_defaults(function=work)
+    table = _verb(verbs, "table", write_table, "write a table from the results: reports/[SCALE[-seedsN]/]NAME.pdf")
+    table.add_argument("target")
+    table.add_argument("--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it")
+    _verb(verbs, "show", show, "print a run's resolved configuration and where each value was set").add_argument("run")
+    _verb(verbs, "plan", plan, "print the jobs behind a table with declared minutes and memory").add_argument("target")
+    _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies").add_argument("target")
+    lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
+    lock.add_argument("target", nargs="?", default="reports/table1.pdf")
+    doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
+    doctor.add_argument("--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree")
+    bench = _verb(verbs, "bench", measure, "print where a run's training step spends its time, and what a verb costs to start")
+    bench.add_argument("run")
+    bench.add_argument("--steps", type=int, default=60)
+    return top
+
+
+def _verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    purpose: str,
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=purpose, description=purpose)
+    verb.set_defaults(function=function)
+    return verb
+
+
+def work(options: argparse.Namespace) -> int:
+    """Run one stage of the workflow in this process."""
+    _pin()
+    from polygrain.cli.work import run_stage
+
+    run_stage(options.verb, options.directory, workflow=options.workflow, resume=getattr(options, "resume", False))
+    return 0
+
+
+def write_table(options: argparse.Namespace) -> int:
+    """Write one table from results that exist."""
+    _pin()
+    from polygrain.cli.work import run_table
+
+    run_table(options.target, workflow=options.workflow)
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print a run's configuration, a line per value."""
+    from polygrain.cli.describe import show_run
+
+    print(show_run(_project(), options.run), end="")
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print the jobs behind a table."""
+    from polygrain.cli.describe import plan_table
+
+    print(plan_table(_project(), options.target), end="")
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
+    """Commit a finished build to DVC and publish its copies."""
+    from polygrain.cli.claims import record_table
+
+    record_table(_project(), options.target)
+    return 0
+
+
+def check_lock(options: argparse.Namespace) -> int:
+    """Exit 1 when the claim in dvc.lock is not what HEAD would build."""
+    from polygrain.cli.claims import check_table
+
+    return check_table(_project(), options.target)
+
+
+def diagnose(options: argparse.Namespace) -> int:
+    """Print what stands in the way of a build."""
+    from polygrain.cli.doctor import examine
+
+    return examine(_project(), unlock=options.unlock)
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Time the training step of a run and the start of each verb."""
+    _pin()
+    from polygrain.cli.bench import bench
+
+    bench(_project(), options.run, options.steps)
+    return 0
+
+
+def _project() -> "Project":  # noqa: F821 - the import below is local to keep `polygrain --help` fast
+    from polygrain.config.project import Project
+
+    project = Project.here()
+    os.chdir(project.root)
+    return project
+
+
+def _pin() -> None:
+    """Restart this process with the pinned environment, before torch or numpy is imported."""
+    pin_process([str(Path(sys.argv[0])), *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The verbs that make things: each reads its frozen inputs, does one stage, and leaves a record of how."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import polygrain
+from polygrain.config.inputs import write_inputs
+from polygrain.config.project import Project
+from polygrain.config.stages import ENVIRONMENT, Stage, frozen_stage, packed, stage_of
+from polygrain.config.tables import Table, table_stage
+from polygrain.provenance.environment import check_installed
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import read_json, sha256_file
+from polygrain.provenance.sidecar import recorded
+
+
+def run_stage(verb: str, directory: str, *, workflow: bool, resume: bool = False) -> None:
+    """Do one stage. Under the workflow its inputs stand as they were written; by hand they are brought up to date first."""
+    project = _enter()
+    directory = directory.rstrip("/")
+    if workflow:
+        stage = frozen_stage(project, verb, directory)
+    else:
+        stage = stage_of(project, verb, directory)
+        write_inputs(project, stage)
+    _guarded(stage, workflow, lambda: _do(stage, resume))
+
+
+def run_table(target: str, *, workflow: bool) -> None:
+    """Write one table from the results of its runs."""
+    project = _enter()
+    table = Table.parse(target)
+    if workflow:
+        path = table.folder / "config" / f"{table.name}.yaml"
+        outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in ("pdf", "csv", "md", "tex"))
+        config = yaml.safe_load(path.read_text())
+        stage = Stage(table.name, table.folder, config, (), tuple(map(Path, config["inputs"])), outputs)
+    else:
+        stage = table_stage(project, table)
+        write_inputs(project, stage)
+
+    def build() -> None:
+        from polygrain.report.build import build_table
+
+        build_table(stage.config, Path(), {path.suffix.lstrip("."): path for path in stage.outputs})
+
+    _guarded(stage, workflow, build)
+
+
+def _enter() -> Project:
+    project = Project.here()
+    os.chdir(project.root)
+    return project
+
+
+def _guarded(stage: Stage, workflow: bool, body: Any) -> None:
+    """Check the environment and the inputs, then run `body` and record it."""
+    from polygrain.provenance.pins import pin_torch
+    from polygrain.train.guard import exit_with_parent
+
+    if workflow:
+        exit_with_parent()
+    _check_source()
+    check_installed(read_json(ENVIRONMENT))
+    missing = [path for path in stage.inputs if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: not there yet; build it with `snakemake --cores all {missing[0]}`")
+    pin_torch()
+    inputs = [*stage.inputs, stage.code_path, ENVIRONMENT]
+    with recorded(
+        stage.sidecar, stage=stage.verb, inputs=inputs, outputs=list(stage.outputs), config=stage.config_path
+    ):
+        body()
+
+
+def _check_source() -> None:
+    """The code that runs must be the code that was hashed: this checkout's, not another one that shares the environment."""
+    imported, expected = Path(polygrain.__file__).resolve().parents[1], Project.here().source.resolve()
+    if imported != expected:
+        raise UserError(f"{imported}: this environment runs that code, not {expected}; run make here, or set PYTHONPATH={expected}")
+
+
+def _do(stage: Stage, resume: bool) -> None:
+    """Call the stage's entry; each is imported only here, so that a job loads no more than it needs."""
+    match stage.verb:
+        case "prepare":
+            from polygrain.data.prepare import prepare
+
+            prepare(stage.config, stage.directory)
+        case "pretrain":
+            from polygrain.train.run import pretrain
+            from polygrain.train.state import Identity
+
+            data = Path("data", stage.config["dataset"])
+            identity = Identity(
+                config=sha256_file(stage.config_path),
+                code=sha256_file(stage.code_path),
+                environment=sha256_file(ENVIRONMENT),
+                data=sha256_file(data / "manifest.json"),
+            )
+            timing = stage.sidecar.with_name("timing.jsonl")
+            pretrain(stage.config, data=data, run=stage.directory, timing=timing, identity=identity, resume=resume)
+        case "features":
+            from polygrain.evaluate.features import extract
+
+            data_sets = {name: packed(name)[0].parent for name in stage.config["datasets"]}
+            extract(stage.config, stage.directory / "checkpoint.safetensors", data_sets, stage.outputs[0])
+        case "evaluate":
+            from polygrain.evaluate.run import evaluate
+
+            evaluate(stage.config, stage.inputs[0], stage.directory / "results")

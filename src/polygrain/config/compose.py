@@ -1,0 +1,87 @@
+"""From a run's coordinates to its resolved configuration, by Hydra's compose over the groups in params/.
+
+Layers, later ones win: dataset, augmentation, backbone, optimizer, method, evaluate, scale, then `recipe/{method}/{scale}` (what this
+method takes at this scale, if the file exists), then `variant/{method}/{variant}` (the ablation cell; `base` is none).
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from polygrain.config.runs import Run, nearest
+from polygrain.provenance.errors import UserError
+
+Config = dict[str, Any]
+
+
+def choices(params: Path, group: str) -> list[str]:
+    """Names that a config group offers."""
+    return sorted(path.stem for path in (params / group).glob("*.yaml"))
+
+
+def overrides(run: Run, params: Path) -> list[str]:
+    """The choices that a run makes. Raises UserError with the nearest name for what does not exist."""
+    for group, name in (("scale", run.scale), ("dataset", run.dataset), ("method", run.method)):
+        if name not in choices(params, group):
+            raise UserError(f"{run.path}: no {group} '{name}'{nearest(name, choices(params, group))}")
+    variants = ["base", *choices(params, f"variant/{run.method}")]
+    if run.variant not in variants:
+        raise UserError(f"{run.path}: {run.method} has no variant '{run.variant}'{nearest(run.variant, variants)}")
+    chosen = [f"dataset={run.dataset}", f"method={run.method}", f"scale={run.scale}"]
+    if run.scale in choices(params, f"recipe/{run.method}"):
+        chosen.append(f"recipe={run.method}/{run.scale}")
+    if run.variant != "base":
+        chosen.append(f"variant={run.method}/{run.variant}")
+    return chosen
+
+
+def resolve(run: Run, params: Path) -> Config:
+    """The whole resolved configuration of a run, without its seed. Raises UserError on any fault in the files."""
+    return cast(Config, _resolve(tuple(overrides(run, params)), params.resolve()))
+
+
+@cache
+def _resolve(chosen: tuple[str, ...], params: Path) -> Config:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(params), version_base="1.3"):
+            config = OmegaConf.to_container(compose("run", list(chosen)), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{params.name}/: {line}") from None
+    return cast(Config, config)
+
+
+def origins(run: Run, params: Path) -> dict[str, str]:
+    """Where each resolved value was set last: dotted key -> `file:line`."""
+    chosen = overrides(run, params)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(params.resolve()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        layers = loader.compute_defaults_list("run", chosen, RunMode.RUN).defaults
+    found: dict[str, str] = {}
+    for layer in layers:
+        path = params / f"{layer.config_path}.yaml"
+        if layer.config_path and path.is_file():
+            node = yaml.compose(path.read_text())
+            prefix = layer.package or ""
+            if node is not None:
+                found.update(_lines(node, prefix, f"{params.name}/{layer.config_path}.yaml"))
+    return {key: place for key, place in found.items() if not key.startswith("defaults")}
+
+
+def _lines(node: yaml.Node, prefix: str, file: str) -> dict[str, str]:
+    if not isinstance(node, yaml.MappingNode):
+        return {prefix: f"{file}:{node.start_mark.line + 1}"}
+    found: dict[str, str] = {}
+    for key, value in node.value:
+        found.update(_lines(value, f"{prefix}.{key.value}" if prefix else str(key.value), file))
+    return found

@@ -1,0 +1,38 @@
+"""The files that decide staleness, written when the job graph is built and only when their bytes change.
+
+A rule that wrote them would make everything below it run again; and Snakemake's own code and parameter triggers miss edits of
+restored files. So each stage has its resolved configuration, its code hashes and the environment as ordinary input files.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from polygrain.config.project import Project
+from polygrain.config.stages import ENVIRONMENT, Stage
+from polygrain.provenance.code import code_hashes
+from polygrain.provenance.environment import environment
+from polygrain.provenance.files import canonical_json, write_if_changed
+
+
+@cache
+def _environment(lock: Path) -> str:
+    return canonical_json(environment(lock))
+
+
+def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
+    """What the staleness files of a stage must contain: path -> text."""
+    hashes = code_hashes(stage.entries, project.source)
+    return {
+        stage.config_path: yaml.safe_dump(stage.config, sort_keys=True, allow_unicode=True, width=120),
+        stage.code_path: canonical_json(hashes),
+        ENVIRONMENT: _environment(project.lock),
+    }
+
+
+def write_inputs(project: Project, stage: Stage) -> list[str]:
+    """Bring the staleness files of a stage up to date and return their paths."""
+    for path, text in input_texts(project, stage).items():
+        write_if_changed(project.root / path, text)
+    return [str(path) for path in input_texts(project, stage)]

@@ -1,0 +1,150 @@
+"""The stages of the workflow: for each, its configuration, the modules whose code decides its output, its files and its cost.
+
+Paths are relative to the project root. The Snakemake rules declare the same inputs and outputs; a test holds the two together.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from polygrain.config.budget import steps
+from polygrain.config.compose import Config, resolve
+from polygrain.config.project import Project
+from polygrain.config.runs import Run
+from polygrain.config.schema import check_config
+from polygrain.provenance.errors import UserError
+
+ENVIRONMENT = Path("runs/environment.json")
+PACKED = ("images.npy", "labels.npy", "splits.npz", "manifest.json")
+VERBS = ("prepare", "pretrain", "features", "evaluate")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job: a verb applied to a directory."""
+
+    verb: str
+    directory: Path
+    config: Config
+    entries: tuple[str, ...]
+    """Modules whose import closure is the code of this stage."""
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    minutes: float = 0.0
+    """Declared minutes of one core."""
+    memory: int = 0
+    """Declared peak memory, MB."""
+
+    @property
+    def name(self) -> str:
+        """A name that is unique in the workflow and legal in dvc.yaml."""
+        return "-".join((self.verb, *self.directory.parts))
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.directory / "config" / f"{self.verb}.yaml"
+
+    @property
+    def code_path(self) -> Path:
+        """The code hashes."""
+        return self.directory / "code" / f"{self.verb}.json"
+
+    @property
+    def sidecar(self) -> Path:
+        """The record of how the outputs were made."""
+        return Path("records", self.directory, f"{self.verb}.json")
+
+
+def configuration(project: Project, run: Run) -> Config:
+    """A run's resolved and checked configuration. Raises UserError on any fault in params/."""
+    config = resolve(run, project.params)
+    check_config(str(run.path), config, project.schemas)
+    return config
+
+
+def stage_of(project: Project, verb: str, directory: str | Path) -> Stage:
+    """The stage that a verb and a directory mean, from params/. Raises UserError when the directory does not fit the verb."""
+    if verb == "prepare":
+        config = configuration(project, Run("cpu", _dataset(directory), "random", "base", 0))
+    else:
+        run = Run.parse(directory)
+        config = configuration(project, run)
+    cost = config["cost"][verb]
+    match verb:
+        case "prepare":
+            chosen = config["dataset"]
+        case "pretrain":
+            kept = ("augmentation", "backbone", "input_size", "method", "optimizer", "pretrain")
+            chosen = {key: config[key] for key in kept}
+            chosen |= {"dataset": run.dataset, "seed": run.seed, "steps": steps(config)}
+        case "features":
+            chosen = {"backbone": config["backbone"], "datasets": evaluated(config, run)}
+            chosen |= {"features": config["evaluate"]["features"]}
+        case _:
+            chosen = {"protocols": config["evaluate"]["protocols"], "seed": run.seed}
+    return build_stage(verb, Path(directory), chosen, cost["minutes"], cost["memory"])
+
+
+def frozen_stage(project: Project, verb: str, directory: str | Path) -> Stage:
+    """The stage as it was written down when the job graph was built: what a running job obeys, whatever params/ says now."""
+    path = project.root / directory / "config" / f"{verb}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: not written; build through snakemake, or leave out --workflow")
+    return build_stage(verb, Path(directory), yaml.safe_load(path.read_text()))
+
+
+def build_stage(verb: str, directory: Path, config: Config, minutes: float = 0.0, memory: int = 0) -> Stage:
+    """Entries and files of a stage follow from its configuration."""
+    match verb:
+        case "prepare":
+            entries = ["polygrain.data.prepare", f"polygrain.data.readers.{_file(config['reader'])}"]
+            inputs: list[Path] = []
+            outputs = [directory / name for name in PACKED]
+        case "pretrain":
+            entries = ["polygrain.train.run", *_modules(config, "method", "backbone")]
+            inputs = packed(config["dataset"])
+            outputs = [directory / "checkpoint.safetensors", directory / "metrics.jsonl"]
+        case "features":
+            entries = ["polygrain.evaluate.features", *_modules(config, "backbone")]
+            inputs = [directory / "checkpoint.safetensors", *(p for name in config["datasets"] for p in packed(name))]
+            outputs = [directory / "features.safetensors"]
+        case "evaluate":
+            entries = ["polygrain.evaluate.run", *(f"polygrain.evaluate.{_file(name)}" for name in config["protocols"])]
+            inputs = [directory / "features.safetensors"]
+            outputs = [directory / "results" / f"{name}.{kind}" for name in config["protocols"] for kind in ("json", "npz")]
+        case _:
+            raise UserError(f"no stage '{verb}'; there are {', '.join(VERBS)}")
+    return Stage(verb, directory, config, tuple(entries), tuple(inputs), tuple(outputs), minutes, memory)
+
+
+def run_stages(project: Project, run: Run) -> tuple[Stage, ...]:
+    """The stages of one run, in order."""
+    return tuple(stage_of(project, verb, run.path) for verb in VERBS[1:])
+
+
+def evaluated(config: Config, run: Run) -> list[str]:
+    """Data sets on which a run's features are judged: its own first."""
+    return [run.dataset, *(name for name in config["evaluate"]["transfer"] if name != run.dataset)]
+
+
+def packed(dataset: str) -> list[Path]:
+    """The files of a packed data set."""
+    return [Path("data", dataset, name) for name in PACKED]
+
+
+def _dataset(directory: str | Path) -> str:
+    path = Path(directory)
+    if path.parts[:1] != ("data",) or len(path.parts) != 2:
+        raise UserError(f"{directory}: not a packed data set; it is data/NAME")
+    return path.name
+
+
+def _modules(config: Config, *kinds: str) -> list[str]:
+    packages = {"method": "methods", "backbone": "backbones"}
+    return [f"polygrain.{packages[kind]}.{_file(config[kind]['name'])}" for kind in kinds]
+
+
+def _file(name: str) -> str:
+    return str(name).replace("-", "_")

@@ -1,0 +1,166 @@
+"""Frozen features on disk: written once per checkpoint, read by every protocol.
+
+The file is safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key (several are
+written in random order, and the file's bytes are a claim). Needs numpy only, so that a protocol loads neither
+a backbone nor an image library.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import atomic_path
+
+METADATA = "polygrain"
+SPLITS = ("train", "validation", "test")
+ALL = "all"
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split, in the stored order."""
+
+    features: Floats
+    """Float32 [n, D]."""
+    labels: Integers
+    """Int64 [n], in 0..classes-1."""
+    indices: Integers
+    """Int64 [n]: each row's position in the packed data set."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def prefix(self, size: int) -> "Split":
+        """Return the first `size` rows."""
+        return Split(self.features[:size], self.labels[:size], self.indices[:size])
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of one data set.
+
+    Train rows are in a class-balanced order, so a subset of the labels is a prefix of them. Raises UserError
+    on creation when a split is empty, ill-shaped, has a label outside the classes or a feature that is not
+    finite.
+    """
+
+    name: str
+    classes: int
+    label_subsets: Mapping[str, int]
+    """Name -> number of train rows, for example {"10%": 1200}."""
+    train: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            self._check(name, getattr(self, name))
+
+    def labelled(self, subset: str) -> Split:
+        """Return the train rows whose labels a protocol may use: `all` or a name in `label_subsets`.
+
+        Raises UserError with the names that exist when there is no such subset.
+        """
+        if subset == ALL:
+            return self.train
+        if subset not in self.label_subsets:
+            known = ", ".join([ALL, *self.label_subsets])
+            raise UserError(
+                f"{self.name}: no label subset '{subset}' within its {len(self.train)} extracted train rows;"
+                f" there are {known}. Name one of these under `labels`, or extract more train rows"
+            )
+        return self.train.prefix(self.label_subsets[subset])
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the encoder gives every train image the same feature, up to rounding."""
+        spread = np.ptp(self.train.features, axis=0).max(initial=0.0)
+        return bool(spread <= 1e-6 * np.abs(self.train.features).max(initial=0.0))
+
+    def _check(self, name: str, split: Split) -> None:
+        where = f"features of {self.name}, {name} split"
+        if len(split) == 0:
+            raise UserError(f"{where}: no rows; raise its limit or check the data set's splits")
+        shape = (len(split), self.train.features.shape[-1])
+        if split.features.shape != shape or split.indices.shape != shape[:1] or split.labels.ndim != 1:
+            raise UserError(
+                f"{where}: features, labels and indices do not fit; delete the file and extract again"
+            )
+        if split.labels.min() < 0 or split.labels.max() >= self.classes:
+            raise UserError(
+                f"{where}: a label is outside 0..{self.classes - 1}; delete the file and extract again"
+            )
+        if not np.isfinite(split.features).all():
+            bad = int(np.flatnonzero(~np.isfinite(split.features).all(axis=1))[0])
+            raise UserError(
+                f"{where}: row {bad} holds a value that is not finite, so the encoder has diverged;"
+                " train it again with a lower learning rate"
+            )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Everything that a frozen-feature protocol may look at."""
+
+    datasets: Mapping[str, FeatureSet]
+
+    def note(self) -> str:
+        """Say what a reader of any number made from these features must know; empty when there is nothing."""
+        collapsed = [name for name, dataset in self.datasets.items() if dataset.collapsed]
+        return (
+            f"collapsed encoder: every train image of {', '.join(collapsed)} has one feature"
+            if collapsed
+            else ""
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the features atomically; equal features give equal bytes."""
+        tensors = {
+            f"{name}/{split}/{part}": np.ascontiguousarray(getattr(getattr(dataset, split), part))
+            for name, dataset in self.datasets.items()
+            for split in SPLITS
+            for part in ("features", "labels", "indices")
+        }
+        about = {
+            "datasets": {
+                name: {"classes": dataset.classes, "label_subsets": dict(dataset.label_subsets)}
+                for name, dataset in self.datasets.items()
+            }
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={METADATA: json.dumps(about, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Features":
+        """Read a features file. Raises UserError when it is missing, truncated or not what `save` writes."""
+        try:
+            with safe_open(path, framework="np") as file:
+                about = json.loads((file.metadata() or {})[METADATA])
+                read: Callable[[str], Any] = file.get_tensor
+                return cls({name: _dataset(name, facts, read) for name, facts in about["datasets"].items()})
+        except FileNotFoundError:
+            raise UserError(f"{path}: not found; extract the features first") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            fault = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: not a whole features file ({fault}); delete it and extract again"
+            ) from None
+
+
+def _dataset(name: str, facts: Mapping[str, Any], read: Callable[[str], Any]) -> FeatureSet:
+    splits = {
+        split: Split(*(read(f"{name}/{split}/{part}") for part in ("features", "labels", "indices")))
+        for split in SPLITS
+    }
+    return FeatureSet(name, int(facts["classes"]), dict(facts["label_subsets"]), **splits)

@@ -1,0 +1,39 @@
+"""Random initialisation: the control without any training. What the architecture alone is worth.
+
+It contrasts nothing and takes no optimiser step; its checkpoint is the freshly initialised backbone of the run's seed.
+Batch norm keeps its initial running statistics (mean 0, variance 1), because no image has been seen.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from polygrain.nn.clock import Clock
+from polygrain.provenance.errors import UserError
+from polygrain.views.batch import Batch
+
+
+class Random(nn.Module):
+    """A backbone as it was made."""
+
+    encoder_name = "backbone."
+    uses_labels = False
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def views(self, clock: Clock) -> tuple[str, ...]:
+        """None: no image is looked at."""
+        return ()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """None: nothing is trained."""
+        return []
+
+    def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Raise UserError: there is nothing to optimise."""
+        raise UserError("method random takes no optimiser step; give its run 0 steps (encoder_passes: 0)")
+
+
+METHOD = Random

@@ -1,0 +1,61 @@
+"""Multi-layer perceptrons that sit on a backbone: projectors and predictors."""
+
+from typing import Literal
+
+from torch import nn
+
+Activation = Literal["relu", "gelu"]
+FinalNorm = Literal["none", "batch", "batch_affine"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class Head(nn.Sequential):
+    """`layers` linear layers; after each but the last: batch norm (if `batch_norm`) and the activation.
+
+    Input [R, inputs], output [R, outputs], not normalised to unit length.
+
+    Args:
+        inputs: width of a row that comes in.
+        hidden: width of every inner layer.
+        outputs: width of a row that goes out.
+        layers: linear layers, at least 1; with 1 `hidden` is not used.
+        batch_norm: affine batch norm between a linear layer and its activation.
+        final_norm: what follows the last linear layer: `none`, `batch` (batch norm without scale and shift:
+            MGC, SMoG) or `batch_affine` (MNCL).
+        bias: whether the inner linear layers have a bias.
+        final_bias: whether the last one has.
+        activation: between layers.
+
+    The papers' heads: WCL 3 layers, all biases, no final norm; MNCL 3 layers, all biases, `batch_affine`; MGC
+    3 and 2 layers, no bias, `batch`; SMoG 2 layers, all biases, `batch` (projector) or `none` (predictor);
+    Mugs 3 and 2 layers, no norm, no bias, GELU. Linear layers keep torch's default initialisation.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        layers: int,
+        batch_norm: bool = True,
+        final_norm: FinalNorm = "none",
+        bias: bool = True,
+        final_bias: bool = True,
+        activation: Activation = "relu",
+    ) -> None:
+        if layers < 1:
+            raise ValueError(f"a head needs at least 1 layer, not {layers}")
+        parts: list[nn.Module] = []
+        width = inputs
+        for _ in range(layers - 1):
+            parts.append(nn.Linear(width, hidden, bias=bias))
+            if batch_norm:
+                parts.append(nn.BatchNorm1d(hidden))
+            parts.append(_ACTIVATIONS[activation]())
+            width = hidden
+        parts.append(nn.Linear(width, outputs, bias=final_bias))
+        if final_norm != "none":
+            parts.append(nn.BatchNorm1d(outputs, affine=final_norm == "batch_affine"))
+        super().__init__(*parts)

@@ -1,0 +1,46 @@
+"""Numbers that tell how a representation fares. Cheap, without gradient, each a scalar tensor.
+
+Legend: B images, D width. Rows may have any length; they are scaled to unit length first.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+@torch.no_grad()
+def alignment(z_1_BD: Tensor, z_2_BD: Tensor) -> Tensor:
+    """Mean squared distance between the two views of an image, 0 (equal) to 4 (Wang and Isola 2020, alpha = 2)."""
+    return (normalize(z_1_BD, dim=1) - normalize(z_2_BD, dim=1)).square().sum(dim=1).mean()
+
+
+@torch.no_grad()
+def uniformity(z_BD: Tensor) -> Tensor:
+    """Log of the mean of exp(-2 squared distance) over pairs of different rows, 0 when collapsed (Wang and Isola 2020)."""
+    z_BD = normalize(z_BD, dim=1)
+    potential_BB = 4.0 * (z_BD @ z_BD.T) - 4.0
+    rows = len(z_BD)
+    others = ~torch.eye(rows, dtype=torch.bool, device=z_BD.device)
+    return potential_BB.masked_fill(~others, -math.inf).flatten().logsumexp(0) - math.log(rows * (rows - 1))
+
+
+@torch.no_grad()
+def spread(z_BD: Tensor) -> Tensor:
+    """Mean standard deviation per dimension times sqrt(D): 0 when collapsed, about 1 when rows fill the sphere."""
+    z_BD = normalize(z_BD, dim=1)
+    return z_BD.std(dim=0, correction=0).mean() * math.sqrt(z_BD.shape[1])
+
+
+@torch.no_grad()
+def effective_rank(z_BD: Tensor) -> Tensor:
+    """Participation ratio (tr C)^2 / tr(C^2) of the rows' covariance C: 1 .. D; 0 when all rows are equal.
+
+    It counts the dimensions that carry variance and needs no eigendecomposition.
+    """
+    z_BD = normalize(z_BD, dim=1)
+    centred_BD = z_BD - z_BD.mean(dim=0)
+    total = centred_BD.square().sum()
+    gram = centred_BD.T @ centred_BD
+    return torch.where(total > 0, total.square() / gram.square().sum().clamp(min=1e-30), 0.0)

@@ -1,0 +1,162 @@
+"""Optimisers by name, over the parameter groups that a method declares.
+
+A group is `{"params": [...], "name": str, "decay": bool}`. `decay: False` takes a group out of weight decay and, in
+LARS and LARC, out of the layer-wise scaling. Two optional keys steer its learning rate: `lr_scale` (a factor, 1 if
+absent) and `lr_constant` (True: the base rate throughout, whatever the schedule says).
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polygrain.provenance.errors import UserError
+
+Group = dict[str, Any]
+
+
+def split_by_decay(module: nn.Module) -> list[Group]:
+    """Trainable parameters in two groups, `decayed` and `not_decayed`: biases and tensors of one axis are not.
+
+    Parameters that need no gradient are left out, and a group without parameters too.
+    """
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (others if parameter.ndim <= 1 or name.endswith("bias") else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "name": "decayed", "decay": True},
+        {"params": others, "name": "not_decayed", "decay": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, *, base: float, scheduled: float) -> None:
+    """Write this step's rate into every group: `scheduled`, or `base` for `lr_constant`, times `lr_scale`."""
+    for group in optimizer.param_groups:
+        rate = base if group.get("lr_constant", False) else scheduled
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+class Lars(torch.optim.Optimizer):
+    """Momentum SGD whose gradients are scaled per tensor to the length of the weights (You et al. 2017).
+
+    With w a tensor of weights, g its gradient, d the weight decay and t the trust coefficient, the scaled gradient s is
+
+        rule `lars` (WCL, section 7):  s = u t |w| / |u| with u = g + d w, or s = u where |w| or |u| is 0
+        rule `larc` (SMoG, section 6): s = (g + d w) t |w| / (|g| + d |w| + 1e-8), or s = g where |w| or |g| is 0
+
+    and then v <- momentum v + s (v starts at 0), w <- w - lr v. Groups with `decay: False` take s = g.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Group],
+        *,
+        momentum: float,
+        weight_decay: float,
+        trust: float,
+        rule: Literal["lars", "larc"],
+    ) -> None:
+        super().__init__(
+            groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        )
+        self._scale = {"lars": _lars, "larc": _larc}[rule]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update every parameter that has a gradient, with each group's own `lr`. No closure is called."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients: list[Tensor] = [p.grad for p in parameters]
+            if group["decay"]:
+                gradients = self._scale(parameters, gradients, group["weight_decay"], group["trust"])
+            for p in parameters:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum"] for p in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients)
+            torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(list(torch._foreach_norm(tensors)))
+
+
+def _lars(weights: list[Tensor], gradients: list[Tensor], decay: float, trust: float) -> list[Tensor]:
+    gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
+    w, g = _norms(weights), _norms(gradients)
+    factors = torch.where((w > 0) & (g > 0), trust * w / g, 1.0)
+    return list(torch._foreach_mul(gradients, list(factors.unbind())))
+
+
+def _larc(weights: list[Tensor], gradients: list[Tensor], decay: float, trust: float) -> list[Tensor]:
+    w, g = _norms(weights), _norms(gradients)
+    active = (w > 0) & (g > 0)
+    factors = torch.where(active, trust * w / (g + decay * w + 1e-8), 1.0)
+    decays = torch.where(active, decay, 0.0)
+    gradients = list(torch._foreach_add(gradients, torch._foreach_mul(weights, list(decays.unbind()))))
+    return list(torch._foreach_mul(gradients, list(factors.unbind())))
+
+
+def _with_decay(groups: list[Group], weight_decay: float) -> list[Group]:
+    return [{**group, "weight_decay": weight_decay if group["decay"] else 0.0} for group in groups]
+
+
+def adamw(
+    groups: list[Group], *, weight_decay: float, beta_1: float, beta_2: float, eps: float
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019): decay is `lr * weight_decay * w`, apart from the moments."""
+    return torch.optim.AdamW(
+        _with_decay(groups, weight_decay), lr=0.0, betas=(beta_1, beta_2), eps=eps, fused=True
+    )
+
+
+def sgd(
+    groups: list[Group], *, weight_decay: float, momentum: float, nesterov: bool
+) -> torch.optim.Optimizer:
+    """SGD with momentum: g <- g + wd w, v <- momentum v + g (first step v = g), w <- w - lr v."""
+    return torch.optim.SGD(
+        _with_decay(groups, weight_decay), lr=0.0, momentum=momentum, nesterov=nesterov, fused=True
+    )
+
+
+def lars(groups: list[Group], *, weight_decay: float, momentum: float, trust: float) -> torch.optim.Optimizer:
+    """LARS as in WCL's recipe; see `Lars`."""
+    return Lars(groups, momentum=momentum, weight_decay=weight_decay, trust=trust, rule="lars")
+
+
+def larc(groups: list[Group], *, weight_decay: float, momentum: float, trust: float) -> torch.optim.Optimizer:
+    """LARC as in SMoG's recipe; see `Lars`."""
+    return Lars(groups, momentum=momentum, weight_decay=weight_decay, trust=trust, rule="larc")
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "sgd": sgd,
+    "lars": lars,
+    "larc": larc,
+}
+
+
+def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim.Optimizer:
+    """Make the optimiser `name`; `values` are the keywords of the function of that name in this module.
+
+    Learning rates start at 0: write them with `set_learning_rate` before every step. The state dict holds the
+    whole state; loaded into a new optimiser over the same groups it continues bit for bit.
+
+    Raises UserError for an unknown name and for groups without any parameter.
+    """
+    if name not in OPTIMIZERS:
+        near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"optimizer {name!r} is not one of {', '.join(OPTIMIZERS)}{hint}")
+    if not any(group["params"] for group in groups):
+        raise UserError(f"optimizer {name}: the method has nothing to train; give its run 0 steps")
+    return OPTIMIZERS[name](groups, **values)

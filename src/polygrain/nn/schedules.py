@@ -1,0 +1,124 @@
+"""Schedules: pure functions of the step, so that a resumed run needs no schedule state.
+
+Steps count from 0 to `steps` - 1. End points, which the papers place differently, are part of each name:
+
+* `linear`, `cosine`: the start is used at step 0; the end belongs to step `steps`, one past the last, so it is
+  approached and never used (the EMA momentum of MGC and Mugs, the weight decay of Mugs).
+* `linear_closed`: both ends are used, the end first at step `steps` - 1 (teacher temperature of Mugs).
+* `learning_rate(name, ...)`: warm-up, then one of the laws in `LEARNING_RATES`.
+"""
+
+import difflib
+import math
+from collections.abc import Callable
+
+from polygrain.provenance.errors import UserError
+
+
+def linear(start: float, end: float, step: int, steps: int) -> float:
+    """Straight line with `start` at step 0 and `end` at step `steps` and later."""
+    if step >= steps:
+        return end
+    return start + (end - start) * step / steps
+
+
+def linear_closed(start: float, end: float, step: int, steps: int) -> float:
+    """Straight line with `start` at step 0 and `end` at step `steps` - 1 and later.
+
+    With one step it gives `start` at step 0; with none it is `end` throughout (Mugs, section 4.1).
+    """
+    if step >= steps or (step == steps - 1 and steps > 1):
+        return end
+    return start + (end - start) * step / max(steps - 1, 1)
+
+
+def cosine(start: float, end: float, step: int, steps: int) -> float:
+    """Half a cosine wave with `start` at step 0 and `end` at step `steps` and later."""
+    if step >= steps:
+        return end
+    return end + (start - end) * (1.0 + math.cos(math.pi * step / steps)) / 2.0
+
+
+def _constant(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
+    """Warm-up `start + (base - start) t / warmup`; then base, first at t = warmup. `final` is not used."""
+    return linear(start, base, step, warmup)
+
+
+def _linear(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
+    """Warm-up as in `constant`; then a straight line from base at t = warmup towards final at t = steps."""
+    if step < warmup:
+        return linear(start, base, step, warmup)
+    return linear(base, final, step - warmup, steps - warmup)
+
+
+def _cosine(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
+    """WCL: warm-up as in `constant`; then half a cosine from base at t = warmup towards final at t = steps.
+
+    The base is used once, the final value never; with a warm-up from 0 the first step has rate 0.
+    """
+    if step < warmup:
+        return linear(start, base, step, warmup)
+    return cosine(base, final, step - warmup, steps - warmup)
+
+
+def _cosine_closed_warmup(
+    start: float, base: float, final: float, warmup: int, step: int, steps: int
+) -> float:
+    """MGC, Mugs, SMoG: warm-up `start + (base - start) t / (warmup - 1)`; then the cosine of `cosine`.
+
+    The base is used twice, at t = warmup - 1 and t = warmup; the final value never.
+    """
+    if step < warmup:
+        return linear_closed(start, base, step, warmup)
+    return cosine(base, final, step - warmup, steps - warmup)
+
+
+def _cosine_to_final(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
+    """MNCL: warm-up as in `cosine_closed_warmup`; then half a cosine that uses `final` in the last step.
+
+    MNCL's own setting is start = base and warmup = 2: the base in steps 0 and 1, then
+    base (1 + cos(pi (t - 1) / (steps - 2))) / 2, which is 0 at t = steps - 1.
+    """
+    if step < warmup:
+        return linear_closed(start, base, step, warmup)
+    return cosine(base, final, step + 1 - warmup, steps - warmup)
+
+
+Law = Callable[[float, float, float, int, int, int], float]
+
+LEARNING_RATES: dict[str, Law] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "cosine_closed_warmup": _cosine_closed_warmup,
+    "cosine_to_final": _cosine_to_final,
+}
+
+
+def learning_rate(
+    name: str, *, base: float, final: float, warmup: int, step: int, steps: int, start: float = 0.0
+) -> float:
+    """Learning rate of one optimiser step under the law `name`, a key of `LEARNING_RATES`.
+
+    Args:
+        name: law; where each of its end points lies is told in its docstring.
+        base: highest rate, reached at the end of the warm-up.
+        final: rate at the end of the run (not used by `constant`).
+        warmup: optimiser steps of warm-up, 0 for none.
+        step: optimiser steps done, 0 .. steps - 1.
+        steps: optimiser steps of the run.
+        start: rate at step 0 of a warm-up.
+
+    Raises:
+        UserError: unknown law, or a warm-up longer than the run.
+        ValueError: a step outside the run.
+    """
+    if name not in LEARNING_RATES:
+        near = difflib.get_close_matches(name, LEARNING_RATES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"learning-rate schedule {name!r} is not one of {', '.join(LEARNING_RATES)}{hint}")
+    if not 0 <= warmup <= steps:
+        raise UserError(f"a warm-up of {warmup} steps does not fit a run of {steps}; shorten it")
+    if not 0 <= step < steps:
+        raise ValueError(f"step {step} is outside 0..{steps - 1}")
+    return LEARNING_RATES[name](start, base, final, warmup, step, steps)

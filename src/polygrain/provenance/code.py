@@ -1,0 +1,209 @@
+"""Hashes of code that change when the meaning may change, and only then.
+
+A job's code is the static import closure of its entry modules inside this package: every `import` counts,
+also one inside a function; one under `if TYPE_CHECKING:` does not, because it never runs. Modules that are
+loaded by name (methods, backbones, evaluators) are not seen here: the caller passes them as further entries.
+
+A module's hash is taken over our own walk of its syntax tree: node type names and fields in sorted order,
+constants with their type. Positions, comments and bare string statements (docstrings) are left out, so a
+better comment retrains nothing; annotations are code. Absent and empty fields are skipped and pieces of
+f-strings are joined, so that Python 3.11 to 3.14 agree on the hash of the same text.
+"""
+
+import ast
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polygrain.provenance.errors import UserError
+
+PACKAGE = "polygrain"
+# Derived from the rest of the tree, or only filled by some Python versions or parser flags.
+_SKIPPED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+
+
+@dataclass(frozen=True)
+class _Module:
+    """One parsed module: its hash and the imports in it, as (base module, names taken from it)."""
+
+    sha256: str
+    imports: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def code_hashes(entries: Sequence[str], source: Path) -> dict[str, str]:
+    """Map each module in the import closure of `entries` to the SHA-256 of its canonical syntax tree.
+
+    `entries` are dotted names, such as `polygrain.train.loop`; `source` is the folder that holds the package
+    (`src`). The names are sorted; the package `__init__` files on the way are included. Raises UserError for
+    a module that does not exist or does not parse.
+    """
+    hashes: dict[str, str] = {}
+    waiting = [(name, "") for name in entries]
+    while waiting:
+        name, importer = waiting.pop()
+        if name in hashes:
+            continue
+        path = _locate(name, source)
+        if path is None:
+            raise UserError(_unknown(name, importer, source))
+        status = path.stat()
+        module = _parse(name, path, status.st_mtime_ns, status.st_size)
+        hashes[name] = module.sha256
+        parent = name.rpartition(".")[0]
+        needed = [parent] if parent else []
+        for base, taken in module.imports:
+            needed.append(base)
+            submodules = (f"{base}.{item}" for item in taken)
+            needed += [item for item in submodules if _locate(item, source) is not None]
+        waiting += [(item, name) for item in needed if item not in hashes]
+    return dict(sorted(hashes.items()))
+
+
+def tree_hash(text: str) -> str:
+    """SHA-256 (hex) of the canonical syntax tree of one source text."""
+    return _hash_tree(ast.parse(text))
+
+
+def _unknown(name: str, importer: str, source: Path) -> str:
+    if importer:
+        return (
+            f"module {name}: imported by {importer}, but {source} holds no such module; correct that import"
+        )
+    return f"module {name}: {source} holds no such module; check the spelling, or add the file"
+
+
+def _locate(name: str, source: Path) -> Path | None:
+    """Find the file of a module of this package: a plain module or a package's `__init__.py`."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE:
+        return None
+    base = source.joinpath(*parts)
+    candidates = (base.with_name(base.name + ".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@cache
+def _parse(name: str, path: Path, mtime_ns: int, size: int) -> _Module:
+    """Parse once per process and state of the file; the last two arguments are there for the cache."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise UserError(f"{path}:{line}: not valid Python ({error}); correct it") from error
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return _Module(_hash_tree(tree), tuple(_imports(tree, package)))
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the imports of modules of this package that can run."""
+    for node in _walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == PACKAGE:
+                    yield alias.name, ()
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            if base.split(".")[0] == PACKAGE:
+                yield base, tuple(alias.name for alias in node.names)
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """Resolve the module of a `from` import, written inside `package`, to its absolute name."""
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".")
+    kept = parts[: len(parts) - (node.level - 1)]
+    return ".".join([*kept, *([node.module] if node.module else [])])
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for _, value in _fields(node):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, ast.AST):
+                yield from _walk(item)
+
+
+def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Yield the fields that carry meaning, sorted by name; absent and empty ones are left out."""
+    skipped = _SKIPPED_FIELDS | ({"body"} if _is_type_checking(node) else set())
+    for name in sorted(set(node._fields) - skipped):
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            value = _join_texts(value) if isinstance(node, ast.JoinedStr) else _without_bare_texts(value)
+        if value is None or value == [] or _is_empty_text(value):
+            continue
+        yield name, value
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    """Whether this is `if TYPE_CHECKING:`, whose body never runs."""
+    if not isinstance(node, ast.If):
+        return False
+    name = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", None)
+    return name == "TYPE_CHECKING"
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _without_bare_texts(items: list[Any]) -> list[Any]:
+    """Drop statements that are only a string: docstrings and notes below attributes."""
+    return [item for item in items if not (isinstance(item, ast.Expr) and _is_text(item.value))]
+
+
+def _join_texts(pieces: list[Any]) -> list[Any]:
+    """Join neighbouring literal pieces of an f-string: Python versions split them differently."""
+    joined: list[Any] = []
+    for piece in pieces:
+        if _is_text(piece) and joined and _is_text(joined[-1]):
+            joined[-1] = ast.Constant(joined[-1].value + piece.value)
+        elif not (_is_text(piece) and piece.value == ""):
+            joined.append(piece)
+    return joined
+
+
+def _is_empty_text(value: Any) -> bool:
+    """Whether this is an f-string piece without content: the format of `{x:}`, which some versions omit."""
+    return isinstance(value, ast.JoinedStr) and not _join_texts(value.values)
+
+
+def _hash_tree(tree: ast.AST) -> str:
+    digest = hashlib.sha256()
+    _feed(tree, digest.update)
+    return digest.hexdigest()
+
+
+def _feed(value: Any, update: Callable[[bytes], None]) -> None:
+    """Feed one value unambiguously: nodes and lists in brackets, constants with a type and a length."""
+    if isinstance(value, ast.AST):
+        update(f"({type(value).__name__}".encode())
+        for name, field in _fields(value):
+            update(f".{name}=".encode())
+            _feed(field, update)
+        update(b")")
+    elif isinstance(value, list):
+        update(b"[")
+        for item in value:
+            _feed(item, update)
+        update(b"]")
+    else:
+        content = _constant(value)
+        update(f"<{type(value).__name__}:{len(content)}:".encode() + content + b">")
+
+
+def _constant(value: Any) -> bytes:
+    """Bytes of a constant that do not depend on how a Python version prints it."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, float):
+        return value.hex().encode()
+    if isinstance(value, complex):
+        return f"{value.real.hex()},{value.imag.hex()}".encode()
+    return repr(value).encode()

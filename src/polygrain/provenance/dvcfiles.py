@@ -1,0 +1,83 @@
+"""Reading and writing YAML exactly as DVC does, and its lock file.
+
+DVC reads YAML 1.2, where `1e-3` is a number and `yes` a text; other parsers disagree. Values that are
+compared with a lock must therefore go through the same parser.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from polygrain.provenance.errors import UserError
+
+PIPELINE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What `dvc.lock` holds of one stage: command, values per parameter file, MD5 per file."""
+
+    command: str
+    parameters: Mapping[str, Mapping[str, Any]]
+    dependencies: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+def load_yaml(path: Path) -> Any:
+    """Parse a YAML file as DVC does. Raises UserError when it is missing or broken."""
+    try:
+        return YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not valid YAML ({first}); correct it, or restore it from git") from error
+
+
+def dump_yaml(value: Any, width: int = 80) -> str:
+    """YAML text in DVC's own style, keys in the order given; lines longer than `width` are folded."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = width
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()
+
+
+def read_lock(root: Path) -> dict[str, Locked]:
+    """Read the stages of `dvc.lock`, none without a file. Raises UserError when it is broken."""
+    path = root / LOCK
+    if not path.is_file():
+        return {}
+    content = load_yaml(path)
+    try:
+        return {name: _locked(stage) for name, stage in (content["stages"] or {}).items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a DVC lock file ({error!r}); restore it from git") from error
+
+
+def _locked(stage: Mapping[str, Any]) -> Locked:
+    return Locked(
+        command=stage["cmd"],
+        parameters=stage.get("params", {}),
+        dependencies={item["path"]: item["md5"] for item in stage.get("deps", [])},
+        outputs={item["path"]: item["md5"] for item in stage.get("outs", [])},
+    )
+
+
+def md5_file(path: Path) -> str:
+    """Hex MD5 of a file's content: DVC's name for it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def md5_bytes(content: bytes) -> str:
+    """Hex MD5 of a byte string."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

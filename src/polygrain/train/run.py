@@ -1,0 +1,189 @@
+"""Pre-training: one plain loop, in the order in which things happen. It knows no method by name."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from polygrain.backbones.load import load_backbone
+from polygrain.methods.load import load_method
+from polygrain.nn.clip import clip_each, clip_global
+from polygrain.nn.clock import Clock
+from polygrain.nn.optim import build as build_optimizer
+from polygrain.nn.optim import set_learning_rate
+from polygrain.nn.schedules import learning_rate
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import json_line, write_text
+from polygrain.train.checkpoint import save_checkpoint
+from polygrain.train.data import PretrainingData
+from polygrain.train.guard import locked
+from polygrain.train.state import Identity, State, load_state, save_state
+from polygrain.train.stopwatch import Stopwatch
+
+def pretrain(
+    config: dict[str, Any], *, data: Path, run: Path, timing: Path, identity: Identity, resume: bool = False
+) -> None:
+    """Train the run that `config` describes and write `checkpoint.safetensors` and `metrics.jsonl` into `run`.
+
+    A half-done run in `run/scratch` made from the same inputs is continued bit for bit. `timing` receives the record of where
+    the time went. Raises UserError on a non-finite loss, on bad data and when another process works on `run`.
+    """
+    with locked(run / "scratch"):
+        Training(config, data, run / "scratch" / "state.pt", identity, resume).finish(run, timing)
+
+
+class Training:
+    """Everything that a run holds while it is going on."""
+
+    def __init__(self, config: dict[str, Any], data: Path, state: Path, identity: Identity, resume: bool) -> None:
+        self.config = config
+        self.device = torch.device(config["pretrain"]["device"])
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError("pretrain.device is cuda but no CUDA device is visible; use a cpu scale or a GPU machine")
+        self.data = PretrainingData(data, config)
+        torch.manual_seed(config["seed"])
+        backbone = load_backbone(**config["backbone"], channels=self.data.channels)
+        self.method = load_method(config["method"]["name"], backbone, config["method"]["values"])
+        self.method.to(self.device, memory_format=torch.channels_last).train()
+        self.optimizer = self._optimizer()
+        self.state_path, self.identity = state, identity
+        self.step, self.metrics = 0, list[str]()
+        self.watch = Stopwatch(self.device)
+        self._restore(resume)
+
+    def finish(self, run: Path, timing: Path) -> None:
+        """Take every step that is left and publish the results."""
+        start = self.step
+        with self._progress() as bar:
+            if self.config["steps"] == 0:
+                self._hook("start_epoch", self.clock, self.data.plain_pass)
+            while self.step < self.config["steps"]:
+                self.take_step()
+                bar.update(self.data.batch_size)
+                if self.step % self.config["pretrain"]["state_every"] == 0:
+                    save_state(self.state_path, self.state())
+            seconds = bar.format_dict["elapsed"]
+        self._publish(run)
+        images = (self.step - start) * self.data.batch_size
+        write_text(timing, json_line({"images": images, "seconds": seconds, "phases": dict(self.watch.seconds)}))
+
+    @property
+    def clock(self) -> Clock:
+        """Where the run stands."""
+        return Clock(self.config["seed"], self.step, self.config["steps"], self.data.steps_per_epoch)
+
+    def take_step(self) -> None:
+        """One optimiser step: views, losses, gradients, update."""
+        clock = self.clock
+        with self.watch.phase("rest"):
+            if clock.step_in_epoch == 0:
+                self._hook("start_epoch", clock, self.data.plain_pass)
+            self._hook("before_step", clock)
+        with self.watch.phase("views"):
+            batch = self.data.batch(clock, self.method.views(clock))
+        with self.watch.phase("forward"):
+            losses, monitors = self.method(batch, clock)
+            loss = torch.stack(list(losses.values())).sum()
+        self._refuse_non_finite(losses)
+        with self.watch.phase("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        with self.watch.phase("optimiser"):
+            rate = self._set_rate(clock)
+            norm = self._clip()
+            self._hook("after_clip")
+            self.optimizer.step()
+        with self.watch.phase("rest"):
+            self._hook("after_step", clock)
+        if clock.step % self.config["pretrain"]["log_every"] == 0 or clock.step == clock.steps - 1:
+            self._log(clock, {"loss": loss, **losses, **monitors}, rate, norm)
+        self.step += 1
+
+    def state(self) -> State:
+        """What a later process needs to go on from here."""
+        optimizer = self.optimizer.state_dict() if self.optimizer else None
+        return State(self.identity, self.step, self.method.state_dict(), optimizer, self.metrics)
+
+    def _restore(self, resume: bool) -> None:
+        state = load_state(self.state_path, self.identity, refuse=resume)
+        if state is None:
+            return
+        self.step, self.metrics = state.step, list(state.metrics)
+        self.method.load_state_dict(state.method)
+        if self.optimizer and state.optimizer is not None:
+            self.optimizer.load_state_dict(state.optimizer)
+        print(f"continuing the half-done run at step {self.step} of {self.config['steps']}", flush=True)
+
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        if self.config["steps"] == 0:
+            return None
+        chosen = self.config["optimizer"]
+        return build_optimizer(chosen["name"], self.method.parameter_groups(), **chosen["values"])
+
+    def _set_rate(self, clock: Clock) -> float:
+        """Write this step's learning rate into the optimiser and return it. Warm-up is given as a share of the run."""
+        schedule = self.config["optimizer"]["schedule"]
+        rate = learning_rate(
+            schedule["name"],
+            base=schedule["base"],
+            final=schedule["final"],
+            start=schedule["start"],
+            warmup=round(schedule["warmup"] * clock.steps),
+            step=clock.step,
+            steps=clock.steps,
+        )
+        set_learning_rate(self.optimizer, base=schedule["base"], scheduled=rate)
+        return rate
+
+    def _clip(self) -> Tensor:
+        """Shorten the gradients as configured; returns their joint norm before that."""
+        rule, maximum = self.config["optimizer"]["clip"]["rule"], self.config["optimizer"]["clip"]["maximum"]
+        clip = clip_each if rule == "each" else clip_global
+        return clip(self.method.parameters(), math.inf if rule == "none" else maximum)
+
+    def _hook(self, name: str, *arguments: Any) -> None:
+        hook: Callable[..., None] | None = getattr(self.method, name, None)
+        if hook is not None:
+            hook(*arguments)
+
+    def _refuse_non_finite(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            if not math.isfinite(value.item()):
+                raise UserError(
+                    f"loss '{name}' is {value.item()} at step {self.step} of {self.config['steps']}; nothing was published."
+                    " Lower the learning rate or look at the last lines of metrics in the scratch state"
+                )
+
+    def _log(self, clock: Clock, values: dict[str, Tensor], rate: float, norm: Tensor) -> None:
+        numbers = {name: float(value) for name, value in values.items()}
+        self.metrics.append(
+            json_line({"epoch": clock.epoch, "gradient_norm": float(norm), "learning_rate": rate, "step": clock.step, **numbers})
+        )
+
+    def _publish(self, run: Path) -> None:
+        encoder = self.method.encoder_name
+        assert isinstance(encoder, str)
+        backbone = json.dumps(self.config["backbone"], sort_keys=True)
+        save_checkpoint(run / "checkpoint.safetensors", self.method, encoder=encoder, backbone=backbone)
+        write_text(run / "metrics.jsonl", "".join(self.metrics))
+        self.state_path.unlink(missing_ok=True)
+
+    def _progress(self) -> "tqdm[None]":
+        """Images per second, elapsed and remaining; a line every half minute when nobody watches."""
+        batch = self.data.batch_size
+        return tqdm(
+            desc=self.config["method"]["name"],
+            total=self.config["steps"] * batch,
+            initial=self.step * batch,
+            unit="img",
+            unit_scale=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+

@@ -1,0 +1,114 @@
+"""A small project with a real Snakemake, git and DVC: prepare -> two runs -> table."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from polygrain.provenance.pipeline import Job
+
+PREPARE = "data/toy/images.npy"
+TABLE = "reports/table1.md"
+
+# Each job's outputs are a pure function of the bytes of its inputs, so that a rebuild gives the same bytes.
+# `reports/late.bin` has the bytes of the first output: DVC keeps one cached file for both.
+JOB = """
+import hashlib, pathlib, sys
+from polygrain.provenance.sidecar import recorded
+
+stage, sidecar, config, inputs, outputs = sys.argv[1:]
+inputs = [pathlib.Path(path) for path in inputs.split(",")]
+outputs = [pathlib.Path(path) for path in outputs.split(",")]
+with recorded(pathlib.Path(sidecar), stage=stage, inputs=inputs, outputs=outputs, config=pathlib.Path(config)):
+    read = b"".join(path.read_bytes() for path in [pathlib.Path(config), *inputs])
+    for path in outputs:
+        same = str(path) in ("data/toy/images.npy", "reports/late.bin")
+        path.write_text("same bytes" if same else f"# {path}\\n\\n{hashlib.sha256(read).hexdigest()}\\n")
+"""
+
+
+def toy_jobs() -> list[Job]:
+    environment = Path("inputs/environment.json")
+    prepare = _job("toy", Path("data/toy"), (environment,), (Path(PREPARE),))
+    runs = [
+        _job(
+            f"run-{name}",
+            Path(f"runs/{name}"),
+            (environment, Path(PREPARE)),
+            (Path(f"runs/{name}/checkpoint.bin"), Path(f"runs/{name}/metrics.jsonl")),
+        )
+        for name in ("a", "b")
+    ]
+    checkpoints = tuple(run.outputs[0] for run in runs)
+    table = _job(
+        "table1", Path("reports"), (environment, *checkpoints), (Path(TABLE), Path("reports/late.bin"))
+    )
+    return [table, *runs, prepare]
+
+
+def _job(name: str, folder: Path, dependencies: tuple[Path, ...], outputs: tuple[Path, ...]) -> Job:
+    config, code = Path("inputs") / name / "config.yaml", Path("inputs") / name / "code.json"
+    return Job(
+        name=name,
+        command=f"snakemake --cores all {outputs[0]}",
+        config=config,
+        dependencies=(code, *dependencies),
+        outputs=outputs,
+        sidecar=Path("records") / f"{name}.json",
+    )
+
+
+PUBLISHED = {Path(TABLE): Path("reports/published/table1.md")}
+
+
+def snakefile(jobs: Sequence[Job]) -> str:
+    rules = ["rule all:\n    input: 'reports/table1.md'"]
+    for job in jobs:
+        arguments = [job.name, str(job.sidecar), str(job.config)]
+        arguments += [",".join(map(str, paths)) for paths in (job.dependencies, job.outputs)]
+        rules.append(
+            f"rule {job.name.replace('-', '_')}:\n"
+            f"    input: {[str(path) for path in (job.config, *job.dependencies)]}\n"
+            f"    output: {[str(path) for path in job.outputs]}\n"
+            f"    shell: '{sys.executable} job.py {' '.join(arguments)}'"
+        )
+    return "\n".join(rules) + "\n"
+
+
+def call(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in `folder` away from the user's git, DVC and Snakemake settings."""
+    names = {"NAME": "test", "EMAIL": "test@example.org"}
+    identity = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in names.items()}
+    env = {**os.environ, **identity, "GIT_CONFIG_GLOBAL": os.devnull, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    return call(folder, sys.executable, "-m", "dvc", *arguments).stdout
+
+
+def new_repository(folder: Path) -> Path:
+    call(folder, "git", "init", "--quiet")
+    dvc(folder, "init", "--quiet")
+    settings = "analytics = false", "check_update = false", "autostage = false"
+    (folder / ".dvc/config").write_text("[core]\n" + "".join(f"    {line}\n" for line in settings))
+    return folder
+
+
+def commit_all(folder: Path) -> None:
+    call(folder, "git", "add", "--all")
+    call(folder, "git", "commit", "--quiet", "--message", "state")
+
+
+def space_out(root: Path) -> None:
+    """Set modification times a day apart along the graph, so that a wrong order cannot hide in one second."""
+    moment = 1_600_000_000
+    for path in sorted((root / "inputs").rglob("*")):
+        os.utime(path, (moment, moment))
+    for job in reversed(toy_jobs()):
+        moment += 86_400
+        for path in job.outputs:
+            os.utime(root / path, (moment, moment))

@@ -1,0 +1,122 @@
+"""`record` with real git, DVC and Snakemake: true, complete, and nothing re-runs after it."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from provenance_toy import PREPARE, PUBLISHED, TABLE, call, commit_all, dvc, toy_jobs
+
+from polygrain.provenance.dvcfiles import md5_file, read_lock
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.pipeline import dvc_yaml
+from polygrain.provenance.record import record
+
+OUTPUTS = [path for job in toy_jobs() for path in job.outputs]
+
+
+def _times(root: Path) -> dict[Path, int]:
+    return {path: (root / path).lstat().st_mtime_ns for path in OUTPUTS}
+
+
+def _git(root: Path) -> tuple[str, bytes, str]:
+    index = hashlib.sha256((root / ".git/index").read_bytes()).digest()
+    return call(root, "git", "log", "--format=%H").stdout, index, call(root, "git", "stash", "list").stdout
+
+
+def test_lock_and_published_copies_hold_what_was_built(recorded_project: Path) -> None:
+    root, lock = recorded_project, read_lock(recorded_project)
+    assert list(lock) == sorted(job.name for job in toy_jobs())
+    for job in toy_jobs():
+        stage = lock[job.name]
+        assert stage.command == job.command
+        assert stage.outputs == {str(path): md5_file(root / path) for path in job.outputs}
+        assert stage.dependencies == {str(path): md5_file(root / path) for path in job.dependencies}
+        values = {"name": job.name, "optimizer.betas": [0.9, 0.99], "optimizer.lr": 0.05}
+        assert stage.parameters == {str(job.config): values}
+    for source, copy in PUBLISHED.items():
+        assert (root / copy).read_bytes() == (root / source).read_bytes()
+        assert not (root / copy).is_symlink()
+
+
+@pytest.mark.parametrize("cache_type", ["copy", "symlink"])
+def test_nothing_runs_again_after_it(project: Path, cache_type: str) -> None:
+    with (project / ".dvc/config").open("a") as stream:
+        stream.write(f"[cache]\n    type = {cache_type}\n")
+    commit_all(project)
+    times, git = _times(project), _git(project)
+    record(toy_jobs(), project, PUBLISHED)
+    assert _times(project) == times
+    assert _git(project) == git
+    assert (project / PREPARE).is_symlink() == (cache_type == "symlink")
+    dry = call(project, sys.executable, "-m", "snakemake", "--dry-run", "all")
+    assert "Nothing to be done" in dry.stdout + dry.stderr
+    assert dvc(project, "status", "--json").strip() == "{}"
+    # DVC wrote no .gitignore beside the outputs, and only the claim is new to git
+    changes = call(project, "git", "status", "--porcelain", "--untracked-files=all").stdout.split()
+    assert changes[1::2] == ["dvc.lock", "dvc.yaml", "reports/published/table1.md"]
+    folders = ("data", "runs", "reports", "inputs")
+    assert not [path for folder in folders for path in (project / folder).rglob(".gitignore")]
+
+
+def test_recording_again_changes_no_byte_and_drops_what_is_no_job_any_more(recorded_project: Path) -> None:
+    root = recorded_project
+    lock, pipeline = (root / "dvc.lock").read_bytes(), (root / "dvc.yaml").stat().st_mtime_ns
+    text = lock.decode().replace("  run-a:\n", "  gone:\n    cmd: old\n  run-a:\n", 1)
+    (root / "dvc.lock").write_text(text)
+    record(toy_jobs(), root, PUBLISHED)
+    assert (root / "dvc.lock").read_bytes() == lock
+    assert (root / "dvc.yaml").stat().st_mtime_ns == pipeline
+    assert call(root, "git", "status", "--porcelain").stdout == ""
+
+
+def _edit(path: Path, content: str) -> None:
+    """Change a file's bytes and nothing that its size or time gives away."""
+    before = path.stat()
+    path.write_text(content[: before.st_size].ljust(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("output", [TABLE, "runs/b/metrics.jsonl", PREPARE])
+def test_an_output_edited_by_hand_is_refused(project: Path, output: str) -> None:
+    _edit(project / output, "better")
+    with pytest.raises(UserError, match=rf"^{output}: edited by hand .*--force {output}`$"):
+        record(toy_jobs(), project, PUBLISHED)
+    assert not (project / "dvc.lock").exists()
+    assert not (project / "dvc.yaml").exists()
+    assert not (project / "reports/published").exists()
+
+
+@pytest.mark.parametrize("edited", ["config.yaml", "code.json"])
+def test_an_output_of_other_inputs_is_refused(project: Path, edited: str) -> None:
+    path = project / "inputs/run-a" / edited
+    path.write_text(path.read_text().replace("0", "1"))
+    with pytest.raises(
+        UserError, match=rf"runs/a/checkpoint.bin: was made from another inputs/run-a/{edited}"
+    ):
+        record(toy_jobs(), project, PUBLISHED)
+
+
+def test_missing_outputs_and_records_are_named(project: Path) -> None:
+    (project / "records/run-a.json").unlink()
+    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: its record records/run-a\.json is missing"):
+        record(toy_jobs(), project, PUBLISHED)
+    (project / "runs/a/metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"runs/a/metrics\.jsonl: not built"):
+        record(toy_jobs(), project, PUBLISHED)
+
+
+def test_a_refusal_by_dvc_is_one_line_and_keeps_the_times(project: Path) -> None:
+    times = _times(project)
+    (project / ".dvc/config").write_text("[core]\n    nonsense = 1\n")
+    with pytest.raises(UserError, match="dvc commit failed .*nonsense") as caught:
+        record(toy_jobs(), project, PUBLISHED)
+    assert "\n" not in str(caught.value)
+    assert _times(project) == times
+
+
+def test_only_outputs_are_published(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"made by no job: reports/other\.md"):
+        record(toy_jobs(), project, {Path("reports/other.md"): Path("x.md")})
+    assert dvc_yaml(toy_jobs(), project)

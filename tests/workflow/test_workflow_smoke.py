@@ -1,0 +1,173 @@
+"""The workflow end to end at smoke scale, as its users run it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+SMOKE = "reports/smoke-seeds1/table1.pdf"
+RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
+
+pytestmark = pytest.mark.workflow
+
+
+def test_a_fresh_clone_lists_every_training(fresh):
+    planned = fresh.planned("reports/table1.pdf")
+    rows = [row for group in table_rows(fresh) for row in group["rows"]]
+    seeds = yaml.safe_load((fresh.root / "params/table/table1.yaml").read_text())["seeds"]
+    assert planned["pretrain"] == planned["features"] == planned["evaluate"] == len(rows) * len(seeds)
+    assert (planned["prepare"], planned["table"]) == (2, 1)
+    assert sum(planned.values()) <= 60
+
+
+def table_rows(checkout):
+    return yaml.safe_load((checkout.root / "params/table/table1.yaml").read_text())["groups"]
+
+
+def test_the_smoke_table_is_built_and_then_nothing_is_left_to_do(built):
+    assert (built.root / SMOKE).read_bytes().startswith(b"%PDF")
+    assert built.planned() == {}
+    text = subprocess.run(["pdftotext", built.root / SMOKE, "-"], capture_output=True, text=True, check=True).stdout
+    assert "SimCLR" in text
+    assert "smoke" in text
+
+
+def test_every_job_leaves_a_record_and_no_half_written_file(built):
+    sidecars = list(built.root.glob("records/**/*.json"))
+    assert len(sidecars) == sum(1 for _ in built.root.glob("logs/**/*.log"))
+    for sidecar in sidecars:
+        record = json.loads(sidecar.read_text())
+        assert record["outputs"]
+        assert record["peak_memory_mib"] < 1536
+    assert not list(built.root.rglob("*.tmp"))
+    assert not list(built.root.rglob("state.pt"))
+
+
+def test_git_tracks_no_output(built):
+    assert built.run("git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.repro
+def test_one_core_gives_the_same_bytes_as_two(built, tmp_path):
+    from conftest import make_checkout  # type: ignore[import-not-found]
+
+    other = make_checkout(tmp_path / "one")
+    other.build(cores=1)
+    assert other.claims() == built.claims()
+    assert len(built.claims()) > 20
+
+
+def test_a_comment_runs_nothing_and_a_changed_loss_its_method_only(copy_of_built):
+    checkout = copy_of_built()
+    source = checkout.root / "src/polygrain/methods/simclr.py"
+    source.write_text(source.read_text() + "\n# a remark\n")
+    assert checkout.planned() == {}
+    source.write_text(source.read_text() + "\nCHANGED = 1\n")
+    assert checkout.planned() == {"pretrain": 1, "features": 1, "evaluate": 1, "table": 1}
+
+
+def test_an_edited_parameter_runs_its_chain_and_a_revert_runs_nothing(copy_of_built):
+    checkout = copy_of_built()
+    params = checkout.root / "params/method/simclr.yaml"
+    before = params.read_text()
+    values = yaml.safe_load(before)
+    values["values"]["temperature"] = 0.31
+    params.write_text(yaml.safe_dump(values))
+    assert checkout.planned() == {"pretrain": 1, "features": 1, "evaluate": 1, "table": 1}
+    params.write_text(before)
+    assert checkout.planned() == {}
+
+
+def test_an_edited_probe_does_not_train_again(copy_of_built):
+    checkout = copy_of_built()
+    params = checkout.root / "params/evaluate/linear.yaml"
+    values = yaml.safe_load(params.read_text())
+    params.write_text(yaml.safe_dump({**values, "epochs": values["epochs"] + 1}))
+    smoke = checkout.root / "params/scale/smoke.yaml"
+    smoke.write_text(smoke.read_text().replace("linear: {epochs: 5}", "linear: {epochs: 6}"))
+    planned = checkout.planned()
+    assert set(planned) == {"evaluate", "table"}
+
+
+def test_mistakes_in_params_and_paths_are_one_line_that_names_the_nearest(fresh, copy_of_built):
+    checkout = copy_of_built()
+    for target, words in {
+        "runs/smoke/fashion-mnist/simclrr/base/seed0/checkpoint.safetensors": "no method 'simclrr'; did you mean 'simclr'?",
+        "runs/smoke/fashion-mnist/simclr/bse/seed0/checkpoint.safetensors": "simclr has no variant 'bse'; did you mean 'base'?",
+        "reports/smoek/table1.pdf": "no scale 'smoek'; did you mean 'smoke'?",
+        "reports/smoke/table9.pdf": "no such table; did you mean 'table1'?",
+    }.items():
+        done = checkout.run("snakemake", "-n", target, check=False)
+        assert done.returncode != 0
+        assert words in done.stdout + done.stderr
+    params = checkout.root / "params/method/simclr.yaml"
+    params.write_text(params.read_text().replace("temperature:", "temprature:"))
+    done = checkout.run("snakemake", "-n", SMOKE, check=False)
+    assert done.returncode != 0
+    assert "unknown key 'temprature'; did you mean 'temperature'?" in done.stdout + done.stderr
+
+
+def test_a_corrupted_data_set_stops_the_training_with_one_line(copy_of_built):
+    checkout = copy_of_built()
+    images = checkout.root / "data/fashion-mnist/images.npy"
+    images.chmod(0o644)
+    with images.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"\xff\x00\xff")
+    done = checkout.run("polygrain", "pretrain", RUN, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "images.npy" in done.stderr
+
+
+def test_a_truncated_checkpoint_stops_the_features_with_one_line(copy_of_built):
+    checkout = copy_of_built()
+    path = checkout.root / RUN / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    features = checkout.root / RUN / "features.safetensors"
+    features.unlink()
+    done = checkout.run("polygrain", "features", RUN, check=False)
+    assert done.returncode == 2
+    assert "checkpoint.safetensors" in done.stderr
+    assert not features.exists()
+
+
+def test_a_killed_workflow_takes_its_training_along_and_the_next_one_goes_on(copy_of_built, built):
+    checkout = copy_of_built()
+    (checkout.root / RUN / "checkpoint.safetensors").unlink()
+    smoke = checkout.root / "params/scale/smoke.yaml"
+    slow = smoke.read_text().replace("encoder_passes: 9216", "encoder_passes: 921600")
+    smoke.write_text(slow)
+    environment = {**os.environ, "PYTHONPATH": str(checkout.root / "src")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    target = f"{RUN}/checkpoint.safetensors"
+    workflow = subprocess.Popen(
+        ["snakemake", "--cores", "1", target], cwd=checkout.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    state = checkout.root / RUN / "scratch/state.pt"
+    wait_for(state.exists, 60)
+    job = int((checkout.root / RUN / "scratch/lock").read_text())
+    os.kill(workflow.pid, signal.SIGKILL)
+    workflow.wait()
+    wait_for(lambda: not Path(f"/proc/{job}").exists(), 20)
+    assert not (checkout.root / target).exists()
+    advice = checkout.run("polygrain", "doctor").stdout
+    assert "snakemake --unlock" in advice
+    checkout.run("polygrain", "doctor", "--unlock")
+    shutil.copy2(built.root / "params/scale/smoke.yaml", smoke)
+    checkout.run("snakemake", "--cores", "1", "--rerun-incomplete", target)
+    assert (checkout.root / target).read_bytes() == (built.root / target).read_bytes()
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)

@@ -1,0 +1,59 @@
+# Helpers for the rules; no rules here. Everything is asked of polygrain.config, which is torch-free and decides nothing twice.
+from pathlib import Path
+
+from polygrain.config.inputs import write_inputs
+from polygrain.config.project import Project
+from polygrain.config.runs import SEGMENT, Run
+from polygrain.config.stages import Stage, stage_of
+from polygrain.config.tables import Table, table_stage
+from polygrain.provenance.errors import UserError
+from snakemake.exceptions import WorkflowError
+
+PROJECT = Project(Path(workflow.basedir))
+
+
+wildcard_constraints:
+    scale=SEGMENT,
+    dataset=SEGMENT,
+    method=SEGMENT,
+    variant=SEGMENT,
+    seed=r"\d+",
+    folder=r"reports(/[a-z0-9.-]+)?",
+    table=r"[a-z0-9-]+",
+
+
+def stage(verb: str, wildcards) -> Stage:
+    """The stage behind a rule's wildcards. A mistake in params/ stops the workflow with one line."""
+    try:
+        if verb == "prepare":
+            return stage_of(PROJECT, verb, f"data/{wildcards.dataset}")
+        if verb == "table":
+            return table_stage(PROJECT, Table.parse(f"{wildcards.folder}/{wildcards.table}.pdf"))
+        names = (wildcards.scale, wildcards.dataset, wildcards.method, wildcards.variant)
+        return stage_of(PROJECT, verb, str(Run(*names, int(wildcards.seed)).path))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def decided_by(verb: str):
+    """Input function: the configuration, code and environment files of a stage, brought up to date in the main process."""
+
+    def paths(wildcards) -> list[str]:
+        return write_inputs(PROJECT, stage(verb, wildcards))
+
+    return paths
+
+
+def made_from(verb: str):
+    """Input function: the files that a stage reads."""
+    return lambda wildcards: [str(path) for path in stage(verb, wildcards).inputs]
+
+
+def memory(verb: str):
+    """Declared peak memory of a stage in MB, more at each new attempt."""
+    return lambda wildcards, attempt: stage(verb, wildcards).memory * attempt
+
+
+def minutes(verb: str):
+    """Time limit of a stage: three times its declared minutes, more at each new attempt."""
+    return lambda wildcards, attempt: int(10 + 3 * stage(verb, wildcards).minutes) * attempt
