@@ -49,7 +49,9 @@ def test_a_table_is_its_path(path, table):
     assert Path(path).parent == table.folder
 
 
-@pytest.mark.parametrize("path", ["reports/table1.html", "table1.pdf", "reports/a/b/table1.pdf", "reports/cpu-seeds0/t.pdf/x"])
+@pytest.mark.parametrize(
+    "path", ["reports/table1.html", "table1.pdf", "reports/a/b/table1.pdf", "reports/cpu-seeds0/t.pdf/x"]
+)
 def test_what_is_no_table_is_refused(path):
     with pytest.raises(UserError, match="not a table"):
         Table.parse(path)

@@ -33,7 +33,7 @@ def test_check_values_names_the_key_and_the_nearest():
     signature.check_values("here", {"temperature": 0.1}, expected)
     with pytest.raises(UserError, match=r"here: unknown key 'temprature'; did you mean 'temperature'\?"):
         signature.check_values("here", {"temprature": 0.1}, expected)
-    with pytest.raises(UserError, match="here: key 'temperature' .float. is missing"):
+    with pytest.raises(UserError, match=r"here: key 'temperature' \(float\) is missing"):
         signature.check_values("here", {"hidden": 3}, expected)
     with pytest.raises(UserError, match="key 'hidden' must be int, not 'big'"):
         signature.check_values("here", {"temperature": 1, "hidden": "big"}, expected)

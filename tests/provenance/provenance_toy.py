@@ -17,11 +17,11 @@ JOB = """
 import hashlib, pathlib, sys
 from polygrain.provenance.sidecar import recorded
 
-stage, sidecar, config, inputs, outputs = sys.argv[1:]
-inputs = [pathlib.Path(path) for path in inputs.split(",")]
-outputs = [pathlib.Path(path) for path in outputs.split(",")]
-with recorded(pathlib.Path(sidecar), stage=stage, inputs=inputs, outputs=outputs, config=pathlib.Path(config)):
-    read = b"".join(path.read_bytes() for path in [pathlib.Path(config), *inputs])
+stage, *paths = sys.argv[1:]
+sidecar, config = map(pathlib.Path, paths[:2])
+inputs, outputs = ([pathlib.Path(path) for path in group.split(",")] for group in paths[2:])
+with recorded(sidecar, stage=stage, inputs=inputs, outputs=outputs, config=config):
+    read = b"".join(path.read_bytes() for path in [config, *inputs])
     for path in outputs:
         same = str(path) in ("data/toy/images.npy", "reports/late.bin")
         path.write_text("same bytes" if same else f"# {path}\\n\\n{hashlib.sha256(read).hexdigest()}\\n")

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from provenance_toy import PREPARE, PUBLISHED, TABLE, toy_jobs
 
-from polygrain.provenance.checklock import check_lock, is_marked_stale, mark_stale, mark_tables, verdict
+from polygrain.provenance.checklock import (
+    Problem,
+    _ancestry_of_tables,
+    _reasons,
+    check_lock,
+    is_marked_stale,
+    mark_stale,
+    mark_tables,
+    verdict,
+)
 from polygrain.provenance.errors import UserError
 
 COPY = PUBLISHED[Path(TABLE)]
@@ -151,8 +160,6 @@ def test_only_tables_that_descend_from_the_change_need_a_mark(clone: Path) -> No
         )
         for n in "ab"
     ]
-    from polygrain.provenance.checklock import Problem, _ancestry_of_tables, _reasons
-
     published = {Path("a.md"): Path("published/a.md"), Path("b.md"): Path("published/b.md")}
     ancestry = _ancestry_of_tables([*rest, *tables], published)
     assert ancestry[Path("published/a.md")] == {"table-a", "run-a", "toy"}

@@ -73,11 +73,8 @@ def test_values_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
 
 def test_dvc_commits_the_values_of_unusual_keys(tmp_path: Path) -> None:
     root = new_repository(tmp_path)
-    config = (
-        CONFIG
-        + "subsets:\n  '1': a\n  '01': b\n  1%: c\n  two words: d\n  on: off\n  '1e-3': ~\nquoted: \"a: #b\\n\"\n"
-    )
-    (root / "config.yaml").write_text(config)
+    unusual = "subsets:\n  '1': a\n  '01': b\n  1%: c\n  two words: d\n  on: off\n  '1e-3': ~\n"
+    (root / "config.yaml").write_text(CONFIG + unusual + 'quoted: "a: #b\\n"\n')
     (root / "empty.yaml").write_text("")
     for name in ("data.bin", "code.json", "out.bin", "metrics.jsonl", "other.bin"):
         (root / name).write_text(name)

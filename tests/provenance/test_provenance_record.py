@@ -110,7 +110,7 @@ def test_missing_outputs_and_records_are_named(project: Path) -> None:
 def test_a_refusal_by_dvc_is_one_line_and_keeps_the_times(project: Path) -> None:
     times = _times(project)
     (project / ".dvc/config").write_text("[core]\n    nonsense = 1\n")
-    with pytest.raises(UserError, match="dvc commit failed .*nonsense") as caught:
+    with pytest.raises(UserError, match=r"dvc commit failed .*nonsense") as caught:
         record(toy_jobs(), project, PUBLISHED)
     assert "\n" not in str(caught.value)
     assert _times(project) == times

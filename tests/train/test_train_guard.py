@@ -15,10 +15,15 @@ def test_a_second_process_on_the_same_run_is_refused_and_a_dead_one_leaves_no_lo
         "import sys, time\nfrom pathlib import Path\nfrom polygrain.train.guard import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "scratch")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "scratch")], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"process {holder.pid} is already working on this run"), locked(tmp_path / "scratch"):
+    with (
+        pytest.raises(UserError, match=f"process {holder.pid} is already working on this run"),
+        locked(tmp_path / "scratch"),
+    ):
         pass
     holder.kill()
     holder.wait()
@@ -31,11 +36,10 @@ def test_a_job_ends_with_the_process_that_started_it(tmp_path):
         "import os, time\nfrom polygrain.train.guard import exit_with_parent\nexit_with_parent(0.05)\n"
         "print(os.getpid(), flush=True)\ntime.sleep(60)\n"
     )
-    parent = (
-        "import subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()\n"
+    parent = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()\n"
+    started = subprocess.Popen(
+        [sys.executable, "-c", parent, child], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    started = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert started.stdout is not None
     job = int(started.stdout.readline())
     os.kill(started.pid, signal.SIGKILL)

@@ -12,7 +12,14 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = "reports/smoke-seeds1/table1.pdf"
-CLAIMS = ("data/*/*.np[yz]", "data/*/manifest.json", "runs/**/*.safetensors", "runs/**/metrics.jsonl", "runs/**/results/*", "reports/smoke*/table1.*")
+CLAIMS = (
+    "data/*/*.np[yz]",
+    "data/*/manifest.json",
+    "runs/**/*.safetensors",
+    "runs/**/metrics.jsonl",
+    "runs/**/results/*",
+    "reports/smoke*/table1.*",
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,9 @@ class Checkout:
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         if check and done.returncode:
-            raise AssertionError(f"{command} gave {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}{self.logs()}")
+            raise AssertionError(
+                f"{command} gave {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}{self.logs()}"
+            )
         return done
 
     def build(self, target: str = SMOKE, cores: int = 2, **variables: str) -> str:
@@ -59,7 +68,10 @@ class Checkout:
 def make_checkout(root: Path) -> Checkout:
     """Copy every file that git tracks or would track, and commit them in a fresh repository."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
     )
     for name in listed.stdout.decode().split("\0"):
         if name and (REPOSITORY / name).is_file():

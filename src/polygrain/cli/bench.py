@@ -15,7 +15,7 @@ USEFUL = ("forward", "backward", "optimiser")
 
 
 def bench(project: Project, run: str, steps: int) -> None:
-    """Print the share of each phase over `steps` steps of `run` (after five to warm up), then the verbs' start-up times."""
+    """Print each phase's share of a step, over `steps` steps after five to warm up, and the verbs' start-up times."""
     from polygrain.provenance.pins import pin_torch
     from polygrain.train.run import Training
     from polygrain.train.state import Identity
@@ -46,7 +46,7 @@ def bench(project: Project, run: str, steps: int) -> None:
 
 
 def _start_up(repeats: int = 5) -> None:
-    """Seconds from the shell to the first line of work, by kind of verb: what each imports, timed as whole processes."""
+    """Seconds until a verb's first line of work, by what it imports, timed as whole processes."""
     kinds = {
         "show, plan (configuration only)": "import polygrain.cli.describe",
         "prepare": "import polygrain.data.prepare",

@@ -34,14 +34,16 @@ def published(target: str) -> dict[Path, Path]:
     """Which outputs of a table have a small recorded copy in git."""
     table = Table.parse(target)
     copies = Path("reports/published", *table.folder.parts[1:])
-    return {table.folder / f"{table.name}.{kind}": copies / f"{table.name}.{kind}" for kind in ("csv", "md", "pdf", "tex")}
+    return {
+        table.folder / f"{table.name}.{kind}": copies / f"{table.name}.{kind}" for kind in ("csv", "md", "pdf", "tex")
+    }
 
 
 def record_table(project: Project, target: str) -> None:
     """Write dvc.yaml and dvc.lock for a finished table and publish its copies."""
     jobs = jobs_of(project, target)
     record(jobs, project.root, published(target))
-    print(f"recorded {len(jobs)} jobs in dvc.lock and published {Path(target).stem}; commit dvc.yaml, dvc.lock, reports/published")
+    print(f"recorded {len(jobs)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
 
 
 def check_table(project: Project, target: str, *, mark: bool = False) -> int:

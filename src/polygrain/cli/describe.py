@@ -49,5 +49,7 @@ def plan_table(project: Project, target: str) -> str:
     lines += [f"{verb:<12}{len(minutes):>6}{sum(minutes):>14.1f}" for verb, minutes in kinds.items()]
     total = sum(stage.minutes for stage in stages)
     lines.append(f"{'all':<12}{len(stages):>6}{total:>14.1f}")
-    lines.append(f"declared: {total / 2:.0f} minutes on 2 cores; peak memory of a job {max(s.memory for s in stages)} MB")
+    lines.append(
+        f"declared: {total / 2:.0f} minutes on 2 cores; peak memory of a job {max(s.memory for s in stages)} MB"
+    )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What stands in the way of a build: a stale lock, a job that still runs, half-done files; and the command that clears it."""
+"""What stands in the way of a build: a stale lock or a job that still runs; and the command that clears it."""
 
 import fcntl
 import subprocess
@@ -11,7 +11,10 @@ from polygrain.config.project import Project
 
 
 def examine(project: Project, *, unlock: bool) -> int:
-    """Print findings with their remedies; with `unlock` remove a lock that no live process holds. Returns 1 if one is held."""
+    """Print findings with their remedies; with `unlock` remove a lock that no live process holds.
+
+    Returns 1 if one is held.
+    """
     workflows, jobs = _workflows(project.root), _running(project.root)
     lock = _snakemake_lock(project.root)
     for process in workflows:

@@ -38,21 +38,38 @@ def parser() -> argparse.ArgumentParser:
     for name, purpose in WORKS.items():
         verb = verbs.add_parser(name, help=purpose, description=purpose)
         verb.add_argument("directory")
-        verb.add_argument("--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it")
+        verb.add_argument(
+            "--workflow",
+            action="store_true",
+            help="called by a rule: obey the inputs as written, end with it",
+        )
         if name == "pretrain":
-            verb.add_argument("--resume", action="store_true", help="go on with the half-done run or refuse; never start over")
+            verb.add_argument(
+                "--resume",
+                action="store_true",
+                help="go on with the half-done run or refuse; never start over",
+            )
         verb.set_defaults(function=work)
     table = _verb(verbs, "table", write_table, "write a table from the results: reports/[SCALE[-seedsN]/]NAME.pdf")
     table.add_argument("target")
-    table.add_argument("--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it")
+    table.add_argument(
+        "--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it"
+    )
     _verb(verbs, "show", show, "print a run's resolved configuration and where each value was set").add_argument("run")
     _verb(verbs, "plan", plan, "print the jobs behind a table with declared minutes and memory").add_argument("target")
     _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies").add_argument("target")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
     lock.add_argument("target", nargs="?", default="reports/table1.pdf")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
-    doctor.add_argument("--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree")
-    bench = _verb(verbs, "bench", measure, "print where a run's training step spends its time, and what a verb costs to start")
+    doctor.add_argument(
+        "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
+    )
+    bench = _verb(
+        verbs,
+        "bench",
+        measure,
+        "print where a run's training step spends its time, and what a verb costs to start",
+    )
     bench.add_argument("run")
     bench.add_argument("--steps", type=int, default=60)
     return top

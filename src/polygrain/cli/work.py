@@ -18,7 +18,10 @@ from polygrain.provenance.sidecar import recorded
 
 
 def run_stage(verb: str, directory: str, *, workflow: bool, resume: bool = False) -> None:
-    """Do one stage. Under the workflow its inputs stand as they were written; by hand they are brought up to date first."""
+    """Do one stage.
+
+    Under the workflow its inputs stand as they were written; by hand they are brought up to date first.
+    """
     project = _enter()
     directory = directory.rstrip("/")
     if workflow:
@@ -77,10 +80,12 @@ def _guarded(stage: Stage, workflow: bool, body: Any) -> None:
 
 
 def _check_source() -> None:
-    """The code that runs must be the code that was hashed: this checkout's, not another one that shares the environment."""
+    """The code that runs must be the code that was hashed: this checkout's, not another's in the same environment."""
     imported, expected = Path(polygrain.__file__).resolve().parents[1], Project.here().source.resolve()
     if imported != expected:
-        raise UserError(f"{imported}: this environment runs that code, not {expected}; run make here, or set PYTHONPATH={expected}")
+        raise UserError(
+            f"{imported}: this environment runs that code, not {expected}; run make here, or set PYTHONPATH={expected}"
+        )
 
 
 def _do(stage: Stage, resume: bool) -> None:

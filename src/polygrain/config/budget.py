@@ -12,6 +12,6 @@ def steps(config: Config) -> int:
 
 
 def facts(config: Config) -> dict[str, float]:
-    """What a table prints beside a run: images seen (each with all its views counted once) and encoder-pass units spent."""
+    """What a table prints beside a run: images seen, however many views each had, and encoder-pass units spent."""
     images = steps(config) * config["pretrain"]["batch"]
     return {"images_seen": images, "encoder_passes": images * float(config["method"]["encoder_passes"])}

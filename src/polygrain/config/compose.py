@@ -1,7 +1,8 @@
 """From a run's coordinates to its resolved configuration, by Hydra's compose over the groups in params/.
 
-Layers, later ones win: dataset, augmentation, backbone, optimizer, method, evaluate, scale, then `recipe/{method}/{scale}` (what this
-method takes at this scale, if the file exists), then `variant/{method}/{variant}` (the ablation cell; `base` is none).
+Layers, later ones win: dataset, augmentation, backbone, optimizer, method, evaluate, scale, then
+`recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then `variant/{method}/{variant}`
+(the ablation cell; `base` is none).
 """
 
 from functools import cache

@@ -1,7 +1,8 @@
 """The files that decide staleness, written when the job graph is built and only when their bytes change.
 
-A rule that wrote them would make everything below it run again; and Snakemake's own code and parameter triggers miss edits of
-restored files. So each stage has its resolved configuration, its code hashes and the environment as ordinary input files.
+A rule that wrote them would make everything below it run again; and Snakemake's own code and parameter triggers miss
+edits of restored files. So each stage has its resolved configuration, its code hashes and the environment as ordinary
+input files.
 """
 
 from functools import cache

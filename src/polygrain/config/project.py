@@ -1,4 +1,4 @@
-"""Where things are: the folders of one project, all relative to its root (the folder that holds Snakefile and params/)."""
+"""Where things are in a project; its root is the folder that holds the Snakefile and params/."""
 
 from dataclasses import dataclass
 from pathlib import Path

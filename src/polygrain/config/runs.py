@@ -1,4 +1,4 @@
-"""A run is a path: `runs/{scale}/{dataset}/{method}/{variant}/seed{seed}` names one training and all that follows from it."""
+"""A run is a path: `runs/{scale}/{dataset}/{method}/{variant}/seed{seed}`."""
 
 import difflib
 import re

@@ -1,7 +1,7 @@
 """The closed schema of a resolved configuration: an unknown key is an error that names the nearest known one.
 
-The fixed part is a JSON schema (workflow/schemas/run.schema.yaml); the values of methods, backbones, optimisers and evaluators
-are held against the signatures in the source.
+The fixed part is a JSON schema (workflow/schemas/run.schema.yaml); the values of methods, backbones, optimisers and
+evaluators are held against the signatures in the source.
 """
 
 from functools import cache

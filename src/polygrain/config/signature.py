@@ -44,9 +44,9 @@ def assigned_name(module: str, constant: str) -> str:
     """The name on the right of `constant = name` at the top level of `module`."""
     path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
-            if any(isinstance(target, ast.Name) and target.id == constant for target in node.targets):
-                return node.value.id
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=ast.Name(id=name)) if target == constant:
+                return name
     raise UserError(f"{path}: it must say which class to use: {constant} = ...")
 
 
@@ -59,7 +59,10 @@ def _keyword_only(function: ast.FunctionDef) -> dict[str, tuple[str, bool]]:
 
 
 def check_values(where: str, values: dict[str, Any], expected: dict[str, tuple[str, bool]]) -> None:
-    """Hold a mapping against keyword parameters. Raises UserError naming the first key that is unknown, missing or ill-typed."""
+    """Hold a mapping against keyword parameters.
+
+    Raises UserError naming the first key that is unknown, missing or ill-typed.
+    """
     for key in values:
         if key not in expected:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, expected)}")
@@ -75,7 +78,7 @@ _SCALARS = {"int": int, "str": str, "bool": bool, "float": (int, float)}
 
 
 def _fits(value: Any, annotation: ast.expr) -> bool:
-    """Whether a YAML value fits an annotation made of scalars, None, Literal, list/Sequence/tuple, Mapping/dict and unions."""
+    """Whether a YAML value fits an annotation of scalars, None, Literal, lists, tuples, mappings and unions."""
     match annotation:
         case ast.Name(id="Any" | "object"):
             return True

@@ -1,6 +1,7 @@
-"""The stages of the workflow: for each, its configuration, the modules whose code decides its output, its files and its cost.
+"""The stages of the workflow: each one's configuration, the code that decides its output, its files and its cost.
 
-Paths are relative to the project root. The Snakemake rules declare the same inputs and outputs; a test holds the two together.
+Paths are relative to the project root. The Snakemake rules declare the same inputs and outputs; a test holds the two
+together.
 """
 
 from dataclasses import dataclass
@@ -65,7 +66,10 @@ def configuration(project: Project, run: Run) -> Config:
 
 
 def stage_of(project: Project, verb: str, directory: str | Path) -> Stage:
-    """The stage that a verb and a directory mean, from params/. Raises UserError when the directory does not fit the verb."""
+    """The stage that a verb and a directory mean, from params/.
+
+    Raises UserError when the directory does not fit the verb.
+    """
     if verb == "prepare":
         config = configuration(project, Run("cpu", _dataset(directory), "random", "base", 0))
     else:
@@ -88,7 +92,7 @@ def stage_of(project: Project, verb: str, directory: str | Path) -> Stage:
 
 
 def frozen_stage(project: Project, verb: str, directory: str | Path) -> Stage:
-    """The stage as it was written down when the job graph was built: what a running job obeys, whatever params/ says now."""
+    """The stage as written when the job graph was built: what a running job obeys, whatever params/ says now."""
     path = project.root / directory / "config" / f"{verb}.yaml"
     if not path.is_file():
         raise UserError(f"{path}: not written; build through snakemake, or leave out --workflow")
@@ -108,12 +112,20 @@ def build_stage(verb: str, directory: Path, config: Config, minutes: float = 0.0
             outputs = [directory / "checkpoint.safetensors", directory / "metrics.jsonl"]
         case "features":
             entries = ["polygrain.evaluate.features", *_modules(config, "backbone")]
-            inputs = [directory / "checkpoint.safetensors", *(p for name in config["datasets"] for p in packed(name))]
+            inputs = [
+                directory / "checkpoint.safetensors",
+                *(p for name in config["datasets"] for p in packed(name)),
+            ]
             outputs = [directory / "features.safetensors"]
         case "evaluate":
-            entries = ["polygrain.evaluate.run", *(f"polygrain.evaluate.{_file(name)}" for name in config["protocols"])]
+            entries = [
+                "polygrain.evaluate.run",
+                *(f"polygrain.evaluate.{_file(name)}" for name in config["protocols"]),
+            ]
             inputs = [directory / "features.safetensors"]
-            outputs = [directory / "results" / f"{name}.{kind}" for name in config["protocols"] for kind in ("json", "npz")]
+            outputs = [
+                directory / "results" / f"{name}.{kind}" for name in config["protocols"] for kind in ("json", "npz")
+            ]
         case _:
             raise UserError(f"no stage '{verb}'; there are {', '.join(VERBS)}")
     return Stage(verb, directory, config, tuple(entries), tuple(inputs), tuple(outputs), minutes, memory)

@@ -1,5 +1,7 @@
-"""From a table's YAML to the runs behind it. `reports/table1.pdf` is the default scale with all its seeds; any other scale or number
-of seeds has its own folder, so that nothing made at smoke scale can land under a default name.
+"""From a table's YAML to the runs behind it.
+
+`reports/table1.pdf` is the default scale with all its seeds; any other scale or number of seeds has its own folder, so
+that nothing made at smoke scale can land under a default name.
 """
 
 import re
@@ -41,7 +43,10 @@ class Table:
 
     @classmethod
     def parse(cls, path: str | Path) -> "Table":
-        """Read a target such as `reports/table1.pdf` or `reports/smoke-seeds1/table1.pdf`. Raises UserError otherwise."""
+        """Read a target such as `reports/table1.pdf` or `reports/smoke-seeds1/table1.pdf`.
+
+        Raises UserError otherwise.
+        """
         path = Path(path)
         if path.parts[:1] == ("reports",) and path.suffix.lstrip(".") in FORMATS:
             if len(path.parts) == 2:
@@ -62,7 +67,9 @@ def specification(project: Project, table: Table) -> dict[str, Any]:
     spec: dict[str, Any] = yaml.safe_load(path.read_text())
     check_schema(f"params/table/{path.name}", spec, project.schemas / "table.schema.yaml")
     if table.seeds is not None and table.seeds > len(spec["seeds"]):
-        raise UserError(f"{table.folder}: the table has {len(spec['seeds'])} seeds, {table.seeds} asked; add seeds to {path}")
+        raise UserError(
+            f"{table.folder}: the table has {len(spec['seeds'])} seeds, {table.seeds} asked; add seeds to {path}"
+        )
     return spec
 
 
@@ -89,7 +96,10 @@ def table_stages(project: Project, table: Table) -> list[Stage]:
 
 
 def table_stage(project: Project, table: Table) -> Stage:
-    """The job that writes one table. Its configuration names the inputs of every run, so the claim id follows from it."""
+    """The job that writes one table.
+
+    Its configuration names the inputs of every run, so the claim id follows from it.
+    """
     spec = specification(project, table)
     resolved: dict[str, Any] = {**spec, "groups": []}
     inputs: list[Path] = []
@@ -99,22 +109,24 @@ def table_stage(project: Project, table: Table) -> Stage:
         resolved["groups"].append({**group, "rows": filled})
         for row in group["rows"]:
             for run in row_runs(spec, row, table):
-                datasets.update({name: None for name in evaluated(configuration(project, run), run)})
+                datasets.update(dict.fromkeys(evaluated(configuration(project, run), run)))
                 inputs.extend(run_stages(project, run)[-1].outputs)
     manifests = [Path("data", name, "manifest.json") for name in datasets]
+    sources = [Path("params", "reported", name) for name in spec.get("reported_sources", [])]
+    files = (*manifests, *sources, *inputs)
     resolved |= {
         "scale": table.scale,
         "seeds": spec["seeds"][: table.seeds],
         "manifests": [str(path) for path in manifests],
-        "inputs": [str(path) for path in (*manifests, *inputs)],
-        "reported_sources": [str(Path("params", "reported", name)) for name in spec.get("reported_sources", [])],
+        "inputs": [str(path) for path in files],
+        "reported_sources": [str(path) for path in sources],
     }
     return Stage(
         verb=table.name,
         directory=table.folder,
         config=resolved,
         entries=("polygrain.report.build",),
-        inputs=(*manifests, *inputs),
+        inputs=files,
         outputs=tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS),
         minutes=1,
         memory=1000,

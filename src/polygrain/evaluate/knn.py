@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 from polygrain.evaluate.result import Predictions, Result
 from polygrain.evaluate.store import Features, FeatureSet, Split
@@ -53,9 +53,7 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
     return Result(values, selected, predictions, features.note())
 
 
-def _select(
-    dataset: FeatureSet, choices: list[int], temperature: float, byte_budget: int
-) -> tuple[int, float]:
+def _select(dataset: FeatureSet, choices: list[int], temperature: float, byte_budget: int) -> tuple[int, float]:
     """Return the k that is right most often on validation (the smaller of equals), and how often."""
     labels_Q = torch.from_numpy(dataset.validation.labels)
     predicted_QK = _classify(dataset, dataset.validation, choices, temperature, byte_budget)
@@ -63,9 +61,7 @@ def _select(
     return choices[right.index(max(right))], max(right) / len(labels_Q)
 
 
-def _classify(
-    dataset: FeatureSet, split: Split, choices: list[int], temperature: float, byte_budget: int
-) -> Tensor:
+def _classify(dataset: FeatureSet, split: Split, choices: list[int], temperature: float, byte_budget: int) -> Tensor:
     return predict(
         torch.from_numpy(split.features),
         torch.from_numpy(dataset.train.features),
@@ -89,28 +85,22 @@ def predict(
 ) -> Tensor:
     """Predict classes, int64 [Q, len(choices)], for ascending numbers of neighbours `choices`.
 
-    Features float32, any scale (they are l2-normalised here); labels int64 in 0..classes-1.
+    Features of any length (the cosine scales them); labels int64 in 0..classes-1.
     """
-    similarities_QK, neighbours_QK = topk_cosine(
-        normalize(queries_QD, dim=1), normalize(bank_ND, dim=1), choices[-1], byte_budget=byte_budget
-    )
+    similarities_QK, neighbours_QK = topk_cosine(queries_QD, bank_ND, choices[-1], byte_budget=byte_budget)
     rows = max(1, byte_budget // (8 * choices[-1] * classes))
-    parts = [
-        _vote(similarities_qK.to(torch.float64), labels_N[neighbours_qK], choices, classes, temperature)
-        for similarities_qK, neighbours_qK in zip(
-            similarities_QK.split(rows), neighbours_QK.split(rows), strict=True
-        )
+    winners = [
+        _vote(similarities_QK[q : q + rows], labels_N[neighbours_QK[q : q + rows]], choices, classes, temperature)
+        for q in range(0, len(queries_QD), rows)
     ]
-    return torch.cat(parts)
+    return torch.cat(winners)
 
 
 def _vote(
     similarities_QK: Tensor, labels_QK: Tensor, choices: Sequence[int], classes: int, temperature: float
 ) -> Tensor:
     """Return winning classes [Q, len(choices)]. Votes relative to the nearest one's cannot overflow."""
-    votes_QK = (
-        torch.exp((similarities_QK - similarities_QK[:, :1]) / temperature).mul_(_NEAREST_VOTE).round_()
-    )
+    votes_QK = torch.exp((similarities_QK - similarities_QK[:, :1]) / temperature).mul_(_NEAREST_VOTE).round_()
     totals_QC = torch.zeros(len(votes_QK), classes, dtype=torch.float64)
     winners, start = [], 0
     for k in choices:

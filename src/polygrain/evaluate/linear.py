@@ -93,9 +93,7 @@ def evaluate(
     return Result(values, selected, predictions, features.note())
 
 
-def train(
-    x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], schedule: Schedule, *, classes: int
-) -> Tensor:
+def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], schedule: Schedule, *, classes: int) -> Tensor:
     """Weights [R, D, C] after the last step, in the type of `x_ND`; the last row of each matrix is the bias.
 
     A step is torch's SGD: v <- momentum v + gradient + decay w; w <- w - rate (1 + cos(pi step / steps)) / 2
@@ -103,9 +101,7 @@ def train(
     """
     columns = [*settings, *[settings[-1]] * max(0, math.ceil(_FEWEST_COLUMNS / classes) - len(settings))]
     rates_R1 = x_ND.new_tensor([setting.rate for setting in columns]).unsqueeze(1)
-    decays_DR1 = (
-        x_ND.new_tensor([setting.decay for setting in columns]).expand(x_ND.shape[1], -1).unsqueeze(2).clone()
-    )
+    decays_DR1 = x_ND.new_tensor([setting.decay for setting in columns]).expand(x_ND.shape[1], -1).unsqueeze(2).clone()
     decays_DR1[-1] = 0
     weights_DRC = x_ND.new_zeros(x_ND.shape[1], len(columns), classes)
     velocity_DRC = torch.zeros_like(weights_DRC)
@@ -130,9 +126,7 @@ def gradient(weights_DRC: Tensor, x_BD: Tensor, targets_BC: Tensor) -> Tensor:
     return (x_BD.T @ errors_BRC.view(len(x_BD), -1)).view_as(weights_DRC)
 
 
-def select(
-    weights_RDC: Tensor, x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], key: str
-) -> tuple[int, float]:
+def select(weights_RDC: Tensor, x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], key: str) -> tuple[int, float]:
     """Return the best setting's position and its validation accuracy. Raises UserError when all diverged."""
     ranked = []
     for position, (weights_DC, setting) in enumerate(zip(weights_RDC, settings, strict=True)):

@@ -8,6 +8,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ class Predictions:
         return int((self.predicted == self.label).sum()) / len(self.label)
 
     def macro(self) -> float:
-        """Mean over the classes present of the share predicted within the class."""
+        """Mean over the classes present of the share predicted within the class, rounded once."""
         present = np.bincount(self.label)
         hits = np.bincount(self.label[self.predicted == self.label], minlength=len(present))
-        return float((hits[present > 0] / present[present > 0]).mean())
+        shares = [Fraction(int(hit), int(of)) for hit, of in zip(hits, present, strict=True) if of]
+        return float(sum(shares, Fraction()) / len(shares))
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,7 @@ class Result:
         path = folder / f"{protocol}.json"
         about = read_json(path)
         if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("protocol") != protocol:
-            raise UserError(
-                f"{path}: not a result of {protocol} in format {FORMAT}; delete it and evaluate again"
-            )
+            raise UserError(f"{path}: not a result of {protocol} in format {FORMAT}; delete it and evaluate again")
         try:
             return cls(
                 about["values"],
@@ -99,9 +99,7 @@ def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             member = io.BytesIO()
-            np.lib.format.write_array(
-                member, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False
-            )
+            np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
             info.create_system = 3
             archive.writestr(info, member.getvalue())

@@ -94,13 +94,9 @@ class FeatureSet:
             raise UserError(f"{where}: no rows; raise its limit or check the data set's splits")
         shape = (len(split), self.train.features.shape[-1])
         if split.features.shape != shape or split.indices.shape != shape[:1] or split.labels.ndim != 1:
-            raise UserError(
-                f"{where}: features, labels and indices do not fit; delete the file and extract again"
-            )
+            raise UserError(f"{where}: features, labels and indices do not fit; delete the file and extract again")
         if split.labels.min() < 0 or split.labels.max() >= self.classes:
-            raise UserError(
-                f"{where}: a label is outside 0..{self.classes - 1}; delete the file and extract again"
-            )
+            raise UserError(f"{where}: a label is outside 0..{self.classes - 1}; delete the file and extract again")
         if not np.isfinite(split.features).all():
             bad = int(np.flatnonzero(~np.isfinite(split.features).all(axis=1))[0])
             raise UserError(
@@ -118,11 +114,7 @@ class Features:
     def note(self) -> str:
         """Say what a reader of any number made from these features must know; empty when there is nothing."""
         collapsed = [name for name, dataset in self.datasets.items() if dataset.collapsed]
-        return (
-            f"collapsed encoder: every train image of {', '.join(collapsed)} has one feature"
-            if collapsed
-            else ""
-        )
+        return f"collapsed encoder: every train image of {', '.join(collapsed)} has one feature" if collapsed else ""
 
     def save(self, path: Path) -> None:
         """Write the features atomically; equal features give equal bytes."""
@@ -140,6 +132,7 @@ class Features:
         }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={METADATA: json.dumps(about, sort_keys=True)})
+            temporary.chmod(0o644)  # safetensors makes its files readable by their owner only
 
     @classmethod
     def load(cls, path: Path) -> "Features":
@@ -153,9 +146,7 @@ class Features:
             raise UserError(f"{path}: not found; extract the features first") from None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             fault = " ".join(str(error).split())
-            raise UserError(
-                f"{path}: not a whole features file ({fault}); delete it and extract again"
-            ) from None
+            raise UserError(f"{path}: not a whole features file ({fault}); delete it and extract again") from None
 
 
 def _dataset(name: str, facts: Mapping[str, Any], read: Callable[[str], Any]) -> FeatureSet:

@@ -1,13 +1,15 @@
 """Principal components of the pixels: the linear control. What an image's raw grey values are worth.
 
-It contrasts nothing. With x_i the P pixels of training image i (evaluation view, no augmentation) and m their mean,
+It contrasts nothing. With x_i the P pixels of training image i (evaluation view, no augmentation), m their
+mean,
 
-    C = 1/n sum_i (x_i - m)(x_i - m)^T = U diag(l) U^T,   l_1 >= l_2 >= ...,   feature(x) = (x - m) [u_1 .. u_d]
+    C = 1/n sum_i (x_i - m)(x_i - m)^T = U diag(l) U^T,  l_1 >= l_2 >= ...,  feature(x) = (x - m) [u_1 .. u_d]
 
-in float64, components not whitened, each sign such that its entry of largest absolute value is positive. The number d is chosen
-among `dimensions` by the accuracy of k-nearest-neighbour votes (cosine) of the training images on the validation split; of equal
-accuracies the smaller d. The validation labels are used for this choice only: PCA is a control, told so by `uses_labels`.
-The feature keeps the backbone's width: what is beyond d is zero and changes neither a cosine nor a linear probe.
+in float64, components not whitened, each sign such that its entry of largest absolute value is positive. The
+number d is chosen among `dimensions` by the accuracy of k-nearest-neighbour votes (cosine) of the training
+images on the validation split; of equal accuracies the smaller d. Labels are used for this choice only: PCA
+is a control, and `uses_labels` says so. The feature keeps the backbone's width: what is beyond d is zero, and
+changes neither a cosine nor a linear probe.
 
 The backbone must be `pixels`: buffers `mean` [P] and `components` [P, width].
 """
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polygrain.backbones.contract import Backbone
 from polygrain.nn.clock import Clock
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.provenance.errors import UserError
@@ -29,7 +32,7 @@ _BYTE_BUDGET = 1 << 26
 
 
 def moments(batches: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean [P] and covariance [P, P] of the rows of a stream, float64, in two passes: the second is centred.
+    """Compute mean [P] and covariance [P, P] of a stream's rows, float64, in two passes, the second centred.
 
     `batches` starts a new pass over the same batches [b, ...]; they are flattened to [b, P].
     """
@@ -46,14 +49,14 @@ def moments(batches: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def principal_components(covariance_PP: Tensor, count: int) -> Tensor:
-    """Eigenvectors [P, count] of the largest eigenvalues, largest first, the largest entry of each positive."""
-    vectors_PD = torch.linalg.eigh(covariance_PP).eigenvectors.flip(1)[:, :count]
+    """Compute the leading eigenvectors [P, count], largest eigenvalue first, largest entry positive."""
+    vectors_PD: Tensor = torch.linalg.eigh(covariance_PP).eigenvectors.flip(1)[:, :count]
     largest_1D = vectors_PD.abs().argmax(dim=0, keepdim=True)
     return vectors_PD * vectors_PD.gather(0, largest_1D).sign()
 
 
 def vote_accuracy(queries_MD: Tensor, truth_M: Tensor, bank_QD: Tensor, labels_Q: Tensor, k: int) -> float:
-    """Share of queries whose k nearest bank rows (cosine) vote for their label; of equal votes the smaller label wins."""
+    """Compute the share of queries whose k nearest bank rows vote for their label; ties go to the smaller."""
     _, indices_MK = topk_cosine(queries_MD, bank_QD, k, byte_budget=_BYTE_BUDGET)
     votes_MC = nn.functional.one_hot(labels_Q[indices_MK], int(labels_Q.max()) + 1).sum(dim=1)
     return float((votes_MC.argmax(dim=1) == truth_M).double().mean())
@@ -62,10 +65,9 @@ def vote_accuracy(queries_MD: Tensor, truth_M: Tensor, bank_QD: Tensor, labels_Q
 class PCA(nn.Module):
     """A linear map of the pixels, fitted without an optimiser step.
 
-    Args:
-        backbone: `pixels`, at least max(dimensions) wide.
-        dimensions: candidates for the number of components.
-        k: neighbours that vote in the choice among them.
+    backbone: `pixels`, at least max(dimensions) wide.
+    dimensions: candidates for the number of components.
+    k: neighbours that vote in the choice among them.
     """
 
     encoder_name = "backbone."
@@ -73,7 +75,7 @@ class PCA(nn.Module):
 
     dimension: Tensor
 
-    def __init__(self, backbone: nn.Module, *, dimensions: list[int], k: int) -> None:
+    def __init__(self, backbone: Backbone, *, dimensions: list[int], k: int) -> None:
         super().__init__()
         buffers = dict(backbone.named_buffers())
         if "mean" not in buffers or "components" not in buffers:
@@ -90,16 +92,16 @@ class PCA(nn.Module):
         self.register_buffer("dimension", torch.zeros((), dtype=torch.int64))
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """None: no augmented image is looked at."""
+        """Ask for none: no augmented image is looked at."""
         return ()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """None: the map is computed, not descended to."""
+        """Return none: the map is computed, not descended to."""
         return []
 
     @torch.no_grad()
     def start_epoch(self, clock: Clock, pass_over_data: Callable[..., Pass]) -> None:
-        """Fit the components on `pretrain` and choose their number on `validation`; does nothing once that is done."""
+        """Fit the components on `pretrain` and choose their number on `validation`, once."""
         if int(self.dimension) > 0:
             return
         mean_P, covariance_PP = moments(lambda: (images for images, _, _ in pass_over_data("pretrain")))
@@ -107,8 +109,7 @@ class PCA(nn.Module):
         bank_QD, labels_Q = self._features(pass_over_data("pretrain"))
         queries_MD, truth_M = self._features(pass_over_data("validation"))
         accuracies = [
-            vote_accuracy(queries_MD[:, :d], truth_M, bank_QD[:, :d], labels_Q, self.k)
-            for d in self.dimensions
+            vote_accuracy(queries_MD[:, :d], truth_M, bank_QD[:, :d], labels_Q, self.k) for d in self.dimensions
         ]
         best = self.dimensions[accuracies.index(max(accuracies))]
         self.backbone.get_buffer("components")[:, best:] = 0.0
@@ -124,7 +125,7 @@ class PCA(nn.Module):
         self.backbone.get_buffer("components")[:, : components_PD.shape[1]] = components_PD
 
     def _features(self, batches: Pass) -> tuple[Tensor, Tensor]:
-        """Features [n, width] and labels [n] of a pass."""
+        """Collect features [n, width] and labels [n] of a pass."""
         parts = [(self.backbone(images).pooled, labels) for images, _, labels in batches]
         return torch.cat([features for features, _ in parts]), torch.cat([labels for _, labels in parts])
 

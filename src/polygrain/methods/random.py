@@ -1,13 +1,14 @@
 """Random initialisation: the control without any training. What the architecture alone is worth.
 
-It contrasts nothing and takes no optimiser step; its checkpoint is the freshly initialised backbone of the run's seed.
-Batch norm keeps its initial running statistics (mean 0, variance 1), because no image has been seen.
+It contrasts nothing and takes no optimiser step; its checkpoint is the backbone as the run's seed initialised
+it. Batch norm keeps its initial running statistics (mean 0, variance 1), because no image has been seen.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
 
+from polygrain.backbones.contract import Backbone
 from polygrain.nn.clock import Clock
 from polygrain.provenance.errors import UserError
 from polygrain.views.batch import Batch
@@ -19,16 +20,16 @@ class Random(nn.Module):
     encoder_name = "backbone."
     uses_labels = False
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """None: no image is looked at."""
+        """Ask for none: no image is looked at."""
         return ()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """None: nothing is trained."""
+        """Return none: nothing is trained."""
         return []
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,15 +1,17 @@
-"""SimCLR (Chen, Kornblith, Norouzi, Hinton; ICML 2020): the single-grain baseline of every multi-granular method here.
+"""SimCLR (Chen, Kornblith, Norouzi, Hinton; ICML 2020): the single-grain baseline.
 
-Grain: instance. Two views of an image attract each other, all other views in the global batch are pushed away.
+Grain: instance. Two views of an image attract each other, all other views in the global batch are pushed
+away.
 
-Equations. h = f(x) pooled; z = W2 relu(BN(W1 h)) (a head of `layers` linear layers); for the 2B rows z_i of two views with
-cosine similarity s and temperature t, NT-Xent (equation 1):
+Equations. h = f(x) pooled; z = W2 relu(BN(W1 h)) (a head of `layers` linear layers); for the 2B rows z_i of
+two views with cosine similarity s and temperature t, NT-Xent (equation 1):
 
     l(i) = -log( exp(s(z_i, z_p(i)) / t) / sum_{j != i} exp(s(z_i, z_j) / t) ),   L = mean_i l(i)
 
-As in the original, both views of all images go through the network in one batch, so that batch-norm statistics are joint over the
-views (WCL, by contrast, takes them per view), and negatives come from all processes. Deviations: the head's last layer is
-not followed by batch norm (WCL's head g has none either, so the two are comparable); crops, epochs and optimiser are the scale's.
+As in the original, both views of all images go through the network in one batch, so that batch-norm
+statistics are joint over the views (WCL, by contrast, takes them per view), and negatives come from all
+processes. Deviations: the head's last layer is not followed by batch norm (WCL's head g has none either, so
+the two are comparable); crops, budget and optimiser are those of the scale.
 """
 
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polygrain.backbones.contract import Backbone
 from polygrain.nn.clock import Clock
 from polygrain.nn.contrastive import nt_xent
 from polygrain.nn.distributed import gather_rows
@@ -29,35 +32,30 @@ from polygrain.views.batch import Batch
 class SimCLR(nn.Module):
     """Backbone and projection head trained with NT-Xent.
 
-    Args:
-        backbone: the network that is evaluated.
-        temperature: t of NT-Xent.
-        layers: linear layers of the projection head.
-        hidden: width of the head's inner layers.
-        embedding: width of its output.
+    backbone: the network that is evaluated.
+    temperature: t of NT-Xent.
+    layers: linear layers of the projection head; hidden: width of its inner ones; embedding: of its output.
     """
 
     encoder_name = "backbone."
     uses_labels = False
 
-    def __init__(
-        self, backbone: nn.Module, *, temperature: float, layers: int, hidden: int, embedding: int
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, temperature: float, layers: int, hidden: int, embedding: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = Head(int(backbone.width), hidden, embedding, layers=layers)  # type: ignore[arg-type]
+        self.projector = Head(backbone.width, hidden, embedding, layers=layers)
         self.temperature = temperature
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """Two full-size views from one recipe."""
+        """Ask for two full-size views from one recipe."""
         return ("global", "global")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything is trained; biases and norms without weight decay."""
+        """Train everything; biases and norms without weight decay."""
         return split_by_decay(self)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The instance term over the global batch, and how the embeddings lie on the sphere."""
+        """Compute the instance term over the global batch, and how the embeddings lie on the sphere."""
         z_RD = self.projector(self.backbone(torch.cat(batch.views)).pooled)
         z_1_BD, z_2_BD = (gather_rows(z_BD) for z_BD in z_RD.chunk(2))
         monitors = {

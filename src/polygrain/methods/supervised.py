@@ -1,12 +1,14 @@
 """Supervised classification: the control that sees the labels.
 
-Grain: class, given. One view per image, a linear classifier on the pooled feature h, cross-entropy with the true labels y:
+Grain: class, given. One view per image, a linear classifier on the pooled feature h, cross-entropy with the
+true label y:
 
     L = mean_i -log softmax(W h_i + b)[y_i]
 
-It is no self-supervised method and no upper bound for transfer: it says what the same backbone, budget and augmentation reach
-when the classes of the pre-training set are known. The view is that of the self-supervised methods ("global"), so that only the
-objective differs. Each image costs half of what two-view methods spend, so at equal compute it sees twice as many.
+It is no self-supervised method and no upper bound for transfer: it says what the same backbone, budget and
+augmentation reach when the classes of the pre-training set are known. The view is that of the self-supervised
+methods ("global"), so that only the objective differs. An image costs half of what two-view methods spend on
+it, so at equal compute it is seen twice as often.
 """
 
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from polygrain.backbones.contract import Backbone
 from polygrain.nn.clock import Clock
 from polygrain.nn.optim import split_by_decay
 from polygrain.provenance.errors import UserError
@@ -23,45 +26,42 @@ from polygrain.views.batch import Batch
 class Supervised(nn.Module):
     """Backbone and linear classifier.
 
-    Args:
-        backbone: the network that is evaluated.
-        classes: classes of the pre-training set; a label that does not fit is refused.
-        smoothing: label smoothing, the share of the target that is spread evenly over the classes; 0 for none.
+    backbone: the network that is evaluated.
+    classes: classes of the pre-training set; a label that does not fit is refused.
+    smoothing: label smoothing, the share of the target that is spread evenly over the classes; 0 for none.
     """
 
     encoder_name = "backbone."
     uses_labels = True
 
-    def __init__(self, backbone: nn.Module, *, classes: int, smoothing: float) -> None:
+    def __init__(self, backbone: Backbone, *, classes: int, smoothing: float) -> None:
         super().__init__()
         self.backbone = backbone
-        self.classifier = nn.Linear(int(backbone.width), classes)  # type: ignore[arg-type]
+        self.classifier = nn.Linear(backbone.width, classes)
         self.smoothing = smoothing
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """One full-size view."""
+        """Ask for one full-size view."""
         return ("global",)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything is trained; biases and norms without weight decay."""
+        """Train everything; biases and norms without weight decay."""
         return split_by_decay(self)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-entropy, and the share of this batch's views that were classified correctly.
+        """Compute the cross-entropy, and the share of views classified correctly.
 
         Raises UserError when the data set has more classes than the classifier.
         """
         labels_B = batch.labels_for_monitoring
         if int(labels_B.max()) >= self.classifier.out_features:
             raise UserError(
-                f"method.values.classes is {self.classifier.out_features} but a label is {int(labels_B.max())};"
-                " set it to the number of classes of the data set"
+                f"method.values.classes is {self.classifier.out_features} but a label is"
+                f" {int(labels_B.max())}; set it to the number of classes of the data set"
             )
         logits_BC = self.classifier(self.backbone(batch.views[0]).pooled)
         accuracy = (logits_BC.detach().argmax(dim=1) == labels_B).float().mean()
-        return {"class": cross_entropy(logits_BC, labels_B, label_smoothing=self.smoothing)}, {
-            "accuracy": accuracy
-        }
+        return {"class": cross_entropy(logits_BC, labels_B, label_smoothing=self.smoothing)}, {"accuracy": accuracy}
 
 
 METHOD = Supervised

@@ -1,4 +1,4 @@
-"""Gradient clipping in place. A gradient is only ever made shorter: factor maximum / (norm + 1e-6) where below 1."""
+"""Gradient clipping in place: a gradient is scaled by maximum / (norm + 1e-6) where that is below 1."""
 
 from collections.abc import Iterable
 
@@ -9,15 +9,15 @@ _FLOOR = 1e-6
 
 
 def clip_global(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
-    """Scale all gradients by one factor so that their joint 2-norm is at most `maximum` (MNCL, SMoG with Swin).
+    """Scale all gradients by one factor so that their joint 2-norm is at most `maximum` (MNCL).
 
-    Returns the norm before clipping, a scalar (0 when no parameter has a gradient). A non-finite norm makes every gradient
-    non-finite, so that the caller's check sees it.
+    Returns the norm before clipping, a scalar (0 when no parameter has a gradient). With `maximum` infinite
+    no gradient changes.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
     torch._foreach_mul_(gradients, (maximum / (norm + _FLOOR)).clamp(max=1.0))
     return norm
 
@@ -33,4 +33,5 @@ def clip_each(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
     norms = torch.stack(list(torch._foreach_norm(gradients)))
     factors = (maximum / (norms + _FLOOR)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
-    return torch.linalg.vector_norm(norms)
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm

@@ -1,4 +1,4 @@
-"""Rows of all processes as one batch, with gradient. Without a process group everything here is the identity."""
+"""Rows of all processes as one batch, with gradient. Without a process group all this is the identity."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def world() -> tuple[int, int]:
-    """(rank, processes) of this process; (0, 1) when no process group exists."""
+    """Return (rank, processes) of this process; (0, 1) when no process group exists."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -30,13 +30,35 @@ class _Gather(torch.autograd.Function):
         return total[ctx.slice]
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate [b, ...] of every process to [processes * b, ...] in rank order; b must be equal everywhere.
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
 
-    The backward pass sums the gradients that all processes send to a row. So when parameter gradients are then
-    averaged over processes they equal the gradient of the mean of the processes' losses, in which every row counts
-    both where it lives and where it was sent: if each process computes the loss of the global batch, that is
-    the gradient of one process that holds the whole batch.
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum a tensor of one shape over all processes; the backward pass sums the gradients, as in `gather_rows`."""
+    if world()[1] == 1:
+        return values
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate rows [b, ...] of all processes in rank order; b must be equal everywhere.
+
+    The backward pass sums the gradients that all processes send to a row. So when parameter gradients are
+    then averaged over processes, they are the gradient of the mean of the processes' losses, and every row
+    counts both where it lives and where it was sent. If each process computes the loss of the global batch,
+    that is the gradient of one process that holds the whole batch.
     """
     if world()[1] == 1:
         return rows

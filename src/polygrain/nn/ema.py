@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A deep copy, buffers included, whose parameters need no gradient: the start of a momentum network."""
+    """Make a deep copy, buffers included, whose parameters need no gradient: a momentum network to be."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def update(target: nn.Module, source: nn.Module, momentum: float) -> None:
-    """target <- momentum * target + (1 - momentum) * source, for every parameter of `target`, in place.
+    """Move every parameter of `target`, in place: target <- momentum * target + (1 - momentum) * source.
 
     Buffers, such as batch-norm statistics, are left alone. `source` may have more parameters (a predictor).
     Raises ValueError when it lacks one of `target`'s or holds it in another shape.
@@ -25,7 +25,7 @@ def update(target: nn.Module, source: nn.Module, momentum: float) -> None:
 
 @torch.no_grad()
 def copy_parameters(target: nn.Module, source: nn.Module) -> None:
-    """target <- source, bit for bit, for every parameter of `target`; matching and errors as in `update`."""
+    """Copy every parameter of `target` from `source`, bit for bit; matching and errors as in `update`."""
     targets, sources = _pairs(target, source)
     torch._foreach_copy_(targets, sources)
 

@@ -11,21 +11,16 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class Head(nn.Sequential):
-    """`layers` linear layers; after each but the last: batch norm (if `batch_norm`) and the activation.
+    """A chain of `layers` linear layers; after each but the last: batch norm if asked for, activation.
 
     Input [R, inputs], output [R, outputs], not normalised to unit length.
 
-    Args:
-        inputs: width of a row that comes in.
-        hidden: width of every inner layer.
-        outputs: width of a row that goes out.
-        layers: linear layers, at least 1; with 1 `hidden` is not used.
-        batch_norm: affine batch norm between a linear layer and its activation.
-        final_norm: what follows the last linear layer: `none`, `batch` (batch norm without scale and shift:
-            MGC, SMoG) or `batch_affine` (MNCL).
-        bias: whether the inner linear layers have a bias.
-        final_bias: whether the last one has.
-        activation: between layers.
+    inputs, hidden, outputs: widths of a row that comes in, of every inner layer, of a row that goes out.
+    layers: at least 1; with 1 `hidden` is not used.
+    batch_norm: affine batch norm between a linear layer and its activation.
+    final_norm: what follows the last linear layer: `none`, `batch` (batch norm without scale and shift: MGC,
+    SMoG) or `batch_affine` (MNCL).
+    bias, final_bias: whether the inner linear layers, and the last one, have a bias.
 
     The papers' heads: WCL 3 layers, all biases, no final norm; MNCL 3 layers, all biases, `batch_affine`; MGC
     3 and 2 layers, no bias, `batch`; SMoG 2 layers, all biases, `batch` (projector) or `none` (predictor);

@@ -12,13 +12,16 @@ from torch.nn.functional import normalize
 
 @torch.no_grad()
 def alignment(z_1_BD: Tensor, z_2_BD: Tensor) -> Tensor:
-    """Mean squared distance between the two views of an image, 0 (equal) to 4 (Wang and Isola 2020, alpha = 2)."""
+    """Measure the mean squared distance between an image's two views, 0 to 4 (Wang and Isola 2020)."""
     return (normalize(z_1_BD, dim=1) - normalize(z_2_BD, dim=1)).square().sum(dim=1).mean()
 
 
 @torch.no_grad()
 def uniformity(z_BD: Tensor) -> Tensor:
-    """Log of the mean of exp(-2 squared distance) over pairs of different rows, 0 when collapsed (Wang and Isola 2020)."""
+    """Measure log mean exp(-2 squared distance) over pairs of different rows (Wang and Isola 2020, t = 2).
+
+    0 when collapsed; the lower, the more evenly the rows cover the sphere.
+    """
     z_BD = normalize(z_BD, dim=1)
     potential_BB = 4.0 * (z_BD @ z_BD.T) - 4.0
     rows = len(z_BD)
@@ -28,14 +31,14 @@ def uniformity(z_BD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(z_BD: Tensor) -> Tensor:
-    """Mean standard deviation per dimension times sqrt(D): 0 when collapsed, about 1 when rows fill the sphere."""
+    """Measure mean deviation per dimension times sqrt(D): 0 when collapsed, about 1 on a filled sphere."""
     z_BD = normalize(z_BD, dim=1)
     return z_BD.std(dim=0, correction=0).mean() * math.sqrt(z_BD.shape[1])
 
 
 @torch.no_grad()
 def effective_rank(z_BD: Tensor) -> Tensor:
-    """Participation ratio (tr C)^2 / tr(C^2) of the rows' covariance C: 1 .. D; 0 when all rows are equal.
+    """Measure the participation ratio (tr C)^2 / tr(C^2) of the rows' covariance C: 1 .. D, 0 for equal rows.
 
     It counts the dimensions that carry variance and needs no eigendecomposition.
     """

@@ -2,8 +2,8 @@
 
 Steps count from 0 to `steps` - 1. End points, which the papers place differently, are part of each name:
 
-* `linear`, `cosine`: the start is used at step 0; the end belongs to step `steps`, one past the last, so it is
-  approached and never used (the EMA momentum of MGC and Mugs, the weight decay of Mugs).
+* `linear`, `cosine`: the start is used at step 0; the end belongs to step `steps`, one past the last, so it
+  is approached and never used (the EMA momentum of MGC and Mugs, the weight decay of Mugs).
 * `linear_closed`: both ends are used, the end first at step `steps` - 1 (teacher temperature of Mugs).
 * `learning_rate(name, ...)`: warm-up, then one of the laws in `LEARNING_RATES`.
 """
@@ -16,14 +16,14 @@ from polygrain.provenance.errors import UserError
 
 
 def linear(start: float, end: float, step: int, steps: int) -> float:
-    """Straight line with `start` at step 0 and `end` at step `steps` and later."""
+    """Follow a straight line with `start` at step 0 and `end` at step `steps` and later."""
     if step >= steps:
         return end
     return start + (end - start) * step / steps
 
 
 def linear_closed(start: float, end: float, step: int, steps: int) -> float:
-    """Straight line with `start` at step 0 and `end` at step `steps` - 1 and later.
+    """Follow a straight line with `start` at step 0 and `end` at step `steps` - 1 and later.
 
     With one step it gives `start` at step 0; with none it is `end` throughout (Mugs, section 4.1).
     """
@@ -33,7 +33,7 @@ def linear_closed(start: float, end: float, step: int, steps: int) -> float:
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
-    """Half a cosine wave with `start` at step 0 and `end` at step `steps` and later."""
+    """Follow half a cosine wave with `start` at step 0 and `end` at step `steps` and later."""
     if step >= steps:
         return end
     return end + (start - end) * (1.0 + math.cos(math.pi * step / steps)) / 2.0
@@ -61,9 +61,7 @@ def _cosine(start: float, base: float, final: float, warmup: int, step: int, ste
     return cosine(base, final, step - warmup, steps - warmup)
 
 
-def _cosine_closed_warmup(
-    start: float, base: float, final: float, warmup: int, step: int, steps: int
-) -> float:
+def _cosine_closed_warmup(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
     """MGC, Mugs, SMoG: warm-up `start + (base - start) t / (warmup - 1)`; then the cosine of `cosine`.
 
     The base is used twice, at t = warmup - 1 and t = warmup; the final value never.
@@ -76,9 +74,10 @@ def _cosine_closed_warmup(
 def _cosine_to_final(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
     """MNCL: warm-up as in `cosine_closed_warmup`; then half a cosine that uses `final` in the last step.
 
-    MNCL's own setting is start = base and warmup = 2: the base in steps 0 and 1, then
+    As in MNCL's release a warm-up has at least 2 steps. With its start = base the rate is base in steps 0 and 1, then
     base (1 + cos(pi (t - 1) / (steps - 2))) / 2, which is 0 at t = steps - 1.
     """
+    warmup = max(warmup, 2)
     if step < warmup:
         return linear_closed(start, base, step, warmup)
     return cosine(base, final, step + 1 - warmup, steps - warmup)
@@ -98,20 +97,15 @@ LEARNING_RATES: dict[str, Law] = {
 def learning_rate(
     name: str, *, base: float, final: float, warmup: int, step: int, steps: int, start: float = 0.0
 ) -> float:
-    """Learning rate of one optimiser step under the law `name`, a key of `LEARNING_RATES`.
+    """Compute the learning rate of one optimiser step under the law `name`, a key of `LEARNING_RATES`.
 
-    Args:
-        name: law; where each of its end points lies is told in its docstring.
-        base: highest rate, reached at the end of the warm-up.
-        final: rate at the end of the run (not used by `constant`).
-        warmup: optimiser steps of warm-up, 0 for none.
-        step: optimiser steps done, 0 .. steps - 1.
-        steps: optimiser steps of the run.
-        start: rate at step 0 of a warm-up.
+    base: highest rate, reached at the end of the warm-up; where exactly is told in each law's docstring.
+    final: rate at the end of the run (not used by `constant`).
+    warmup: optimiser steps of warm-up, 0 for none; start: rate at step 0 of a warm-up.
+    step: optimiser steps done, 0 .. steps - 1; steps: optimiser steps of the run.
 
-    Raises:
-        UserError: unknown law, or a warm-up longer than the run.
-        ValueError: a step outside the run.
+    Raises UserError for an unknown law or a warm-up longer than the run, ValueError for a step outside the
+    run.
     """
     if name not in LEARNING_RATES:
         near = difflib.get_close_matches(name, LEARNING_RATES, n=1)

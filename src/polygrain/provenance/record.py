@@ -30,7 +30,9 @@ def record(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> N
     pipeline = dvc_yaml(jobs, root)
     hashes: dict[Path, str] = {}
     for job in jobs:
-        _check_sidecar(job, root, hashes)
+        _check_outputs(job, root, hashes)
+    for job in jobs:
+        _check_inputs(job, root, hashes)
     write_if_changed(root / PIPELINE, pipeline)
     with _modification_times([root / path for job in jobs for path in job.outputs]):
         _commit(root)
@@ -39,8 +41,8 @@ def record(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> N
         _publish(root / source, root / copy)
 
 
-def _check_sidecar(job: Job, root: Path, hashes: dict[Path, str]) -> None:
-    """Compare a job's outputs and inputs with its record; `hashes` remembers what was read already."""
+def _check_outputs(job: Job, root: Path, hashes: dict[Path, str]) -> None:
+    """Compare a job's outputs with its record; `hashes` remembers what was read already."""
     for output in job.outputs:
         if not (root / output).is_file():
             raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
@@ -51,6 +53,12 @@ def _check_sidecar(job: Job, root: Path, hashes: dict[Path, str]) -> None:
     for output in job.outputs:
         if _current(output, root, hashes) != _said(said, "outputs", output):
             raise UserError(f"{output}: edited by hand since it was made; {_rebuild(output)}")
+
+
+def _check_inputs(job: Job, root: Path, hashes: dict[Path, str]) -> None:
+    """Compare a job's config and inputs with its record: the files in place may be newer than the outputs."""
+    said = read_json(root / job.sidecar)
+    first = job.outputs[0]
     for part, path in [("config", job.config), *(("inputs", path) for path in inputs_of(job))]:
         if _current(path, root, hashes) != _said(said, part, path):
             raise UserError(f"{first}: was made from another {path}; {_rebuild(first)}")
@@ -94,7 +102,7 @@ def _modification_times(paths: Sequence[Path]) -> Iterator[None]:
 
 def _commit(root: Path) -> None:
     """Run one `dvc commit` over all stages of `dvc.yaml` (stage by stage it takes quadratic time)."""
-    command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", str(PIPELINE)]
+    command = [sys.executable, "-m", "dvc", "commit", "--force", str(PIPELINE)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]

@@ -15,7 +15,10 @@ METADATA = "polygrain"
 
 
 def save_checkpoint(path: Path, method: nn.Module, *, encoder: str, backbone: str) -> None:
-    """Write the method's whole state. `encoder` is the state-dict prefix of the network to evaluate, e.g. `backbone.`."""
+    """Write the method's whole state.
+
+    `encoder` is the state-dict prefix of the network to evaluate, e.g. `backbone.`.
+    """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in method.state_dict().items()}
     about = json.dumps({"backbone": backbone, "encoder": encoder, "format": 1}, sort_keys=True)
     write_bytes(path, save(tensors, metadata={METADATA: about}))

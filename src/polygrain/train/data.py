@@ -19,11 +19,13 @@ Pass = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
 
 
 class PretrainingData:
-    """A class-balanced subset of the training split, in memory as uint8, cut into batches by pure functions of the clock."""
+    """A class-balanced subset of the training split, in memory as uint8; a batch is a pure function of the clock."""
 
     def __init__(self, root: Path, config: dict[str, Any]) -> None:
         self.packed: Packed = open_packed(root)
-        self.positions = torch.from_numpy(np.ascontiguousarray(self.packed.subset("train", config["pretrain"]["images"])))
+        self.positions = torch.from_numpy(
+            np.ascontiguousarray(self.packed.subset("train", config["pretrain"]["images"]))
+        )
         self.batch_size: int = config["pretrain"]["batch"]
         self.input_size: int = config["input_size"]
         self.seed: int = config["seed"]
@@ -44,10 +46,15 @@ class PretrainingData:
         return int(self.images.shape[1])
 
     def batch(self, clock: Clock, views: tuple[str, ...]) -> Batch:
-        """The batch of one step, with one augmented view per name in `views`. Raises UserError on an unknown view recipe."""
+        """The batch of one step, with one augmented view per name in `views`.
+
+        Raises UserError on an unknown view recipe.
+        """
         missing = [name for name in views if name not in self.recipes]
         if missing:
-            raise UserError(f"augmentation: no recipe named '{missing[0]}'; there are {', '.join(sorted(self.recipes))}")
+            raise UserError(
+                f"augmentation: no recipe named '{missing[0]}'; there are {', '.join(sorted(self.recipes))}"
+            )
         if clock.epoch != self._order[0]:
             self._order = (clock.epoch, permutation(len(self.positions), self.seed, "order", clock.epoch))
         start = clock.step_in_epoch * self.batch_size
@@ -72,7 +79,11 @@ class PretrainingData:
             positions, images, labels = self.positions, self.images, self.labels
         else:
             held_out = self.packed.split(split)
-            positions, images, labels = torch.from_numpy(held_out), self._load(held_out), self._labels(held_out)
+            positions, images, labels = (
+                torch.from_numpy(held_out),
+                self._load(held_out),
+                self._labels(held_out),
+            )
         for start in range(0, len(positions), self.batch_size):
             part = slice(start, start + self.batch_size)
             view = plain_view(images[part], self.input_size, self.packed.mean, self.packed.std)

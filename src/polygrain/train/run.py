@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from polygrain.backbones.load import load_backbone
@@ -26,13 +26,14 @@ from polygrain.train.guard import locked
 from polygrain.train.state import Identity, State, load_state, save_state
 from polygrain.train.stopwatch import Stopwatch
 
+
 def pretrain(
     config: dict[str, Any], *, data: Path, run: Path, timing: Path, identity: Identity, resume: bool = False
 ) -> None:
     """Train the run that `config` describes and write `checkpoint.safetensors` and `metrics.jsonl` into `run`.
 
-    A half-done run in `run/scratch` made from the same inputs is continued bit for bit. `timing` receives the record of where
-    the time went. Raises UserError on a non-finite loss, on bad data and when another process works on `run`.
+    A half-done run in `run/scratch` made from the same inputs is continued bit for bit. `timing` receives the record
+    of where the time went. Raises UserError on a non-finite loss, on bad data and when another process works on `run`.
     """
     with locked(run / "scratch"):
         Training(config, data, run / "scratch" / "state.pt", identity, resume).finish(run, timing)
@@ -156,14 +157,22 @@ class Training:
         for name, value in losses.items():
             if not math.isfinite(value.item()):
                 raise UserError(
-                    f"loss '{name}' is {value.item()} at step {self.step} of {self.config['steps']}; nothing was published."
-                    " Lower the learning rate or look at the last lines of metrics in the scratch state"
+                    f"loss '{name}' is {value.item()} at step {self.step} of {self.config['steps']};"
+                    " nothing was published. Lower optimizer.schedule.base, or clip the gradient"
                 )
 
     def _log(self, clock: Clock, values: dict[str, Tensor], rate: float, norm: Tensor) -> None:
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: value.item() for name, value in values.items()}
         self.metrics.append(
-            json_line({"epoch": clock.epoch, "gradient_norm": float(norm), "learning_rate": rate, "step": clock.step, **numbers})
+            json_line(
+                {
+                    "epoch": clock.epoch,
+                    "gradient_norm": float(norm),
+                    "learning_rate": rate,
+                    "step": clock.step,
+                    **numbers,
+                }
+            )
         )
 
     def _publish(self, run: Path) -> None:
@@ -185,5 +194,3 @@ class Training:
             unit_scale=True,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
-
-

@@ -1,7 +1,8 @@
-"""The half-done run: what a killed job needs to go on bit for bit, kept in the run's scratch folder and never published.
+"""The half-done run: what a killed job needs to go on bit for bit, kept in the run's scratch folder.
 
-It holds the method, the optimiser, the step and the metrics so far; there is no generator to save, because every draw is a
-function of counters. It also names what it was made from, so that it is never continued under another configuration.
+It holds the method, the optimiser, the step and the metrics so far; there is no generator to save, because every draw
+is a function of counters. It also names what it was made from, so that it is never continued under another
+configuration.
 """
 
 import io
@@ -68,7 +69,8 @@ def load_state(path: Path, identity: Identity, *, refuse: bool) -> State | None:
         return state
     if refuse:
         raise UserError(
-            f"{path}: cannot resume, this half-done run differs in {', '.join(different)}; run without --resume to start over"
+            f"{path}: cannot resume, this half-done run differs in {', '.join(different)};"
+            " run without --resume to start over"
         )
     print(f"starting over: the half-done run in {path.parent} differs in {', '.join(different)}", flush=True)
     path.unlink()

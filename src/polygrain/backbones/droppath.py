@@ -1,0 +1,40 @@
+"""Stochastic depth whose draws are a pure function of (seed, step, place), not of a generator's state."""
+
+import torch
+from torch import Tensor, nn
+
+from polygrain.nn.distributed import world
+from polygrain.nn.random import uniform
+
+
+class DropPath(nn.Module):
+    """In training, drop a residual branch for whole samples with probability `rate`; divide what is kept by 1 - rate.
+
+    The draw of a sample depends on `key` = (seed, step), on `place` (the branch's name), on how many batches went
+    through this module since the key was set (so that two views of one step differ) and on the sample's row in the
+    batch of all processes.
+    """
+
+    def __init__(self, rate: float, place: str) -> None:
+        super().__init__()
+        self.rate, self.place = rate, place
+        self.key: tuple[int, int] | None = None
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] to the same shape. Raises RuntimeError in training when no key was set."""
+        if not self.training or self.rate == 0.0:
+            return x
+        if self.key is None:
+            raise RuntimeError("drop path has no key for its draws; call set_drop_path_key before each training step")
+        rows = torch.arange(len(x), device=x.device) + world()[0] * len(x)
+        kept = uniform(*self.key, "drop path", self.place, self.passes, rows) >= self.rate
+        self.passes += 1
+        return x * (kept.to(x.dtype) / (1.0 - self.rate)).view(-1, *[1] * (x.ndim - 1))
+
+
+def set_drop_path_key(module: nn.Module, seed: int, step: int) -> None:
+    """Give every DropPath inside `module` the counters of this step; a module without any is left as it is."""
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.key, part.passes = (seed, step), 0

@@ -1,0 +1,33 @@
+"""Backbones by name. No other module knows one."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from polygrain.backbones.contract import Backbone
+from polygrain.config.runs import nearest
+from polygrain.provenance.errors import UserError
+
+_PARTS = ("__init__", "contract", "load")
+
+
+def load_backbone(name: str, *, channels: int, **values: Any) -> Backbone:
+    """Build backbone `name` for images of `channels` channels; `values` are the keywords of its module's `build`.
+
+    Parameters are drawn from torch's generator: seed it before. Raises UserError on an unknown name or value.
+    """
+    known = [path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _PARTS]
+    if name not in known:
+        raise UserError(f"backbone: no backbone '{name}'{nearest(name, known)}")
+    build = importlib.import_module(f"polygrain.backbones.{name}").build
+    expected = dict(inspect.signature(build).parameters)
+    del expected["channels"]
+    for key in values:
+        if key not in expected:
+            raise UserError(f"backbone {name}: unknown key '{key}'{nearest(key, expected)}")
+    for key, parameter in expected.items():
+        if key not in values and parameter.default is parameter.empty:
+            raise UserError(f"backbone {name}: key '{key}' is missing")
+    backbone: Backbone = build(channels=channels, **values)
+    return backbone

@@ -1,0 +1,55 @@
+"""Any model of the timm library, by its name there, behind our contract; never with downloaded weights.
+
+A model's own dropout and stochastic depth stay off: they would draw from torch's generator, which is not part of a
+run's state. Heavy to import (about 2 s), so nothing imports it but `load_backbone`.
+"""
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from polygrain.backbones.contract import Backbone, Encoded, from_map, from_tokens
+from polygrain.config.runs import nearest
+from polygrain.provenance.errors import UserError
+
+
+def build(*, channels: int, model: str, image_size: int | None) -> "Timm":
+    """`image_size` is the side that a model with a position table is made for; None leaves it at the model's own.
+
+    Raises UserError when timm has no such model, or when the model takes no image size.
+    """
+    if model not in timm.list_models():
+        raise UserError(f"backbone timm: timm has no model '{model}'{_hint(model)}")
+    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    try:
+        network = timm.create_model(model, pretrained=False, in_chans=channels, num_classes=0, **sized)
+    except TypeError as error:
+        raise UserError(f"backbone timm: {model} refuses image_size ({error}); set it to null") from None
+    return Timm(network)
+
+
+class Timm(Backbone):
+    """Feature maps in any of timm's three layouts (NCHW, NHWC, tokens with prefix) as one contract."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.width = int(network.num_features)  # type: ignore[arg-type]
+
+    def forward(self, images_BCSS: Tensor) -> Encoded:
+        """Encode images of a side that the model accepts; `pooled` is what the model would give its classifier."""
+        features: Tensor = self.network.forward_features(images_BCSS)  # type: ignore[operator]
+        pooled: Tensor = self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        if features.ndim == 3:
+            prefix = int(self.network.num_prefix_tokens)  # type: ignore[arg-type]
+            tokens = features[:, prefix:]
+            return from_tokens(tokens, pooled, round(tokens.shape[1] ** 0.5))
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        return from_map(features, pooled)
+
+
+def _hint(model: str) -> str:
+    close = [name for name in timm.list_models() if name.startswith(model[:3])]
+    return nearest(model, close) if close else ""

@@ -1,0 +1,78 @@
+"""The packed format: a data set as memory-mapped arrays with a manifest of hashes.
+
+data/{name}/images.npy uint8 [N, C, H, W], labels.npy int64 [N], splits.npz int64 positions of `train`, `validation`
+and `test`, each in an order of which every prefix is as class-balanced as it can be, so subsets are nested prefixes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import read_json, sha256_file
+
+ARRAYS = ("images.npy", "labels.npy", "splits.npz")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed data set; `images` stays on disk until rows are taken from it."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    manifest: dict[str, Any]
+    splits: dict[str, np.ndarray]
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of the training pixels per channel, images scaled to 0..1."""
+        return list(self.manifest["mean"])
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of the training pixels per channel, images scaled to 0..1."""
+        return list(self.manifest["std"])
+
+    def split(self, name: str) -> np.ndarray:
+        """Positions of a split, int64. Raises UserError with the names that there are."""
+        if name not in self.splits:
+            raise UserError(f"{self.manifest['name']}: no split '{name}'; there are {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def subset(self, name: str, size: int | str | None) -> np.ndarray:
+        """The first `size` positions of a split, or a named label subset of train (`1%`, `10%`, `all`), or everything.
+
+        Raises UserError when the subset does not exist or is larger than the split.
+        """
+        positions = self.split(name)
+        if isinstance(size, str) and size != "all":
+            known = self.manifest["label_subsets"]
+            if size not in known:
+                there = ", ".join(["all", *known])
+                raise UserError(f"{self.manifest['name']}: no label subset '{size}'; there are {there}")
+            size = int(known[size])
+        if isinstance(size, int) and size > len(positions):
+            raise UserError(
+                f"{self.manifest['name']}: {size} images of {name} asked, there are {len(positions)}; ask for fewer"
+            )
+        return positions[:size] if isinstance(size, int) else positions
+
+
+def open_packed(root: Path, verify: bool = True) -> Packed:
+    """Open a packed data set. Raises UserError naming the file that is missing, truncated or not what was packed."""
+    manifest = read_json(root / MANIFEST)
+    for name in ARRAYS:
+        path, expected = root / name, manifest["files"][name]
+        if not path.is_file():
+            raise UserError(f"{path}: not found; rebuild it with `snakemake --cores all --force {root / MANIFEST}`")
+        if path.stat().st_size != expected["bytes"] or (verify and sha256_file(path) != expected["sha256"]):
+            raise UserError(
+                f"{path}: damaged, its content is not what the manifest says;"
+                f" rebuild it with `snakemake --cores all --force {root / MANIFEST}`"
+            )
+    with np.load(root / "splits.npz") as archive:
+        splits = {name: archive[name] for name in ("train", "validation", "test")}
+    return Packed(np.load(root / "images.npy", mmap_mode="r"), np.load(root / "labels.npy"), manifest, splits)

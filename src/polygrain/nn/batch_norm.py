@@ -1,0 +1,58 @@
+"""Batch norm whose statistics are those of the global batch, on any backend (torch's own needs CUDA).
+
+`synchronise` turns every batch norm of a network into one of these. With one process it computes exactly what the
+original did, bit for bit, through the same kernel.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from polygrain.nn.distributed import sum_over_processes, world
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """Batch norm over channels, axis 1 of [B, C, ...], with mean and variance over the rows of all processes.
+
+    In training mode the gradient flows through the shared statistics, so that averaged parameter gradients equal those
+    of one process with the whole batch. Running statistics (unbiased variance) are equal on all processes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [B, C, ...]; shape is kept. B may differ between processes."""
+        if world()[1] == 1 or not (self.training or self.running_mean is None):
+            normalised: Tensor = super().forward(x)
+            return normalised
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        rows = torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device)
+        total = sum_over_processes(torch.cat([x.sum(axes), rows[None]]))
+        mean, count = total[:-1] / total[-1], total[-1].detach()
+        centred = x - mean.view(shape)
+        variance = sum_over_processes(centred.square().sum(axes)) / count
+        self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        scaled = centred * torch.rsqrt(variance + self.eps).view(shape)
+        return scaled if self.weight is None else scaled * self.weight.view(shape) + self.bias.view(shape)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim < 2:
+            raise ValueError(f"batch norm needs at least 2 axes, not {x.ndim}")
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+
+
+def synchronise(module: nn.Module) -> nn.Module:
+    """Turn every batch norm inside `module` (itself included) into a synchronised one, in place, and return it.
+
+    Parameters, buffers and state-dict keys stay the same objects and names.
+    """
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.__class__ = SynchronisedBatchNorm
+    return module

@@ -1,0 +1,127 @@
+"""The same cells as a PDF of one page that fits its content, typeset by Typst with the fonts in its package.
+
+The file holds no time, and neither fonts of the system nor packages from the network are used, so the bytes depend on
+the cells and the version of Typst only.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import typst as compiler
+
+from polygrain.report.cells import ABSENT, Cell, Table, TableRow
+from polygrain.report.escape import typst, typst_string
+from polygrain.report.render import column_groups, marks, paired, row_marks
+
+_PREAMBLE = """\
+#set document(title: {title}, date: none)
+#set page(width: auto, height: auto, margin: (x: 16pt, y: 16pt))
+#set text(font: "New Computer Modern", size: 9pt, lang: "en")
+#set par(justify: true, leading: 0.55em, spacing: 0.5em)
+#let thin = 0.4pt
+#let thick = 0.8pt
+#let spread(body) = text(size: 0.85em, fill: luma(70))[\u2009±\u2009#body]
+#let mark(body) = super(typographic: false, size: 0.65em, baseline: -0.4em, body)
+#let spanning(width, body) = table.cell(colspan: width, align: center, inset: (x: 4pt, top: 4pt, bottom: 0pt),
+  stack(spacing: 4pt, box(body), line(length: 100%, stroke: thin)))
+"""
+_FRAME = """\
+#context {
+  let width = calc.max(measure(body).width, 300pt)
+  block(width: width, below: 9pt, caption)
+  body
+  block(width: width, above: 7pt, notes)
+}
+"""
+
+
+def render_pdf(table: Table) -> bytes:
+    """Typeset a table. Equal cells give equal bytes."""
+    return bytes(compiler.compile(pdf_source(table).encode(), format="pdf", ignore_system_fonts=True))
+
+
+def pdf_source(table: Table) -> str:
+    """The Typst source of the page."""
+    title = typst_string(f"{table.name}. {table.title}")
+    heading = typst(f"{table.name}. {table.title}.")
+    return "".join(
+        [
+            _PREAMBLE.replace("{title}", title),
+            f"#let caption = [*{heading}* {typst(table.caption)}]\n",
+            "#let body = table(\n",
+            *(f"  {line}\n" for line in _table(table)),
+            ")\n#let notes = {\n  set text(size: 7pt)\n  set par(justify: false)\n",
+            *(f"  {line}\n" for line in _notes(table)),
+            "}\n",
+            _FRAME,
+        ]
+    )
+
+
+def _table(table: Table) -> Iterator[str]:
+    pairs = paired(table)
+    aligns, lefts, rights = ["left"], ["0pt"], ["8pt"]
+    for pair in pairs:
+        aligns += ["right", "left"] if pair else ["right"]
+        lefts += ["6pt", "0pt"] if pair else ["6pt"]
+        rights += ["0pt", "6pt"] if pair else ["6pt"]
+    rights[-1] = "0pt"
+    yield f"columns: {len(aligns)}, align: ({', '.join(aligns)}), stroke: none,"
+    yield f"inset: (x, y) => (left: ({', '.join(lefts)}).at(x), right: ({', '.join(rights)}).at(x), y: 3.2pt),"
+    yield "table.hline(stroke: thick),"
+    yield from _heads(table, pairs)
+    for group in table.groups:
+        yield "table.hline(stroke: thin),"
+        yield f"table.cell(colspan: {len(aligns)}, inset: (x: 0pt, top: 5pt, bottom: 2.5pt))[_{typst(group.label)}_],"
+        for row in group.rows:
+            yield " ".join(_row(table, row, pairs))
+    yield "table.hline(stroke: thick),"
+
+
+def _heads(table: Table, pairs: Sequence[bool]) -> Iterator[str]:
+    widths = {column.id: 2 if pair else 1 for column, pair in zip(table.columns, pairs, strict=True)}
+    if any(column.group for column in table.columns):
+        yield "[],"
+        for label, members in column_groups(table.columns):
+            width = sum(widths[column.id] for column in members)
+            yield f"spanning({width})[{typst(label)}]," if label else f"table.cell(colspan: {width})[],"
+    yield "[],"
+    for column in table.columns:
+        mark = _mark(marks(table, [column.note] if column.note else []))
+        yield (
+            f"table.cell(colspan: {widths[column.id]}, align: center, inset: (x: 6pt, y: 4pt))"
+            f"[{typst(column.label)}{mark}],"
+        )
+
+
+def _mark(text: str) -> str:
+    return f"#mark[{typst(text)}]" if text else ""
+
+
+def _row(table: Table, row: TableRow, pairs: Sequence[bool]) -> Iterator[str]:
+    yield f"[{typst(row.label)}{_mark(row_marks(table, row))}],"
+    for cell, pair in zip(row.cells, pairs, strict=True):
+        yield from _cell(table, cell, pair)
+
+
+def _cell(table: Table, cell: Cell, pair: bool) -> Iterator[str]:
+    main = f"*{typst(cell.main)}*" if cell.best else typst(cell.main)
+    after = "#h(1pt)".join(_mark(text) for text in (cell.arrow, marks(table, cell.notes)) if text)
+    if not pair:
+        yield f"[{main}{after}],"
+    elif cell.main == ABSENT:
+        yield f"table.cell(colspan: 2, align: center)[{main}{after}],"
+    else:
+        spread = f"#spread[{typst(cell.spread)}]" if cell.spread else ""
+        yield f"[{main}], [{spread}{after}],"
+
+
+def _notes(table: Table) -> Iterator[str]:
+    for text, mark in table.footnotes.items():
+        yield f"par[{_mark(mark)}#h(1.5pt){typst(text)}]"
+    yield "v(2pt)"
+    for text in table.legend:
+        yield f"par[{typst(text)}]"
+    yield "v(2pt)"
+    yield f"text(size: 6.5pt, fill: luma(90), ligatures: false)[{typst(table.footer.text)}]"
+    yield "linebreak()"
+    yield f"text(size: 4.5pt, fill: luma(90), ligatures: false)[{typst('claim ' + table.footer.claim_id)}]"

@@ -1,0 +1,179 @@
+"""The same cells as CSV, Markdown and LaTeX. The PDF is in `pdf.py`."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from polygrain.report.cells import ABSENT, Cell, Table, TableRow
+from polygrain.report.escape import latex, markdown
+from polygrain.report.spec import Column
+
+CSV_HEADER = (
+    *("row_group", "row", "column_group", "column", "unit", "mean", "sd", "n", "text", "best"),
+    *("reference", "difference", "low", "high", "p", "p_holm", "note"),
+)
+RECONSTRUCTED = "‡"
+
+
+def marks(table: Table, notes: Sequence[str]) -> str:
+    """The footnote marks of some notes, such as `a,b`."""
+    known = table.footnotes
+    return ",".join(known[note] for note in notes)
+
+
+def row_marks(table: Table, row: TableRow) -> str:
+    """The marks behind a row's label."""
+    return ",".join(part for part in (RECONSTRUCTED if row.reconstructed else "", marks(table, row.notes)) if part)
+
+
+def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]]]:
+    """Neighbouring columns under one spanning header."""
+    for label, members in groupby(columns, key=lambda column: column.group):
+        yield label, list(members)
+
+
+def paired(table: Table) -> list[bool]:
+    """For each column, whether it prints a spread and so takes two columns of the typeset table."""
+    rows = [row for group in table.groups for row in group.rows]
+    return [any(row.cells[place].spread for row in rows) for place in range(len(table.columns))]
+
+
+def render_csv(table: Table) -> str:
+    """Tidy CSV, one line per cell. Accuracies and differences are in percent, p values as they are."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for group in table.groups:
+        for row in group.rows:
+            notes = [*row.notes, *(["Has reconstructed parts."] if row.reconstructed else [])]
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                place = (group.label, row.label, column.group, column.label)
+                writer.writerow((*place, *_csv_cell(cell), " ".join([*notes, *cell.notes])))
+    return buffer.getvalue()
+
+
+def _csv_cell(cell: Cell) -> tuple[str | int, ...]:
+    compared: tuple[str, ...] = ("",) * 6
+    if cell.comparison is not None:
+        found = cell.comparison.difference
+        percents = (f"{100 * value:.4f}" for value in (found.estimate, found.low, found.high))
+        p_values = (f"{value:.6f}" for value in (found.p, cell.comparison.p_adjusted))
+        compared = (cell.comparison.reference, *percents, *p_values)
+    mean = "" if cell.mean is None else f"{cell.mean:.4f}" if cell.unit == "%" else f"{cell.mean:.0f}"
+    sd = "" if cell.sd is None else f"{cell.sd:.4f}"
+    return (cell.unit, mean, sd, cell.n, cell.text, int(cell.best), *compared)
+
+
+def render_markdown(table: Table) -> str:
+    """GitHub Markdown: caption, table, notes."""
+    heads = [_markdown_head(table, column) for column in table.columns]
+    lines = [
+        f"**{markdown(table.name)}. {markdown(table.title)}.** {markdown(table.caption)}",
+        "",
+        _markdown_line(["", *heads]),
+        _markdown_line([":--", *["--:"] * len(heads)]),
+    ]
+    for group in table.groups:
+        lines.append(_markdown_line([f"**{markdown(group.label)}**", *[""] * len(heads)]))
+        lines += [_markdown_row(table, row) for row in group.rows]
+    notes = [f"<sup>{mark}</sup> {markdown(text)}" for text, mark in table.footnotes.items()]
+    notes += [markdown(text) for text in table.legend]
+    notes += [f"<sub>{markdown(table.footer.text)} ({table.footer.claim_id})</sub>"]
+    return "\n".join([*lines, "", "<br>\n".join(notes)]) + "\n"
+
+
+def _markdown_head(table: Table, column: Column) -> str:
+    group = f"{markdown(column.group)}<br>" if column.group else ""
+    return group + markdown(column.label) + _markdown_marks(marks(table, [column.note] if column.note else []))
+
+
+def _markdown_marks(text: str) -> str:
+    return f"<sup>{text}</sup>" if text else ""
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_row(table: Table, row: TableRow) -> str:
+    cells = [markdown(row.label) + _markdown_marks(row_marks(table, row))]
+    for cell in row.cells:
+        main = f"**{cell.main}**" if cell.best else cell.main
+        spread = f" ± {cell.spread}" if cell.spread else ""
+        cells.append(main + spread + _markdown_marks(_after(table, cell)))
+    return _markdown_line(cells)
+
+
+def _after(table: Table, cell: Cell) -> str:
+    """What stands behind a number: the arrow, then footnote marks."""
+    return " ".join(part for part in (cell.arrow, marks(table, cell.notes)) if part)
+
+
+def render_latex(table: Table) -> str:
+    """A `table` environment to include in a paper; needs booktabs only. Means and spreads are aligned."""
+    pairs = paired(table)
+    total = 1 + sum(2 if pair else 1 for pair in pairs)
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}[tb]",
+        r"\centering",
+        rf"\caption{{\textbf{{{latex(table.title)}.}} {latex(table.caption)}}}",
+        rf"\label{{tab:{_label(table.name)}}}",
+        r"\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{@{{}}l{''.join('r@{ }l' if pair else 'r' for pair in pairs)}@{{}}}}",
+        r"\toprule",
+        *_latex_heads(table, pairs),
+    ]
+    for group in table.groups:
+        lines.append(r"\midrule")
+        lines.append(rf"\multicolumn{{{total}}}{{@{{}}l}}{{\textit{{{latex(group.label)}}}}} \\")
+        lines += [_latex_row(table, row, pairs) for row in group.rows]
+    lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\begin{minipage}{\linewidth}\scriptsize"]
+    lines += [rf"\textsuperscript{{{mark}}}{latex(text)}\par" for text, mark in table.footnotes.items()]
+    lines += [rf"{latex(text)}\par" for text in table.legend]
+    footer = f"{table.footer.text} ({table.footer.claim_id})"
+    return "\n".join([*lines, rf"\texttt{{{latex(footer)}}}", r"\end{minipage}", r"\end{table}"]) + "\n"
+
+
+def _label(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isascii() and character.isalnum())
+
+
+def _latex_heads(table: Table, pairs: Sequence[bool]) -> Iterator[str]:
+    """The spanning heads with their rules when any group has a name, then the heads of the columns."""
+    widths = {column.id: 2 if pair else 1 for column, pair in zip(table.columns, pairs, strict=True)}
+    spans, rules, start = [""], [], 2
+    for label, members in column_groups(table.columns):
+        width = sum(widths[column.id] for column in members)
+        spans.append(rf"\multicolumn{{{width}}}{{c}}{{{latex(label)}}}")
+        if label:
+            rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
+        start += width
+    if rules:
+        yield " & ".join(spans) + r" \\"
+        yield " ".join(rules)
+    heads = [""]
+    for column in table.columns:
+        mark = _latex_marks(marks(table, [column.note] if column.note else []))
+        heads.append(rf"\multicolumn{{{widths[column.id]}}}{{c}}{{{latex(column.label)}{mark}}}")
+    yield " & ".join(heads) + r" \\"
+
+
+def _latex_marks(text: str) -> str:
+    return rf"\textsuperscript{{{latex(text)}}}" if text else ""
+
+
+def _latex_row(table: Table, row: TableRow, pairs: Sequence[bool]) -> str:
+    cells = [latex(row.label) + _latex_marks(row_marks(table, row))]
+    for cell, pair in zip(row.cells, pairs, strict=True):
+        main = latex(cell.main)
+        main = rf"\textbf{{{main}}}" if cell.best else main
+        after = _latex_marks(_after(table, cell))
+        if not pair:
+            cells.append(main + after)
+        elif cell.main == ABSENT:
+            cells.append(rf"\multicolumn{{2}}{{c}}{{{main}{after}}}")
+        else:
+            cells += [main, (rf"$\pm$ {cell.spread}" if cell.spread else "") + after]
+    return " & ".join(cells) + r" \\"

@@ -1,0 +1,103 @@
+"""From a specification and result files to the cells of a table.
+
+A number is the mean and the sample standard deviation over all seeds of the table; when one seed lacks it the cell is
+missing and says why. Which cells are bold or carry an arrow is decided in `marks.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from polygrain.provenance.errors import UserError
+from polygrain.report.cells import ABSENT, Cell, Footer, Table, TableGroup, TableRow
+from polygrain.report.marks import mark_best, mark_differences
+from polygrain.report.measured import MissingError, Results
+from polygrain.report.reported import Record
+from polygrain.report.spec import Citation, Column, Row, Spec
+from polygrain.report.statistics import mean_and_spread
+
+
+def make_table(spec: Spec, results: Results, records: Mapping[str, Record], footer: Footer) -> Table:
+    """Fill a specification from result files and reported records. Raises UserError on malformed files."""
+    cells = {row.label: [_cell(spec, row, column, results, records) for column in spec.columns] for row in spec.rows}
+    legend = [
+        _legend_of_numbers(spec),
+        *mark_differences(spec, results, cells),
+        *mark_best(spec, cells),
+        *_reconstructed(spec),
+    ]
+    groups = tuple(
+        TableGroup(group.label, tuple(_row(row, cells[row.label]) for row in group.rows)) for group in spec.groups
+    )
+    return Table(
+        name=spec.name,
+        title=spec.title,
+        caption=spec.caption,
+        columns=spec.columns,
+        groups=groups,
+        legend=(*legend, *spec.footnotes),
+        footer=footer,
+    )
+
+
+def _row(row: Row, cells: Sequence[Cell]) -> TableRow:
+    return TableRow(row.label, (row.note,) if row.note else (), bool(row.reconstructed), tuple(cells))
+
+
+def _cell(spec: Spec, row: Row, column: Column, results: Results, records: Mapping[str, Record]) -> Cell:
+    if column.fact:
+        return _fact(row, column)
+    if column.reported:
+        return _reported(spec.reported, row, column, records)
+    try:
+        measured = results.measured(row, column, spec.seeds)
+    except MissingError as reason:
+        return Cell(unit="%", main=ABSENT, notes=(f"Missing: {reason}.",))
+    mean, sd = mean_and_spread([100 * value for value in measured.values])
+    return Cell(
+        unit="%",
+        main=f"{mean:.1f}",
+        spread="" if sd is None else f"{sd:.1f}",
+        mean=mean,
+        sd=sd,
+        n=len(measured.values),
+        notes=tuple(f"{note}." for note in measured.notes),
+    )
+
+
+def _fact(row: Row, column: Column) -> Cell:
+    unit = column.fact.replace("_", " ")
+    if column.fact not in row.facts:
+        return Cell(unit=unit, main=ABSENT, notes=(f"Missing: the run declares no {unit}.",))
+    value = float(row.facts[column.fact])
+    return Cell(unit=unit, main=count(value), mean=value, n=len(row.runs))
+
+
+def _reported(citations: Sequence[Citation], row: Row, column: Column, records: Mapping[str, Record]) -> Cell:
+    names = [cited.record for cited in citations if (cited.row, cited.column) == (row.label, column.id)]
+    if not names:
+        return Cell(unit="%", main=ABSENT, notes=("Missing: no source at hand reports such a number.",))
+    if len(names) > 1 or names[0] not in records:
+        fault = "cites two records" if len(names) > 1 else f"cites '{names[0]}', which no reported file holds"
+        raise UserError(f"table.reported: row '{row.label}', column '{column.id}' {fault}")
+    record = records[names[0]]
+    return Cell(unit="%", main=record.text, mean=float(record.percent), n=1, notes=(f"Reported: {record.description}",))
+
+
+def count(value: float) -> str:
+    """A count to three digits: 0, 640, 9.22 k, 400 k, 1.20 M."""
+    for unit, size in (("", 1.0), (" k", 1e3), (" M", 1e6), (" G", 1e9)):
+        scaled = value / size
+        if scaled < 999.5 or unit == " G":
+            break
+    decimals = 0 if scaled >= 99.95 or not unit else 1 if scaled >= 9.995 else 2
+    return f"{scaled:.{decimals}f}{unit}"
+
+
+def _legend_of_numbers(spec: Spec) -> str:
+    if len(spec.seeds) == 1:
+        return f"Numbers are from the single seed {spec.seeds[0]}; their spread is unknown."
+    return f"Numbers are mean ± sample standard deviation over {len(spec.seeds)} seeds."
+
+
+def _reconstructed(spec: Spec) -> list[str]:
+    parts = [f"{row.label}: {row.reconstructed}" for row in spec.rows if row.reconstructed]
+    return [f"‡ Has parts that no source specifies. {'; '.join(parts)}."] if parts else []

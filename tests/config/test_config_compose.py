@@ -1,0 +1,203 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polygrain.cli.describe import plan_table, show_run
+from polygrain.config.budget import facts, steps
+from polygrain.config.compose import origins
+from polygrain.config.inputs import input_texts, write_inputs
+from polygrain.config.project import Project
+from polygrain.config.runs import Run
+from polygrain.config.stages import configuration, stage_of
+from polygrain.config.tables import Table, specification, table_stage, table_stages
+from polygrain.provenance.errors import UserError
+
+PROJECT = Project(Path(__file__).resolve().parents[2])
+SIMCLR = Run("cpu", "fashion-mnist", "simclr", "base", 0)
+SELF_SUPERVISED = ("MGC", "MNCL", "Mugs", "WCL", "SMoG", "SimCLR")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A private copy of what a person writes."""
+    for name in ("params", "workflow", "src"):
+        shutil.copytree(PROJECT.root / name, tmp_path / name)
+    for name in ("Snakefile", "requirements.lock"):
+        shutil.copy(PROJECT.root / name, tmp_path / name)
+    return Project(tmp_path)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def every_run() -> list[Run]:
+    methods = sorted(path.stem for path in (PROJECT.params / "method").glob("*.yaml"))
+    runs = []
+    for scale in ("cpu", "smoke"):
+        for method in methods:
+            variants = [path.stem for path in (PROJECT.params / "variant" / method).glob("*.yaml")]
+            runs += [Run(scale, "fashion-mnist", method, variant, 0) for variant in ["base", *variants]]
+    return runs
+
+
+@pytest.mark.parametrize("run", every_run(), ids=lambda run: str(run.path))
+def test_every_run_composes_and_fits_its_schema(run):
+    configuration(PROJECT, run)
+
+
+def test_later_layers_win(project):
+    base = configuration(project, SIMCLR)
+    folder = project.params / "variant" / "simclr"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hot.yaml").write_text("# @package _global_\nmethod: {values: {temperature: 0.75}}\n")
+    hot = Run("cpu", "fashion-mnist", "simclr", "hot", 0)
+    changed = configuration(project, hot)
+    assert changed["method"]["values"] == {**base["method"]["values"], "temperature": 0.75}
+    assert {k: v for k, v in changed.items() if k != "method"} == {k: v for k, v in base.items() if k != "method"}
+    assert origins(hot, project.params)["method.values.temperature"] == "params/variant/simclr/hot.yaml:2"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        (
+            "method/simclr.yaml",
+            "temperature:",
+            "temprature:",
+            "method.values: unknown key 'temprature'; did you mean 'temperature'?",
+        ),
+        ("method/simclr.yaml", "layers: 2", "layers: two", "key 'layers' must be int, not 'two'"),
+        (
+            "scale/cpu.yaml",
+            "images: 12000",
+            "imagse: 12000",
+            "unknown key 'pretrain.imagse'; did you mean 'images'?",
+        ),
+        (
+            "scale/cpu.yaml",
+            "batch: 128",
+            "batch: 12800",
+            "pretrain.batch 12800 is larger than pretrain.images 12000",
+        ),
+        (
+            "optimizer/adamw.yaml",
+            "weight_decay:",
+            "weight_decya:",
+            "optimizer.values: unknown key 'weight_decya'",
+        ),
+        ("optimizer/adamw.yaml", "name: adamw", "name: adamm", "is not one of"),
+        (
+            "backbone/resnet.yaml",
+            "name: resnet",
+            "name: resnett",
+            "no module 'resnett' in polygrain.backbones; did you mean 'resnet'?",
+        ),
+        (
+            "run.yaml",
+            "input_size: 32",
+            "input_sise: 32",
+            "unknown key 'input_sise'; did you mean 'input_size'?",
+        ),
+    ],
+)
+def test_a_mistake_in_params_is_one_line_that_helps(project, file, old, new, words):
+    edit(project.params / file, old, new)
+    with pytest.raises(UserError) as caught:
+        configuration(project, SIMCLR)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_evaluation_value_is_refused(project):
+    path = project.params / "evaluate" / "knn.yaml"
+    path.write_text(path.read_text() + "neighbors: 3\n")
+    with pytest.raises(UserError, match=r"evaluate.protocols.knn: unknown key 'neighbors'"):
+        configuration(project, SIMCLR)
+
+
+def test_show_prints_every_value_with_the_line_that_set_it():
+    text = show_run(PROJECT, str(SIMCLR.path))
+    line = next(line for line in text.splitlines() if line.startswith("method.values.temperature = "))
+    file, number = line.split()[-1].split(":")
+    assert "temperature" in (PROJECT.root / file).read_text().splitlines()[int(number) - 1]
+    places = [line.split()[-1] for line in text.splitlines()[:-1]]
+    assert all(place.startswith("params/") for place in places)
+
+
+def test_equal_compute_means_equal_encoder_passes():
+    spent = {}
+    for method in ("simclr", "supervised"):
+        config = configuration(PROJECT, Run("cpu", "fashion-mnist", method, "base", 0))
+        assert steps(config) == config["pretrain"]["encoder_passes"] // (config["method"]["encoder_passes"] * 128)
+        spent[method] = facts(config)["encoder_passes"]
+        step = config["method"]["encoder_passes"] * config["pretrain"]["batch"]
+        assert 0 <= config["pretrain"]["encoder_passes"] - spent[method] < step
+    assert steps(configuration(PROJECT, Run("cpu", "fashion-mnist", "random", "base", 0))) == 0
+
+
+def test_the_default_table_in_its_final_rows_is_declared_to_fit_its_budget():
+    """Nine rows, three seeds: 75 minutes on 2 cores; one seed: 25. Rows to come cost what SimCLR costs."""
+    stages = table_stages(PROJECT, Table("table1"))
+    spec = specification(PROJECT, Table("table1"))
+    seeds = len(spec["seeds"])
+    present = {row["label"] for group in spec["groups"] for row in group["rows"]}
+    later = [label for label in SELF_SUPERVISED if label not in present]
+    simclr = sum(stage_of(PROJECT, verb, SIMCLR.path).minutes for verb in ("pretrain", "features", "evaluate"))
+    total = sum(stage.minutes for stage in stages) + len(later) * seeds * simclr
+    assert total <= 2 * 75
+    shared = sum(stage.minutes for stage in stages if stage.verb in ("prepare", "table1"))
+    assert (total - shared) / seeds + shared <= 2 * 25
+    assert len(stages) <= 60
+
+
+def test_plan_adds_up():
+    lines = plan_table(PROJECT, "reports/table1.pdf").splitlines()
+    counts = {words[0]: (int(words[1]), float(words[2])) for words in map(str.split, lines[1:-1])}
+    assert counts["all"][0] == sum(count for name, (count, _) in counts.items() if name != "all")
+    assert counts["all"][1] == pytest.approx(sum(minutes for name, (_, minutes) in counts.items() if name != "all"))
+
+
+def test_inputs_are_rewritten_only_when_their_bytes_change(project):
+    stage = stage_of(project, "pretrain", SIMCLR.path)
+    paths = [project.root / path for path in write_inputs(project, stage)]
+    times = [path.stat().st_mtime_ns for path in paths]
+    write_inputs(project, stage)
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    edit(project.params / "method" / "simclr.yaml", "temperature: 0.2", "temperature: 0.3")
+    from polygrain.config import compose
+
+    compose._resolve.cache_clear()
+    changed = stage_of(project, "pretrain", SIMCLR.path)
+    write_inputs(project, changed)
+    moved = [path.name for path, time in zip(paths, times, strict=True) if path.stat().st_mtime_ns != time]
+    assert moved == ["pretrain.yaml"]
+
+
+def test_a_written_configuration_reads_back_as_it_is():
+    for stage in table_stages(PROJECT, Table("table1", "smoke", 1)):
+        text = input_texts(PROJECT, stage)[stage.config_path]
+        assert yaml.safe_load(text) == stage.config
+
+
+def test_the_table_follows_from_the_inputs_of_every_run():
+    config = table_stage(PROJECT, Table("table1", "smoke", 1)).config
+    rows = [row for group in config["groups"] for row in group["rows"]]
+    hashes = [tuple(sorted(inputs.items())) for row in rows for inputs in row["inputs"].values()]
+    assert len(set(hashes)) == len(rows)
+
+
+def test_the_graph_is_built_without_torch():
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom polygrain.config.project import Project\n"
+        "from polygrain.config.tables import Table, table_stages\n"
+        "table_stages(Project(Path(sys.argv[1])), Table('table1'))\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'too much imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(PROJECT.root)], check=True)

@@ -1,0 +1,105 @@
+"""A small project on disk: five rows of two seeds with 40 test images each, and the resolved table over them."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polygrain.evaluate.result import Predictions, Result
+from polygrain.provenance.files import sha256_bytes, write_text
+
+HEADER = "row,method,backbone,dataset,protocol,metric,value,unit,source\n"
+REPORTED = HEADER + 'plain,Plain,RN-50,Big,linear evaluation,top-1,0.8460,fraction,"Some README, table 2"\n'
+
+# Of 40 test images, how many each seed gets right: method -> protocol -> seeds.
+RIGHT = {
+    "random": {"knn": (10, 12), "linear": (16, 16)},
+    "pca": {"knn": (14, 14), "linear": (12, 12)},
+    "plain": {"knn": (30, 34), "linear": (16, 17)},
+    "group": {"knn": (30, 34), "linear": (30, 36)},
+    "cheap": {"knn": (38, 40), "linear": (39, 40)},
+}
+
+
+def result(right: int, protocol: str, note: str = "", images: int = 40) -> Result:
+    labels = np.arange(images, dtype=np.int64) % 10
+    predicted = np.where(np.arange(images) < right, labels, (labels + 1) % 10)
+    predictions = Predictions(predicted, labels, 7 * np.arange(images, dtype=np.int64))
+    return Result({"toy/top1": right / images, "toy/macro": right / images}, {}, {"toy": predictions}, note)
+
+
+def row(label: str, method: str, passes: float, **extra: Any) -> dict[str, Any]:
+    runs = [f"runs/cpu/toy/{method}/base/seed{seed}" for seed in (0, 1)]
+    hashes = {part: sha256_bytes(f"{method} {part}".encode()) for part in ("config", "code", "environment")}
+    facts = {"images_seen": passes / 3, "encoder_passes": passes}
+    return {
+        "label": label,
+        "method": method,
+        "runs": runs,
+        "facts": facts,
+        "inputs": dict.fromkeys(runs, hashes),
+    } | extra
+
+
+def resolved() -> dict[str, Any]:
+    return {
+        "name": "Table 9",
+        "title": "Toy data",
+        "caption": "Top-1 accuracy (%).",
+        "dataset": "toy",
+        "scale": "cpu",
+        "seeds": [0, 1],
+        "groups": [
+            {"label": "Controls", "rows": [row("Random", "random", 0), row("PCA", "pca", 0)]},
+            {
+                "label": "Methods",
+                "best": True,
+                "rows": [
+                    row("Plain", "plain", 1_199_616.0, note="A baseline."),
+                    row("Group", "group", 1_200_000.0, reconstructed="the queue"),
+                    row("Cheap", "cheap", 600_000.0),
+                ],
+            },
+        ],
+        "columns": [
+            {"id": "knn", "group": "Toy", "label": "k-NN", "protocol": "knn", "value": "toy/top1"},
+            {"id": "linear", "group": "Toy", "label": "linear", "protocol": "linear", "value": "toy/top1"},
+            {"id": "passes", "label": "passes", "fact": "encoder_passes"},
+            {"id": "cited", "label": "cited", "reported": True, "note": "Not comparable."},
+        ],
+        "compare": {
+            "columns": ["knn", "linear"],
+            "reference": ["Random", "PCA"],
+            "level": 0.05,
+            "draws": 2000,
+        },
+        "reported": [{"row": "Plain", "column": "cited", "record": "plain"}],
+        "reported_sources": ["params/reported/toy.csv"],
+        "footnotes": ["Passes: units spent."],
+        "manifests": ["data/toy/manifest.json"],
+    }
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return copy.deepcopy(resolved())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    write_text(tmp_path / "data/toy/manifest.json", '{"name": "toy"}\n')
+    write_text(tmp_path / "params/reported/toy.csv", REPORTED)
+    for method, protocols in RIGHT.items():
+        for protocol, seeds in protocols.items():
+            for seed, right in enumerate(seeds):
+                folder = tmp_path / f"runs/cpu/toy/{method}/base/seed{seed}/results"
+                result(right, protocol).save(folder, protocol)
+    return tmp_path
+
+
+@pytest.fixture
+def make_result() -> Callable[..., Result]:
+    return result

@@ -1,0 +1,234 @@
+"""Cells: means, bold, arrows, missing values, and faults that name the file."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polygrain.evaluate.result import Predictions, Result
+from polygrain.provenance.claim import claim_id
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_text
+from polygrain.report.build import footer_of
+from polygrain.report.cells import Cell, Table, letters
+from polygrain.report.measured import Results
+from polygrain.report.reported import read_reported
+from polygrain.report.spec import parse
+from polygrain.report.table import count, make_table
+
+Config = dict[str, Any]
+
+
+def built(config: Config, root: Path) -> Table:
+    spec = parse(config)
+    records = read_reported(root / path for path in spec.reported_sources)
+    return make_table(spec, Results(root), records, footer_of(spec, root))
+
+
+def cell(table: Table, label: str, column: str) -> Cell:
+    place = [known.id for known in table.columns].index(column)
+    return next(row.cells[place] for group in table.groups for row in group.rows if row.label == label)
+
+
+def results(project: Path, method: str, seed: int) -> Path:
+    return project / f"runs/cpu/toy/{method}/base/seed{seed}/results"
+
+
+def test_mean_and_spread_in_percent(config: Config, project: Path) -> None:
+    found = cell(built(config, project), "Plain", "knn")
+    assert (found.text, found.n, found.unit) == ("80.0 ± 7.1", 2, "%")
+    assert (found.mean, found.sd) == (pytest.approx(80.0), pytest.approx(50**0.5))
+
+
+def test_bold_is_the_best_of_equal_compute_and_ties_share_it(config: Config, project: Path) -> None:
+    """Cheap is better everywhere but spent half; Plain and Group tie on k-NN; controls are not ranked."""
+    table = built(config, project)
+    bold = [
+        (row.label, column.id)
+        for group in table.groups
+        for row in group.rows
+        for column, found in zip(table.columns, row.cells, strict=True)
+        if found.best
+    ]
+    assert bold == [("Plain", "knn"), ("Group", "knn"), ("Group", "linear")]
+    assert "within 5 % of the median" in " ".join(table.legend)
+
+
+def test_one_comparable_row_is_not_bold(config: Config, project: Path) -> None:
+    del config["groups"][1]["rows"][1:]
+    assert not cell(built(config, project), "Plain", "knn").best
+
+
+def test_arrows_against_the_best_reference_of_the_column(config: Config, project: Path) -> None:
+    table = built(config, project)
+    assert [cell(table, "Plain", name).arrow for name in ("knn", "linear")] == ["↑", ""]
+    better, tied = cell(table, "Plain", "knn").comparison, cell(table, "Plain", "linear").comparison
+    assert better is not None
+    assert tied is not None
+    assert (better.reference, tied.reference) == ("PCA", "Random")
+    assert better.difference.estimate == pytest.approx(32 / 40 - 14 / 40)
+    assert better.p_adjusted >= better.difference.p
+    assert tied.p_adjusted > 0.2
+    assert cell(table, "Random", "knn").comparison is None
+    assert any("6 comparisons" in line for line in table.legend)
+
+
+def test_a_worse_row_points_down(config: Config, project: Path) -> None:
+    config["compare"]["reference"] = ["Cheap"]
+    assert cell(built(config, project), "Random", "linear").arrow == "↓"
+
+
+def test_one_seed_has_no_spread_and_says_so(config: Config, project: Path) -> None:
+    config["seeds"] = [0]
+    for group in config["groups"]:
+        for row in group["rows"]:
+            row["runs"] = row["runs"][:1]
+    table = built(config, project)
+    assert cell(table, "Plain", "knn").text == "75.0"
+    assert table.legend[0] == "Numbers are from the single seed 0; their spread is unknown."
+
+
+def test_a_missing_seed_makes_the_cell_missing(config: Config, project: Path) -> None:
+    (results(project, "plain", 1) / "knn.json").unlink()
+    table = built(config, project)
+    found = cell(table, "Plain", "knn")
+    assert (found.text, found.n, found.mean, found.comparison) == ("—", 0, None, None)
+    assert found.notes == ("Missing: no knn result for seed 1.",)
+    assert cell(table, "Plain", "linear").text == "41.2 ± 1.8"
+    assert "Missing: no knn result for seed 1." in table.footnotes
+
+
+def test_a_whole_run_missing(config: Config, project: Path) -> None:
+    shutil.rmtree(results(project, "plain", 0))
+    shutil.rmtree(results(project, "plain", 1))
+    assert cell(built(config, project), "Plain", "knn").notes == ("Missing: no knn result for seeds 0, 1.",)
+
+
+def test_a_missing_value_names_it(config: Config, project: Path) -> None:
+    config["columns"][0]["value"] = "toy/1%/top1"
+    table = built(config, project)
+    assert cell(table, "PCA", "knn").notes == ("Missing: knn gave no toy/1%/top1 for seeds 0, 1.",)
+    assert cell(table, "Plain", "knn").arrow == ""
+
+
+def test_a_missing_reference_leaves_its_column_uncompared(config: Config, project: Path) -> None:
+    (results(project, "pca", 0) / "knn.npz").unlink()
+    table = built(config, project)
+    assert cell(table, "Group", "knn").comparison is None
+    assert cell(table, "Group", "linear").comparison is not None
+
+
+def test_missing_predictions_are_a_note_not_a_fault(config: Config, project: Path) -> None:
+    for seed in (0, 1):
+        Result({"toy/top1": 0.75}, {}, {}).save(results(project, "plain", seed), "knn")
+    found = cell(built(config, project), "Plain", "knn")
+    assert (found.text, found.comparison) == ("75.0 ± 0.0", None)
+    assert found.notes == ("Not compared: knn kept no predictions for toy/top1.",)
+
+
+def test_remarks_of_a_protocol_are_footnotes_of_their_data_set(
+    config: Config, project: Path, make_result: Callable[..., Result]
+) -> None:
+    for seed, right in ((0, 30), (1, 34)):
+        note = "toy: the encoder has collapsed; other: something"
+        make_result(right, "knn", note=note).save(results(project, "plain", seed), "knn")
+    assert cell(built(config, project), "Plain", "knn").notes == ("Seeds 0, 1, toy: the encoder has collapsed.",)
+
+
+def test_facts_and_reported_values(config: Config, project: Path) -> None:
+    table = built(config, project)
+    assert [cell(table, label, "passes").text for label in ("Random", "Group", "Cheap")] == ["0", "1.20 M", "600 k"]
+    cited = cell(table, "Plain", "cited")
+    assert cited.text == "84.60"
+    assert cited.notes == ("Reported: Plain, RN-50, Big, linear evaluation, top-1: Some README, table 2.",)
+    assert cell(table, "PCA", "cited").notes == ("Missing: no source at hand reports such a number.",)
+    assert not cited.best
+
+
+def test_footnote_marks_follow_reading_order(config: Config, project: Path) -> None:
+    marks = list(built(config, project).footnotes.items())
+    assert [mark for _, mark in marks] == ["a", "b", "c", "d"]
+    assert [text.split()[0] for text, _ in marks] == ["Not", "Missing:", "A", "Reported:"]
+    assert [letters(number) for number in (0, 25, 26, 52)] == ["a", "z", "aa", "ba"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (640, "640"), (999.6, "1.00 k"), (9_216, "9.22 k"), (99_960, "100 k"), (999_600, "1.00 M")],
+)
+def test_counts_have_three_digits(value: float, text: str) -> None:
+    assert count(value) == text
+
+
+def test_footer_names_data_and_claim(config: Config, project: Path) -> None:
+    footer = built(config, project).footer
+    manifest = "data/toy/manifest.json"
+    data = sha256_bytes(canonical_json({manifest: sha256_file(project / manifest)}).encode())
+    rows = [row for group in config["groups"] for row in group["rows"]]
+    runs = {run: {**hashes, "data": data} for row in rows for run, hashes in row["inputs"].items()}
+    assert footer.claim_id == claim_id(runs)
+    assert footer.text == f"scale cpu · seeds 0, 1 · data {data[:12]} · claim {footer.claim_id[:16]}"
+
+
+def test_claim_follows_the_data(config: Config, project: Path) -> None:
+    before = built(config, project).footer
+    write_text(project / "data/toy/manifest.json", '{"name": "other"}\n')
+    after = built(config, project).footer
+    assert before.data_hash != after.data_hash
+    assert before.claim_id != after.claim_id
+
+
+def spoil_json(folder: Path, value: Any) -> None:
+    about = json.loads((folder / "knn.json").read_text())
+    about["values"]["toy/top1"] = value
+    write_text(folder / "knn.json", json.dumps(about))
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "0.5", True, None, float("nan")])
+def test_a_value_that_is_no_fraction(config: Config, project: Path, value: Any) -> None:
+    spoil_json(results(project, "plain", 1), value)
+    with pytest.raises(UserError, match=r"seed1/results/knn\.json: toy/top1 must be a fraction"):
+        built(config, project)
+
+
+def test_a_value_that_disagrees_with_its_predictions(config: Config, project: Path) -> None:
+    spoil_json(results(project, "plain", 1), 0.5)
+    with pytest.raises(UserError, match=r"seed1/results/knn\.npz: disagrees"):
+        built(config, project)
+
+
+@pytest.mark.parametrize(("name", "content"), [("knn.json", "{"), ("knn.json", "[1]"), ("knn.npz", "no zip")])
+def test_a_damaged_file(config: Config, project: Path, name: str, content: str) -> None:
+    write_text(results(project, "plain", 0) / name, content)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        built(config, project)
+
+
+def test_rows_tested_on_other_images(config: Config, project: Path, make_result: Callable[..., Result]) -> None:
+    for seed in (0, 1):
+        make_result(20, "knn", images=50).save(results(project, "plain", seed), "knn")
+    with pytest.raises(UserError, match="tested on other images"):
+        built(config, project)
+
+
+def test_order_of_test_images_is_matched_by_index(config: Config, project: Path) -> None:
+    before = cell(built(config, project), "Plain", "knn").comparison
+    folder = results(project, "plain", 0)
+    loaded = Result.load(folder, "knn")
+    order = np.random.default_rng(0).permutation(40)
+    rows = loaded.predictions["toy"]
+    shuffled = Predictions(rows.predicted[order], rows.label[order], rows.index[order])
+    Result(loaded.values, {}, {"toy": shuffled}).save(folder, "knn")
+    assert cell(built(config, project), "Plain", "knn").comparison == before
+
+
+def test_an_image_that_occurs_twice(config: Config, project: Path) -> None:
+    rows = Result.load(results(project, "plain", 0), "knn").predictions["toy"]
+    twice = Predictions(rows.predicted, rows.label, np.zeros_like(rows.index))
+    Result({"toy/top1": 0.75}, {}, {"toy": twice}).save(results(project, "plain", 0), "knn")
+    with pytest.raises(UserError, match="occurs twice"):
+        built(config, project)

@@ -1,0 +1,245 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from polygrain.backbones.load import load_backbone
+from polygrain.data.packed import open_packed
+from safetensors import safe_open
+
+from polygrain.config.project import Project
+from polygrain.config.runs import Run
+from polygrain.config.stages import configuration, stage_of
+from polygrain.methods.load import load_method
+from polygrain.nn.clock import Clock
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import canonical_json, sha256_file, write_text
+from polygrain.train.run import Training, pretrain
+from polygrain.train.state import Identity
+
+PROJECT = Project(Path(__file__).resolve().parents[2])
+IDENTITY = Identity("config", "code", "environment", "data")
+METHODS = sorted(path.stem for path in (PROJECT.params / "method").glob("*.yaml"))
+
+
+def config_of(method: str) -> dict[str, Any]:
+    config = stage_of(PROJECT, "pretrain", Run("smoke", "fashion-mnist", method, "base", 0).path).config
+    return {
+        **config,
+        "pretrain": {**config["pretrain"], "images": 320, "batch": 32},
+        "steps": 12 if config["steps"] else 0,
+    }
+
+
+def run(config: dict[str, Any], data: Path, folder: Path, **options: Any) -> dict[str, str]:
+    pretrain(config, data=data, run=folder, timing=folder / "timing.jsonl", identity=IDENTITY, **options)
+    return {name: sha256_file(folder / name) for name in ("checkpoint.safetensors", "metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small packed data set of moving bars, ten classes of 60 images."""
+    return pack(tmp_path_factory.mktemp("data"), seed=0)
+
+
+def pack(folder: Path, *, seed: int, labels: np.ndarray | None = None) -> Path:
+    generator = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(10), 60)
+    images = generator.integers(0, 60, (600, 1, 28, 28)).astype(np.uint8)
+    for image, label in zip(images, truth, strict=True):
+        image[0, 2 * label : 2 * label + 5] += 150
+    order = generator.permutation(600)
+    splits = {"train": order[:420], "validation": order[420:500], "test": order[500:]}
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", truth if labels is None else labels)
+    np.savez(folder / "splits.npz", **{name: np.sort(part).astype(np.int64) for name, part in splits.items()})
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        for name in ("images.npy", "labels.npy", "splits.npz")
+    }
+    manifest = {
+        "format": 1, "name": "bars", "classes": [str(k) for k in range(10)], "shape": [1, 28, 28],
+        "mean": [0.3], "std": [0.25], "coarse": {"names": ["all"], "of_class": [0] * 10},
+        "splits": {name: len(part) for name, part in splits.items()}, "label_subsets": {"1%": 10, "10%": 42},
+        "files": files, "raw": {}, "licence": "none", "source": "made for a test",
+    }  # fmt: skip
+    write_text(folder / "manifest.json", canonical_json(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_the_same_bits_twice_and_in_pieces(method, data, tmp_path):
+    config = config_of(method)
+    straight = run(config, data, tmp_path / "straight")
+    assert run(config, data, tmp_path / "again") == straight
+    folder = tmp_path / "pieces"
+    (folder / "scratch").mkdir(parents=True)
+    for stop in (1, 4, 9) if config["steps"] else ():
+        training = Training(config, data, folder / "scratch/state.pt", IDENTITY, resume=False)
+        assert training.step == {1: 0, 4: 1, 9: 4}[stop]
+        while training.step < stop:
+            training.take_step()
+        from polygrain.train.state import save_state
+
+        save_state(training.state_path, training.state())
+    assert run(config, data, folder) == straight
+    assert not (folder / "scratch/state.pt").exists()
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path):
+    config = config_of("simclr")
+    config["steps"], config["pretrain"]["state_every"] = 60, 3
+    straight = run(config, data, tmp_path / "straight")
+    folder = tmp_path / "killed"
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom polygrain.provenance.pins import pin_torch\npin_torch()\n"
+        "from polygrain.train.run import pretrain\nfrom polygrain.train.state import Identity\n"
+        "folder = Path(sys.argv[3])\n"
+        "pretrain(json.loads(sys.argv[1]), data=Path(sys.argv[2]), run=folder, timing=folder / 'timing.jsonl',\n"
+        "         identity=Identity('config', 'code', 'environment', 'data'))\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(config), str(data), str(folder)]
+    for delay in (0.05, 0.4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        state, deadline = folder / "scratch/state.pt", time.monotonic() + 60
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while not (state.exists() and state.stat().st_mtime_ns != before) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (folder / "checkpoint.safetensors").exists()
+    assert run(config, data, folder) == straight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_do_not_touch_what_claims_to_learn_without_them(method, data, tmp_path):
+    labels = np.random.default_rng(1).permutation(np.load(data / "labels.npy"))
+    other = pack(tmp_path_folder(tmp_path), seed=0, labels=labels)
+    config = config_of(method)
+    backbone = load_backbone(**config["backbone"], channels=1)
+    uses_labels = load_method(method, backbone, config["method"]["values"]).uses_labels
+    same = sha(run(config, data, tmp_path / "a")) == sha(run(config, other, tmp_path / "b"))
+    assert same is not bool(uses_labels)
+
+
+def sha(files: dict[str, str]) -> str:
+    return files["checkpoint.safetensors"]
+
+
+def tmp_path_folder(tmp_path: Path) -> Path:
+    (tmp_path / "relabelled").mkdir()
+    return tmp_path / "relabelled"
+
+
+def test_the_loss_falls_and_the_metrics_say_where(data, tmp_path):
+    config = config_of("simclr")
+    config["steps"] = 40
+    run(config, data, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(0, 40, config["pretrain"]["log_every"]), 39]
+    assert lines[0]["loss"] == pytest.approx(math.log(63), abs=0.5)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
+    assert all("seconds" not in key and "time" not in key for line in lines for key in line)
+
+
+def test_the_checkpoint_holds_the_whole_method_under_one_metadata_key(data, tmp_path):
+    config = config_of("simclr")
+    run(config, data, tmp_path / "run")
+    with safe_open(tmp_path / "run/checkpoint.safetensors", "pt") as file:
+        metadata = file.metadata()
+        names = set(file.keys())
+    assert list(metadata) == ["polygrain"]
+    method = load_method("simclr", load_backbone(**config["backbone"], channels=1), config["method"]["values"])
+    assert names == set(method.state_dict())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_publishes_nothing(data, tmp_path):
+    config = config_of("simclr")
+    config["optimizer"] = {
+        **config["optimizer"],
+        "schedule": {**config["optimizer"]["schedule"], "base": 1e30, "warmup": 0.0},
+    }
+    with pytest.raises(UserError, match=r"loss 'instance' is (nan|inf) at step \d+ of 12; nothing was published"):
+        run(config, data, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoint.safetensors").exists()
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_corrupted_data_is_refused_before_the_first_step(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    with (tmp_path / "data/images.npy").open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"\x00\x01\x02")
+    with pytest.raises(UserError, match=r"images\.npy"):
+        run(config_of("simclr"), tmp_path / "data", tmp_path / "run")
+
+
+def test_a_subset_larger_than_the_split_is_refused(data, tmp_path):
+    config = config_of("simclr")
+    config["pretrain"]["images"] = 100_000
+    with pytest.raises(UserError, match=r"100000|100,000"):
+        run(config, data, tmp_path / "run")
+
+
+def test_a_full_disk_at_checkpoint_time_publishes_nothing_and_the_next_try_ends_well(data, tmp_path, monkeypatch):
+    config = config_of("simclr")
+    straight = run(config, data, tmp_path / "straight")
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "checkpoint" in path.name:
+            write(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            run(config, data, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["scratch"]
+    assert run(config, data, tmp_path / "run") == straight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_declared_encoder_passes_are_what_a_step_does(method, data):
+    """Area-weighted forwards of the evaluated network and its copies; one that carries gradient counts 3."""
+    config = config_of(method)
+    declared = configuration(PROJECT, Run("smoke", "fashion-mnist", method, "base", 0))["method"]["encoder_passes"]
+    training = Training(config, data, Path("unused"), IDENTITY, resume=False)
+    if config["steps"] == 0:
+        assert declared == 0
+        return
+    kind, spent = type(training.method.backbone), []
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        images, area = inputs[0].shape[0], inputs[0].shape[-1] ** 2 / config["input_size"] ** 2
+        spent.append(images * area * (3 if output.pooled.requires_grad else 1))
+
+    for module in training.method.modules():
+        if isinstance(module, kind):
+            module.register_forward_hook(count)
+    training.take_step()
+    assert sum(spent) / training.data.batch_size == pytest.approx(declared)
+
+
+def test_every_image_is_seen_once_an_epoch_and_the_clock_says_when(data):
+    training = Training(config_of("simclr"), data, Path("unused"), IDENTITY, resume=False)
+    per_epoch = training.data.steps_per_epoch
+    assert open_packed(data).subset("train", 320).shape == (320,)
+    seen = []
+    for step in range(2 * per_epoch):
+        clock = Clock(0, step, 100, per_epoch)
+        seen.append(training.data.batch(clock, ("global",)).indices)
+    first, second = torch.cat(seen[:per_epoch]), torch.cat(seen[per_epoch:])
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 320
+    assert not torch.equal(first, second)

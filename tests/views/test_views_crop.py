@@ -1,0 +1,135 @@
+"""Crop, resize, flip and blur against torchvision's functions, image by image; geometry against painted coordinates."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as reference
+
+from polygrain.views.apply import apply, plain_view
+from polygrain.views.batch import Geometry
+from polygrain.views.crop import blur_radius, crop_resize_flip, gaussian_blur
+from polygrain.views.draw import Parameters, draw
+from polygrain.views.recipe import Recipe
+
+BOXES = [(0, 0, 28, 28), (3, 5, 16, 16), (0, 7, 9, 21), (27, 0, 1, 28), (10, 10, 5, 7), (1, 0, 27, 27)]
+
+
+def _images(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 64])
+def test_crop_resize_flip_is_torchvisions(channels: int, size: int) -> None:
+    images = _images(len(BOXES), channels, 28, 28).float() / 255
+    flip = torch.tensor([False, True, False, True, True, False])
+    made = crop_resize_flip(images, torch.tensor(BOXES), flip, size)
+    for image, box, mirrored, view in zip(images, BOXES, flip, made, strict=True):
+        expected = reference.resized_crop(image, *box, [size, size], antialias=True)
+        expected = reference.hflip(expected) if mirrored else expected
+        torch.testing.assert_close(view, expected, atol=2e-6, rtol=0)
+
+
+def test_source_that_is_not_square() -> None:
+    images = _images(2, 3, 20, 33).float() / 255
+    boxes = torch.tensor([[2, 1, 18, 30], [0, 20, 7, 13]])
+    made = crop_resize_flip(images, boxes, None, 12)
+    for image, box, view in zip(images, boxes.tolist(), made, strict=True):
+        expected = reference.resized_crop(image, *box, [12, 12], antialias=True)
+        torch.testing.assert_close(view, expected, atol=2e-6, rtol=0)
+
+
+def test_crop_of_the_views_own_size_copies_pixels() -> None:
+    images = _images(3, 1, 28, 28).float()
+    boxes = torch.tensor([[0, 0, 16, 16], [12, 3, 16, 16], [5, 12, 16, 16]])
+    made = crop_resize_flip(images, boxes, torch.tensor([False, False, True]), 16)
+    expected = [images[i, :, t : t + 16, left : left + 16] for i, (t, left) in enumerate([(0, 0), (12, 3), (5, 12)])]
+    expected[2] = expected[2].flip(-1)
+    assert torch.equal(made, torch.stack(expected))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blur_is_torchvisions(channels: int) -> None:
+    images = _images(5, channels, 24, 24).float() / 255
+    sigmas = [0.1, 0.45, 0.0, 1.3, 2.0]
+    radius = blur_radius(2.0, 24)
+    made = gaussian_blur(images, torch.tensor(sigmas), radius)
+    for image, sigma, view in zip(images, sigmas, made, strict=True):
+        kernel = [2 * radius + 1] * 2
+        expected = reference.gaussian_blur(image, kernel, [sigma, sigma]) if sigma else image
+        torch.testing.assert_close(view, expected, atol=2e-6, rtol=0)
+    assert torch.equal(made[2], images[2])
+
+
+@pytest.mark.parametrize(("sigma", "size", "radius"), [(0.1, 32, 1), (0.5, 32, 2), (2.0, 32, 6), (2.0, 4, 3)])
+def test_blur_radius_covers_three_sigma_within_reflection(sigma: float, size: int, radius: int) -> None:
+    assert blur_radius(sigma, size) == radius
+    image = _images(1, 1, size, size).float() / 255
+    expected = reference.gaussian_blur(image, [2 * radius + 1] * 2, [sigma, sigma])
+    torch.testing.assert_close(gaussian_blur(image, torch.tensor([sigma]), radius), expected, atol=2e-6, rtol=0)
+
+
+def test_blur_refuses_a_radius_that_reflection_cannot_serve() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        gaussian_blur(torch.zeros(1, 1, 4, 4), torch.ones(1), 4)
+
+
+@pytest.mark.parametrize("size", [16, 28, 32, 48])
+def test_plain_view_is_torchvisions_resize(size: int) -> None:
+    images = _images(4, 3, 28, 28)
+    mean, std = [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]
+    expected = reference.normalize(reference.resize(images.float() / 255, [size, size], antialias=True), mean, std)
+    torch.testing.assert_close(plain_view(images, size, mean, std), expected, atol=5e-6, rtol=0)
+
+
+def test_plain_view_of_equal_size_is_exact_and_leaves_its_input() -> None:
+    images = _images(4, 1, 28, 28)
+    before = images.clone()
+    assert torch.equal(plain_view(images, 28, [0.25], [0.5]), (images.float() / 255 - 0.25) / 0.5)
+    assert torch.equal(images, before)
+
+
+def test_whole_image_recipe_is_the_plain_view() -> None:
+    images = _images(6, 1, 28, 28)
+    recipe = Recipe.from_mapping({"size": 32, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0})
+    drawn = draw(recipe, seed=0, epoch=0, indices=torch.arange(6), view=0, source=(28, 28))
+    assert torch.equal(apply(images, drawn, recipe, [0.3], [0.3]), plain_view(images, 32, [0.3], [0.3]))
+
+
+def test_painted_coordinates_come_back_where_the_geometry_says() -> None:
+    """Paint every pixel's row and column into an image, make views, and ask the geometry where view pixels lie."""
+    source, size = 40, 10
+    row = torch.arange(source).float() + 0.5
+    paint = torch.stack(torch.meshgrid(row, row, indexing="ij"))[None].repeat(64, 1, 1, 1)
+    recipe = Recipe.from_mapping({"size": size, "scale": [0.1, 1.0], "ratio": [0.75, 1.3], "flip": 0.5})
+    drawn = draw(recipe, seed=3, epoch=0, indices=torch.arange(64), view=0, source=(source, source))
+    views = crop_resize_flip(paint, drawn.box, drawn.flip, size)
+    pixel = torch.arange(size).float() + 0.5
+    points = torch.stack(torch.meshgrid(pixel, pixel, indexing="ij"), dim=-1).view(1, -1, 2).expand(64, -1, -1)
+    predicted = Geometry(drawn.box, drawn.flip, (source, source)).to_source(points, size)
+    seen = views.flatten(2).mT.view(64, size, size, 2)
+    expected = predicted.view(64, size, size, 2)
+    # a triangle over whole pixels is off its centre by under a tenth of one; at the border it is cut, and leans inwards
+    torch.testing.assert_close(seen[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], atol=0.1, rtol=0)
+    assert (seen - expected).abs().max() < drawn.box[:, 2:].max() / size
+    assert drawn.flip.any()
+    assert not drawn.flip.all()
+
+
+def test_views_do_not_depend_on_the_rest_of_the_batch() -> None:
+    images = _images(32, 1, 28, 28)
+    recipe = Recipe.from_mapping(
+        {"size": 32, "scale": [0.2, 1.0], "ratio": [0.75, 1.3], "flip": 0.5}
+        | {"jitter": {"probability": 0.8, "brightness": 0.4, "contrast": 0.4}}
+        | {"blur": {"probability": 0.5, "sigma": [0.1, 1.0]}, "solarise": {"probability": 0.2}}
+    )
+
+    def make(rows: Tensor) -> Tensor:
+        drawn: Parameters = draw(recipe, seed=1, epoch=2, indices=rows + 100, view=1, source=(28, 28))
+        return apply(images[rows], drawn, recipe, [0.3], [0.3])
+
+    whole = make(torch.arange(32))
+    rows = torch.tensor([31, 4, 17])
+    assert torch.equal(make(rows), whole[rows])
+    assert torch.equal(make(rows[:1]), whole[31:])

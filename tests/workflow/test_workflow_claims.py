@@ -1,0 +1,114 @@
+"""The record of a real build: dvc.yaml, dvc.lock and the published copies."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polygrain.cli.claims import jobs_of
+from polygrain.config.project import Project
+
+SMOKE = "reports/smoke-seeds1/table1.pdf"
+RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
+REPOSITORY = Project(Path(__file__).resolve().parents[2])
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture
+def recorded(copy_of_built):
+    checkout = copy_of_built()
+    checkout.run("polygrain", "record", SMOKE)
+    return checkout
+
+
+def test_dvc_yaml_lists_the_jobs_that_snakemake_reports(recorded):
+    """Compared with Snakemake's own summary, not with the code that generated the file."""
+    summary = recorded.run("snakemake", "--detailed-summary", SMOKE).stdout
+    reported = {}
+    for row in csv.DictReader(io.StringIO(summary), delimiter="\t"):
+        reported[row["output_file"]] = set(row["input-file(s)"].split(",")) - {"-", ""}
+    stages = yaml.safe_load((recorded.root / "dvc.yaml").read_text())["stages"]
+    assert {output for stage in stages.values() for output in stage["outs"]} == set(reported)
+    for stage in stages.values():
+        inputs = {*stage["deps"], *(file for entry in stage["params"] for file in entry)}
+        for output in stage["outs"]:
+            assert reported[output] == inputs, output
+
+
+def test_recording_leaves_nothing_to_do_and_touches_no_git_file_but_its_own(recorded):
+    assert recorded.planned() == {}
+    changed = recorded.run("git", "status", "--porcelain", "--untracked-files=all").stdout.split("\n")
+    names = sorted(line[3:] for line in changed if line)
+    copies = [f"reports/published/smoke-seeds1/table1.{kind}" for kind in ("csv", "md", "pdf", "tex")]
+    assert names == ["dvc.lock", "dvc.yaml", *copies]
+    assert recorded.run("dvc", "status").stdout.strip().endswith("up to date.")
+    assert recorded.run("polygrain", "check-lock", SMOKE).stdout.strip().endswith("holds")
+
+
+def test_with_symlinks_to_the_cache_nothing_runs_again_either(copy_of_built):
+    checkout = copy_of_built()
+    checkout.run("dvc", "config", "cache.type", "symlink")
+    checkout.run("polygrain", "record", SMOKE)
+    assert (checkout.root / RUN / "checkpoint.safetensors").is_symlink()
+    assert checkout.planned() == {}
+
+
+def test_a_result_edited_by_hand_is_noticed(recorded):
+    path = recorded.root / RUN / "results/linear.json"
+    text = path.read_text()
+    path.unlink()
+    path.write_text(text.replace("0.", "0.9", 1))
+    done = recorded.run("polygrain", "record", SMOKE, check=False)
+    assert done.returncode == 2
+    assert f"{RUN}/results/linear.json: edited by hand" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    done = recorded.run("polygrain", "check-lock", SMOKE, check=False)
+    assert done.returncode == 1
+    assert f"{RUN}/results/linear.json: edited by hand" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("params/method/simclr.yaml", "temperature: 0.2", "temperature: 0.7", "temperature"),
+        (
+            "src/polygrain/methods/simclr.py",
+            "METHOD = SimCLR",
+            "CHANGED = 1\nMETHOD = SimCLR",
+            "code/pretrain.json changed",
+        ),
+        ("requirements.lock", "torch==", "torch==9.", "environment.json changed"),
+    ],
+)
+def test_a_change_since_the_record_is_told_without_training(recorded, file, old, new, words):
+    path = recorded.root / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    done = recorded.run("polygrain", "check-lock", SMOKE, check=False)
+    assert done.returncode == 1
+    assert words in done.stdout
+    path.write_text(text)
+    assert recorded.run("polygrain", "check-lock", SMOKE).stdout.strip().endswith("holds")
+
+
+def test_a_published_copy_that_is_not_the_recorded_output_is_told(recorded):
+    path = recorded.root / "reports/published/smoke-seeds1/table1.csv"
+    path.write_text(path.read_text().replace("SimCLR", "SimCLR+"))
+    done = recorded.run("polygrain", "check-lock", SMOKE, check=False)
+    assert done.returncode == 1
+    assert "published/smoke-seeds1/table1.csv" in done.stdout
+
+
+def test_the_claim_in_this_repository_stands():
+    """The published table belongs to the code and params beside it, or says that it is stale."""
+    command = [sys.executable, "-m", "polygrain.cli.main", "check-lock", "reports/table1.pdf"]
+    done = subprocess.run(command, cwd=REPOSITORY.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lock = yaml.safe_load((REPOSITORY.root / "dvc.lock").read_text())
+    assert set(lock["stages"]) == {job.name for job in jobs_of(REPOSITORY, "reports/table1.pdf")}
