@@ -101,9 +101,9 @@ def test_later_layers_win(project):
         ),
         (
             "run.yaml",
-            "input_size: 32",
-            "input_sise: 32",
-            "unknown key 'input_sise'; did you mean 'input_size'?",
+            "  transfer:",
+            "  transfre:",
+            "unknown key 'evaluate.transfre'; did you mean 'transfer'?",
         ),
     ],
 )

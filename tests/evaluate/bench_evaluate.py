@@ -1,7 +1,7 @@
 """What evaluation costs at cpu scale: `python tests/evaluate/bench_evaluate.py`.
 
-The cost lines in params/evaluate come from here. Two data sets of noise go through an untrained encoder, each with 12,000
-train, 6,000 validation and 10,000 test images of 28 px in 10 classes.
+The cost lines in params/evaluate come from here. Two data sets of noise go through an untrained encoder, each with
+12,000 train, 6,000 validation and 10,000 test images of 28 px in 10 classes.
 """
 
 import json

@@ -41,9 +41,7 @@ def toy_jobs() -> list[Job]:
         for name in ("a", "b")
     ]
     checkpoints = tuple(run.outputs[0] for run in runs)
-    table = _job(
-        "table1", Path("reports"), (environment, *checkpoints), (Path(TABLE), Path("reports/late.bin"))
-    )
+    table = _job("table1", Path("reports"), (environment, *checkpoints), (Path(TABLE), Path("reports/late.bin")))
     return [table, *runs, prepare]
 
 

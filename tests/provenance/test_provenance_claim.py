@@ -40,9 +40,7 @@ def test_the_set_of_runs_and_their_paths_matter() -> None:
     assert len(ids) == 3
 
 
-@pytest.mark.parametrize(
-    "hashes", [{"code": _hash("")}, {**dict.fromkeys(PARTS, _hash("")), "time": _hash("")}]
-)
+@pytest.mark.parametrize("hashes", [{"code": _hash("")}, {**dict.fromkeys(PARTS, _hash("")), "time": _hash("")}])
 def test_other_parts_are_refused(hashes: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="needs exactly the hashes"):
         claim_id({"runs/x": hashes})

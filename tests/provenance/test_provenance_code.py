@@ -61,9 +61,7 @@ def test_golden_hash() -> None:
 def test_golden_hash_under_other_python_versions(version: str) -> None:
     beside = sorted(Path(sys.base_prefix).parent.glob(f"*{version}*/bin/python{version}"))
     python = str(beside[0]) if beside else shutil.which(f"python{version}")
-    program = (
-        "import sys; from polygrain.provenance.code import tree_hash; print(tree_hash(sys.stdin.read()))"
-    )
+    program = "import sys; from polygrain.provenance.code import tree_hash; print(tree_hash(sys.stdin.read()))"
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
         pytest.skip(f"no Python {version} here")
@@ -212,9 +210,7 @@ def test_entries_add_up_and_an_edit_is_seen_at_once(tmp_path: Path) -> None:
         ({"unused.py": "x = 1\ny = (\n"}, "polygrain.unused", "unused.py:2"),
     ],
 )
-def test_unknown_and_broken_modules_are_named(
-    tmp_path: Path, files: dict[str, str], entry: str, says: str
-) -> None:
+def test_unknown_and_broken_modules_are_named(tmp_path: Path, files: dict[str, str], entry: str, says: str) -> None:
     with pytest.raises(UserError, match=says.replace(".", r"\.")):
         code_hashes([entry], _write(tmp_path, PACKAGE | files))
 

@@ -50,7 +50,10 @@ def test_nothing_runs_again_after_it(project: Path, cache_type: str) -> None:
     assert _times(project) == times
     assert _git(project) == git
     assert (project / PREPARE).is_symlink() == (cache_type == "symlink")
-    dry = call(project, sys.executable, "-m", "snakemake", "--dry-run", "all")
+    # both times of a link count, and the oldest output shares its cached file with the newest
+    assert all((project / path).stat().st_mtime_ns <= time for path, time in times.items())
+    # large checkpoints are compared by time only: without this, Snakemake compares small files by content
+    dry = call(project, sys.executable, "-m", "snakemake", "--dry-run", "--max-checksum-file-size", "0", "all")
     assert "Nothing to be done" in dry.stdout + dry.stderr
     assert dvc(project, "status", "--json").strip() == "{}"
     # DVC wrote no .gitignore beside the outputs, and only the claim is new to git
@@ -92,9 +95,7 @@ def test_an_output_edited_by_hand_is_refused(project: Path, output: str) -> None
 def test_an_output_of_other_inputs_is_refused(project: Path, edited: str) -> None:
     path = project / "inputs/run-a" / edited
     path.write_text(path.read_text().replace("0", "1"))
-    with pytest.raises(
-        UserError, match=rf"runs/a/checkpoint.bin: was made from another inputs/run-a/{edited}"
-    ):
+    with pytest.raises(UserError, match=rf"runs/a/checkpoint.bin: was made from another inputs/run-a/{edited}"):
         record(toy_jobs(), project, PUBLISHED)
 
 

@@ -67,9 +67,7 @@ def test_holds_what_was_done(folder: Path) -> None:
     assert machine["packages"]["numpy"]
 
 
-def test_the_command_and_threads_come_from_this_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_and_threads_come_from_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["polygrain", "train", "--seed", "3"])
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")

@@ -1,6 +1,7 @@
 """A small project on disk: five rows of two seeds with 40 test images each, and the resolved table over them."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,24 @@ def config() -> dict[str, Any]:
     return copy.deepcopy(resolved())
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    write_text(tmp_path / "data/toy/manifest.json", '{"name": "toy"}\n')
-    write_text(tmp_path / "params/reported/toy.csv", REPORTED)
+def write_project(root: Path) -> Path:
+    write_text(root / "data/toy/manifest.json", '{"name": "toy"}\n')
+    write_text(root / "params/reported/toy.csv", REPORTED)
     for method, protocols in RIGHT.items():
         for protocol, seeds in protocols.items():
             for seed, right in enumerate(seeds):
-                folder = tmp_path / f"runs/cpu/toy/{method}/base/seed{seed}/results"
-                result(right, protocol).save(folder, protocol)
-    return tmp_path
+                result(right, protocol).save(root / f"runs/cpu/toy/{method}/base/seed{seed}/results", protocol)
+    return root
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_project(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "project")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import pin_process
 
@@ -151,9 +152,7 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def _project() -> "Project":  # noqa: F821 - the import below is local to keep `polygrain --help` fast
-    from polygrain.config.project import Project
-
+def _project() -> Project:
     project = Project.here()
     os.chdir(project.root)
     return project

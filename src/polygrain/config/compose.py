@@ -46,7 +46,7 @@ def overrides(run: Run, params: Path) -> list[str]:
 
 def resolve(run: Run, params: Path) -> Config:
     """The whole resolved configuration of a run, without its seed. Raises UserError on any fault in the files."""
-    return cast(Config, _resolve(tuple(overrides(run, params)), params.resolve()))
+    return _resolve(tuple(overrides(run, params)), params.resolve())
 
 
 @cache

@@ -34,6 +34,7 @@ def _explain(error: ValidationError) -> str:
     place = ".".join(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
         assert isinstance(error.instance, dict)
+        assert isinstance(error.schema, dict)
         known = error.schema.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
         return f"unknown key '{f'{place}.' if place else ''}{unknown}'{nearest(unknown, known)}"

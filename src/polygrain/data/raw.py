@@ -45,8 +45,8 @@ class Source:
 def fetch_first(dataset: str, sources: Sequence[Source], check: Callable[[Path], None], remedy: str) -> Path:
     """The folder of the first source that answers with the right content.
 
-    `check` raises UserError on a folder whose files are not the pinned ones. Raises UserError that lists every source with
-    its reason, and the remedy, when none answers.
+    `check` raises UserError on a folder whose files are not the pinned ones. Raises UserError that lists every source
+    with its reason, and the remedy, when none answers.
     """
     cache = cache_folder() / dataset
     reasons = []

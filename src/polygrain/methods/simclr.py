@@ -43,7 +43,8 @@ class SimCLR(nn.Module):
     def __init__(self, backbone: Backbone, *, temperature: float, layers: int, hidden: int, embedding: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = Head(backbone.width, hidden, embedding, layers=layers)
+        # No bias in front of a batch norm, as in the original: its true gradient is 0 and Adam would amplify the noise.
+        self.projector = Head(backbone.width, hidden, embedding, layers=layers, bias=False)
         self.temperature = temperature
 
     def views(self, clock: Clock) -> tuple[str, ...]:

@@ -50,8 +50,9 @@ class Training:
         self.data = PretrainingData(data, config)
         torch.manual_seed(config["seed"])
         backbone = load_backbone(**config["backbone"], channels=self.data.channels)
-        self.method = load_method(config["method"]["name"], backbone, config["method"]["values"])
-        self.method.to(self.device, memory_format=torch.channels_last).train()
+        # typed loosely: which hooks a method has is its own choice
+        self.method: Any = load_method(config["method"]["name"], backbone, config["method"]["values"])
+        self.method.to(self.device).to(memory_format=torch.channels_last).train()
         self.optimizer = self._optimizer()
         self.state_path, self.identity = state, identity
         self.step, self.metrics = 0, list[str]()
@@ -81,7 +82,8 @@ class Training:
 
     def take_step(self) -> None:
         """One optimiser step: views, losses, gradients, update."""
-        clock = self.clock
+        clock, optimizer = self.clock, self.optimizer
+        assert optimizer is not None, "a run of 0 steps takes none"
         with self.watch.phase("rest"):
             if clock.step_in_epoch == 0:
                 self._hook("start_epoch", clock, self.data.plain_pass)
@@ -93,13 +95,13 @@ class Training:
             loss = torch.stack(list(losses.values())).sum()
         self._refuse_non_finite(losses)
         with self.watch.phase("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
         with self.watch.phase("optimiser"):
-            rate = self._set_rate(clock)
+            rate = self._set_rate(optimizer, clock)
             norm = self._clip()
             self._hook("after_clip")
-            self.optimizer.step()
+            optimizer.step()
         with self.watch.phase("rest"):
             self._hook("after_step", clock)
         if clock.step % self.config["pretrain"]["log_every"] == 0 or clock.step == clock.steps - 1:
@@ -127,7 +129,7 @@ class Training:
         chosen = self.config["optimizer"]
         return build_optimizer(chosen["name"], self.method.parameter_groups(), **chosen["values"])
 
-    def _set_rate(self, clock: Clock) -> float:
+    def _set_rate(self, optimizer: torch.optim.Optimizer, clock: Clock) -> float:
         """Write this step's learning rate into the optimiser and return it. Warm-up is given as a share of the run."""
         schedule = self.config["optimizer"]["schedule"]
         rate = learning_rate(
@@ -139,7 +141,7 @@ class Training:
             step=clock.step,
             steps=clock.steps,
         )
-        set_learning_rate(self.optimizer, base=schedule["base"], scheduled=rate)
+        set_learning_rate(optimizer, base=schedule["base"], scheduled=rate)
         return rate
 
     def _clip(self) -> Tensor:
@@ -183,7 +185,7 @@ class Training:
         write_text(run / "metrics.jsonl", "".join(self.metrics))
         self.state_path.unlink(missing_ok=True)
 
-    def _progress(self) -> "tqdm[None]":
+    def _progress(self) -> "tqdm[Any]":
         """Images per second, elapsed and remaining; a line every half minute when nobody watches."""
         batch = self.data.batch_size
         return tqdm(

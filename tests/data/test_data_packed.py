@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polygrain.data.packed import open_packed
+from polygrain.data.prepare import balanced_order, prepare, split
+from polygrain.data.raw import Raw
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import sha256_file
+
+CONFIG = {"name": "toy", "reader": "toy", "validation": 40, "test": 0, "seed": 3}
+
+
+def raw(count: int = 400, classes: int = 4, test: int = 80, seed: int = 0) -> Raw:
+    generator = np.random.default_rng(seed)
+    return Raw(
+        images=generator.integers(0, 256, (count, 2, 5, 6)).astype(np.uint8),
+        labels=generator.permutation(np.arange(count) % classes).astype(np.int64),
+        test=np.arange(count - test, count) if test else None,
+        classes=tuple(f"c{k}" for k in range(classes)),
+        coarse_names=("all",),
+        coarse_of_class=(0,) * classes,
+        hashes={"file": "0" * 64},
+        licence="none",
+        source="made for a test",
+    )
+
+
+@pytest.fixture
+def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pack a raw data set through the real `prepare`, with a reader of our own."""
+
+    def packed(data: Raw, config: dict = CONFIG, name: str = "toy") -> Path:
+        reader = type("Reader", (), {"read": staticmethod(lambda: data)})
+        monkeypatch.setitem(__import__("sys").modules, "polygrain.data.readers.toy", reader)
+        prepare(config, tmp_path / name)
+        return tmp_path / name
+
+    return packed
+
+
+def test_what_is_packed_is_what_was_read(pack):
+    data = raw()
+    packed = open_packed(pack(data))
+    assert isinstance(packed.images, np.memmap)
+    np.testing.assert_array_equal(packed.images, data.images)
+    np.testing.assert_array_equal(packed.labels, data.labels)
+    train = data.images[packed.split("train")].astype(np.float64) / 255
+    np.testing.assert_allclose(packed.mean, train.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(packed.std, train.std(axis=(0, 2, 3)), rtol=1e-10)
+
+
+def test_splits_are_disjoint_complete_and_leave_the_test_split_alone(pack):
+    data = raw()
+    packed = open_packed(pack(data))
+    parts = {name: set(packed.split(name).tolist()) for name in ("train", "validation", "test")}
+    assert parts["test"] == set(data.test.tolist())
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [280, 40, 80]
+    assert set.union(*parts.values()) == set(range(400))
+
+
+def test_without_a_test_split_one_is_made(pack):
+    packed = open_packed(pack(raw(test=0), {**CONFIG, "test": 100}))
+    assert [len(packed.split(name)) for name in ("train", "validation", "test")] == [260, 40, 100]
+    assert np.bincount(packed.labels[packed.split("test")]).tolist() == [25] * 4
+
+
+def test_every_prefix_of_a_split_is_as_balanced_as_it_can_be(pack):
+    packed = open_packed(pack(raw()))
+    labels = packed.labels[packed.split("train")]
+    for size in range(4, 4 * min(np.bincount(labels))):
+        counts = np.bincount(labels[:size], minlength=4)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_label_subsets_are_nested_and_balanced(pack):
+    packed = open_packed(pack(raw()))
+    one, ten, everything = (packed.subset("train", name) for name in ("1%", "10%", "all"))
+    assert (len(one), len(ten), len(everything)) == (4, 28, 280)
+    np.testing.assert_array_equal(one, ten[: len(one)])
+    np.testing.assert_array_equal(ten, everything[: len(ten)])
+    assert np.bincount(packed.labels[ten]).tolist() == [7] * 4
+
+
+def test_the_order_is_a_function_of_the_seed_alone():
+    labels = np.arange(60) % 3
+    order = balanced_order(np.arange(60), labels, 5, "train")
+    np.testing.assert_array_equal(order, balanced_order(np.arange(60)[::-1].copy(), labels, 5, "train"))
+    assert not np.array_equal(order, balanced_order(np.arange(60), labels, 6, "train"))
+    assert order[:6].tolist() == [45, 49, 23, 48, 28, 29]
+
+
+def test_packing_twice_gives_the_same_bytes(pack):
+    first, second = pack(raw(), name="a"), pack(raw(), name="b")
+    for name in ("images.npy", "labels.npy", "splits.npz", "manifest.json"):
+        assert sha256_file(first / name) == sha256_file(second / name)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "splits.npz"])
+def test_damage_is_refused_by_name(pack, name):
+    root = pack(raw())
+    path = root / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"{name}: damaged.*rebuild it with `snakemake"):
+        open_packed(root)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        open_packed(root, verify=False)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name}: not found"):
+        open_packed(root)
+
+
+def test_what_does_not_exist_is_named_with_what_does(pack):
+    packed = open_packed(pack(raw()))
+    with pytest.raises(UserError, match="toy: no label subset '3%'; there are all, 1%, 10%"):
+        packed.subset("train", "3%")
+    with pytest.raises(UserError, match="toy: no split 'dev'; there are train, validation, test"):
+        packed.split("dev")
+    with pytest.raises(UserError, match="281 images of train asked, there are 280"):
+        packed.subset("train", 281)
+
+
+def test_a_split_without_a_class_is_refused(pack):
+    with pytest.raises(UserError, match="the validation split has no image of class 'c3'; change validation"):
+        pack(raw(), {**CONFIG, "validation": 3})
+
+
+def test_images_and_labels_must_belong_together(pack):
+    data = raw()
+    broken = Raw(**{**vars(data), "images": data.images[:-1]})
+    with pytest.raises(UserError, match="399 images but 400 labels"):
+        pack(broken)
+
+
+def test_more_validation_than_there_is_leaves_no_train(pack):
+    assert len(split(raw(), {**CONFIG, "validation": 500})["train"]) == 0
+    with pytest.raises(UserError, match="the train split has no image"):
+        pack(raw(), {**CONFIG, "validation": 500})
