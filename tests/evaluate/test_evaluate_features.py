@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from polygrain.backbones.droppath import set_drop_path_key
 from polygrain.backbones.load import load_backbone
-from polygrain.evaluate.features import as_channels, extract
+from polygrain.data.packed import open_packed
+from polygrain.evaluate.features import as_channels, extract, features_of
 from polygrain.evaluate.store import Features
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file
@@ -126,6 +128,18 @@ def test_a_row_has_the_same_bits_whatever_comes_with_it(data: dict[str, Path], t
     np.testing.assert_array_equal(few.train.features, whole.train.features[:37])
     np.testing.assert_array_equal(few.test.features, whole.test.features[:3])
     assert dict(few.label_subsets) == {"1%": 4, "10%": 12}  # half of the labels no longer fits
+
+
+def test_every_batch_has_one_size(data: dict[str, Path]) -> None:
+    class Recorder(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            shapes.add(tuple(x.shape))
+            return SimpleNamespace(pooled=x.flatten(1)[:, :3])
+
+    shapes: set[tuple[int, ...]] = set()
+    grey = open_packed(data["grey"])
+    features_of(Recorder(), "grey", grey, grey, **config()["features"])
+    assert shapes == {(32, 1, 16, 16)}  # 100, 21 and 30 rows: none is a multiple of 32
 
 
 def test_equal_builds_give_equal_bytes(data: dict[str, Path], tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_an_edited_probe_does_not_train_again(copy_of_built):
     values = yaml.safe_load(params.read_text())
     params.write_text(yaml.safe_dump({**values, "epochs": values["epochs"] + 1}))
     smoke = checkout.root / "params/scale/smoke.yaml"
-    smoke.write_text(smoke.read_text().replace("linear: {epochs: 5}", "linear: {epochs: 6}"))
+    smoke.write_text(smoke.read_text().replace("linear: {epochs: 5", "linear: {epochs: 6"))
     planned = checkout.planned()
     assert set(planned) == {"evaluate", "table"}
 

@@ -114,7 +114,7 @@ def _comparable(group: Group) -> list[str]:
 
 def _set_bold(labels: Sequence[str], cells: Cells, place: int) -> None:
     ranked = [label for label in labels if cells[label][place].n]
-    if len(ranked) < 1:
+    if len(ranked) < 2:
         return
     best = max(float(cells[label][place].main) for label in ranked)
     for label in ranked:
