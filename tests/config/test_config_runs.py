@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from polygrain.config.runs import Run, nearest
+from polygrain.config.runs import Run
 from polygrain.config.tables import Table
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 
 def test_a_run_is_its_path():

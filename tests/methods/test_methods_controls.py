@@ -181,6 +181,18 @@ def net_features(net: PCA, split: str) -> Tensor:
     return net.backbone(DATA[split][0]).pooled
 
 
+def test_the_choice_asks_validation_images_of_a_bank_of_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def record(queries: Tensor, truth: Tensor, bank: Tensor, labels: Tensor, k: int) -> float:
+        asked.append((tuple(queries.shape), len(truth), tuple(bank.shape), len(labels), k))
+        return 0.5
+
+    monkeypatch.setattr("polygrain.methods.pca.vote_accuracy", record)
+    fitted([8, 2], k=7)
+    assert asked == [((60, 2), 60, (120, 2), 120, 7), ((60, 8), 60, (120, 8), 120, 7)]
+
+
 def test_equal_accuracies_go_to_the_smaller_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polygrain.methods.pca.vote_accuracy", lambda *arguments: 0.5)
     assert int(fitted([8, 2, 4]).dimension) == 2

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from polygrain.backbones.load import load_backbone
-from polygrain.data.packed import open_packed
 from safetensors import safe_open
 
+from polygrain.backbones.load import load_backbone
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
 from polygrain.config.stages import configuration, stage_of
+from polygrain.data.packed import open_packed
 from polygrain.methods.load import load_method
 from polygrain.nn.clock import Clock
 from polygrain.provenance.errors import UserError

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from polygrain.backbones.contract import Backbone
-from polygrain.config.runs import nearest
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 _PARTS = ("__init__", "contract", "load")
 

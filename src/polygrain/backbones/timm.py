@@ -10,8 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map, from_tokens
-from polygrain.config.runs import nearest
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 
 def build(*, channels: int, model: str, image_size: int | None) -> "Timm":

@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from polygrain.config.runs import Run, nearest
-from polygrain.provenance.errors import UserError
+from polygrain.config.runs import Run
+from polygrain.provenance.errors import UserError, nearest
 
 Config = dict[str, Any]
 
@@ -46,11 +46,16 @@ def overrides(run: Run, params: Path) -> list[str]:
 
 def resolve(run: Run, params: Path) -> Config:
     """The whole resolved configuration of a run, without its seed. Raises UserError on any fault in the files."""
-    return _resolve(tuple(overrides(run, params)), params.resolve())
+    return _resolve(tuple(overrides(run, params)), params.resolve(), stamp(params))
+
+
+def stamp(params: Path) -> int:
+    """Latest modification under a folder of YAML files, ns: what a remembered composition is valid for."""
+    return max(path.stat().st_mtime_ns for path in params.rglob("*.yaml"))
 
 
 @cache
-def _resolve(chosen: tuple[str, ...], params: Path) -> Config:
+def _resolve(chosen: tuple[str, ...], params: Path, stamp: int) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(params), version_base="1.3"):

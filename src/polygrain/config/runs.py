@@ -1,8 +1,6 @@
 """A run is a path: `runs/{scale}/{dataset}/{method}/{variant}/seed{seed}`."""
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +35,3 @@ class Run:
             raise UserError(f"{path}: not a run; a run is runs/SCALE/DATASET/METHOD/VARIANT/seedN")
         parts = match.groupdict()
         return cls(parts["scale"], parts["dataset"], parts["method"], parts["variant"], int(parts["seed"]))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: `; did you mean 'x'?`, else the list of what there is."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known) or 'none'}"

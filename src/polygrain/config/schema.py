@@ -13,9 +13,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from polygrain.config.compose import Config
-from polygrain.config.runs import nearest
 from polygrain.config.signature import assigned_name, check_values, keywords, modules
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 
 @cache

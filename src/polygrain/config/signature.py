@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polygrain.config.runs import nearest
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 SOURCE = Path(__file__).resolve().parents[2]
 

@@ -5,12 +5,13 @@ together.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 from polygrain.config.budget import steps
-from polygrain.config.compose import Config, resolve
+from polygrain.config.compose import Config, resolve, stamp
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
 from polygrain.config.schema import check_config
@@ -60,6 +61,12 @@ class Stage:
 
 def configuration(project: Project, run: Run) -> Config:
     """A run's resolved and checked configuration. Raises UserError on any fault in params/."""
+    return _configuration(project, run.scale, run.dataset, run.method, run.variant, stamp(project.params))
+
+
+@cache
+def _configuration(project: Project, scale: str, dataset: str, method: str, variant: str, stamp: int) -> Config:
+    run = Run(scale, dataset, method, variant, 0)
     config = resolve(run, project.params)
     check_config(str(run.path), config, project.schemas)
     return config

@@ -13,12 +13,12 @@ import yaml
 
 from polygrain.config.budget import facts
 from polygrain.config.project import Project
-from polygrain.config.runs import SEGMENT, Run, nearest
+from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
 from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.environment import environment
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes
 
 DEFAULT_SCALE = "cpu"

@@ -7,11 +7,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from polygrain.config.runs import nearest
 from polygrain.config.signature import check_values, keywords, modules
 from polygrain.evaluate.result import Result
 from polygrain.evaluate.store import Features
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 PACKAGE = "polygrain.evaluate"
 _SUPPORT = {"features", "result", "run", "store"}

@@ -121,9 +121,7 @@ def find_problems(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path
     return problems
 
 
-def _check_stage(
-    job: Job, root: Path, locked: Mapping[str, Locked], made: Mapping[Path, Job]
-) -> Iterator[Problem]:
+def _check_stage(job: Job, root: Path, locked: Mapping[str, Locked], made: Mapping[Path, Job]) -> Iterator[Problem]:
     stage = locked.get(job.name)
     if stage is None:
         yield Problem(f"{job.name}: not in {LOCK}; {_AGAIN}", job.name, stale=True)
@@ -157,9 +155,7 @@ def _check_dependencies(
     then = locked[job.name].dependencies
     for path in inputs_of(job):
         if path.as_posix() not in then:
-            yield Problem(
-                f"{job.name}: depends on {path}, {LOCK} does not know; {_AGAIN}", job.name, stale=True
-            )
+            yield Problem(f"{job.name}: depends on {path}, {LOCK} does not know; {_AGAIN}", job.name, stale=True)
         else:
             yield from _check_dependency(job, path, then[path.as_posix()], root, locked, made)
     for name in sorted(set(then) - {path.as_posix() for path in inputs_of(job)}):
@@ -177,9 +173,7 @@ def _check_dependency(
             line = f"{job.name}: used another {path} than {made[path].name} made, by {LOCK}; {_AGAIN}"
             yield Problem(line, job.name, stale=False)
     elif not (root / path).is_file():
-        yield Problem(
-            f"{job.name}: {path} is missing, so it proves nothing; put it back", job.name, stale=False
-        )
+        yield Problem(f"{job.name}: {path} is missing, so it proves nothing; put it back", job.name, stale=False)
     elif md5_file(root / path) != md5:
         yield Problem(f"{job.name}: {path} changed since {LOCK} was written; {_AGAIN}", job.name, stale=True)
 

@@ -24,9 +24,7 @@ def claim_id(runs: Mapping[str, Mapping[str, str]]) -> str:
         raise ValueError("a claim needs at least one run")
     for path, hashes in runs.items():
         if tuple(sorted(hashes)) != PARTS:
-            raise ValueError(
-                f"{path}: needs exactly the hashes {', '.join(PARTS)}, got {', '.join(sorted(hashes))}"
-            )
+            raise ValueError(f"{path}: needs exactly the hashes {', '.join(PARTS)}, got {', '.join(sorted(hashes))}")
         for part, value in hashes.items():
             if not re.fullmatch(r"[0-9a-f]{64}", value):
                 raise ValueError(f"{path}: {part} is no SHA-256 in hex: {value!r}")

@@ -69,9 +69,7 @@ def tree_hash(text: str) -> str:
 
 def _unknown(name: str, importer: str, source: Path) -> str:
     if importer:
-        return (
-            f"module {name}: imported by {importer}, but {source} holds no such module; correct that import"
-        )
+        return f"module {name}: imported by {importer}, but {source} holds no such module; correct that import"
     return f"module {name}: {source} holds no such module; check the spelling, or add the file"
 
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from polygrain.config.runs import nearest
 from polygrain.provenance.claim import claim_id
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from polygrain.report.cells import Footer, Table
 from polygrain.report.measured import Results

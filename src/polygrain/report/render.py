@@ -34,9 +34,8 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]
 
 
 def paired(table: Table) -> list[bool]:
-    """For each column, whether it prints a spread and so takes two columns of the typeset table."""
-    rows = [row for group in table.groups for row in group.rows]
-    return [any(row.cells[place].spread for row in rows) for place in range(len(table.columns))]
+    """For each column, whether it takes two of the typeset table: numbers aligned right, spreads and marks after them."""
+    return [bool(column.protocol) for column in table.columns]
 
 
 def render_csv(table: Table) -> str:
@@ -121,7 +120,7 @@ def render_latex(table: Table) -> str:
         rf"\caption{{\textbf{{{latex(table.title)}.}} {latex(table.caption)}}}",
         rf"\label{{tab:{_label(table.name)}}}",
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\begin{{tabular}}{{@{{}}l{''.join('r@{ }l' if pair else 'r' for pair in pairs)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}l{''.join('r@{}l' if pair else 'r' for pair in pairs)}@{{}}}}",
         r"\toprule",
         *_latex_heads(table, pairs),
     ]
@@ -175,5 +174,5 @@ def _latex_row(table: Table, row: TableRow, pairs: Sequence[bool]) -> str:
         elif cell.main == ABSENT:
             cells.append(rf"\multicolumn{{2}}{{c}}{{{main}{after}}}")
         else:
-            cells += [main, (rf"$\pm$ {cell.spread}" if cell.spread else "") + after]
+            cells += [main, (rf"\,$\pm$\,{cell.spread}" if cell.spread else "") + after]
     return " & ".join(cells) + r" \\"

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polygrain.config.runs import nearest
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

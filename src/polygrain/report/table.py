@@ -51,7 +51,7 @@ def _cell(spec: Spec, row: Row, column: Column, results: Results, records: Mappi
         measured = results.measured(row, column, spec.seeds)
     except MissingError as reason:
         return Cell(unit="%", main=ABSENT, notes=(f"Missing: {reason}.",))
-    mean, sd = mean_and_spread([100 * value for value in measured.values[:1] or measured.values])
+    mean, sd = mean_and_spread([100 * value for value in measured.values])
     return Cell(
         unit="%",
         main=f"{mean:.1f}",

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from polygrain.config.runs import nearest
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 Range = tuple[float, float]
 
