@@ -53,6 +53,21 @@ def test_contract(name: str, values: dict[str, Any], size: int, cells: int) -> N
         assert parameter.grad.isfinite().all(), label
 
 
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_timm_layouts_come_out_as_one(model: str) -> None:
+    backbone: Any = _load("timm", {"model": model, "image_size": None}).eval()
+    images = _images(224)
+    with torch.no_grad():
+        encoded, raw = backbone(images), backbone.network.forward_features(images)
+    if model.startswith("resnet"):
+        assert torch.equal(encoded.map, raw)
+    elif model.startswith("swin"):
+        assert torch.equal(encoded.map[:, :, 2, 5], raw[:, 2, 5])
+    else:
+        assert torch.equal(encoded.tokens, raw[:, 1:])
+        assert torch.equal(encoded.pooled, raw[:, 0])
+
+
 @pytest.mark.parametrize(("name", "values", "size"), [("resnet", RESNET, 32), ("vit", VIT, 28)])
 def test_channels_last_is_contiguous_and_repeats_to_the_bit(name: str, values: dict[str, Any], size: int) -> None:
     images = _images(size, channels=3, count=8)

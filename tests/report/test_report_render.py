@@ -157,3 +157,12 @@ def test_the_report_room_needs_no_torch() -> None:
     code = "import sys, polygrain.report.build; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_fonts_of_the_machine_are_not_used(config: Config, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glyph that the packaged fonts lack would be taken from whatever the machine has."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("polygrain.report.pdf.compiler.compile", lambda source, **options: given.update(options) or b"")
+    render_pdf(built(config, project))
+    assert given["ignore_system_fonts"] is True
+    assert "font_paths" not in given

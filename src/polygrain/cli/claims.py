@@ -4,7 +4,7 @@ from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import ENVIRONMENT, Stage
+from polygrain.config.stages import Stage
 from polygrain.config.tables import Table, table_stages
 from polygrain.provenance.checklock import mark_tables, verdict
 from polygrain.provenance.pipeline import Job, stage_name
@@ -24,7 +24,7 @@ def _job(stage: Stage) -> Job:
         name=stage_name(stage.name),
         command=f"snakemake --cores all {stage.outputs[0]}",
         config=stage.config_path,
-        dependencies=(stage.code_path, ENVIRONMENT, *stage.inputs),
+        dependencies=(stage.code_path, stage.environment_path, *stage.inputs),
         outputs=stage.outputs,
         sidecar=stage.sidecar,
     )

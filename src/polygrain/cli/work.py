@@ -9,7 +9,7 @@ import yaml
 import polygrain
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import ENVIRONMENT, Stage, frozen_stage, packed, stage_of
+from polygrain.config.stages import Stage, frozen_stage, packed, stage_of
 from polygrain.config.tables import Table, table_stage
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
@@ -67,12 +67,12 @@ def _guarded(stage: Stage, workflow: bool, body: Any) -> None:
     if workflow:
         exit_with_parent()
     _check_source()
-    check_installed(read_json(ENVIRONMENT))
+    check_installed(read_json(stage.environment_path))
     missing = [path for path in stage.inputs if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: not there yet; build it with `snakemake --cores all {missing[0]}`")
     pin_torch()
-    inputs = [*stage.inputs, stage.code_path, ENVIRONMENT]
+    inputs = [*stage.inputs, stage.code_path, stage.environment_path]
     with recorded(
         stage.sidecar, stage=stage.verb, inputs=inputs, outputs=list(stage.outputs), config=stage.config_path
     ):
@@ -103,7 +103,7 @@ def _do(stage: Stage, resume: bool) -> None:
             identity = Identity(
                 config=sha256_file(stage.config_path),
                 code=sha256_file(stage.code_path),
-                environment=sha256_file(ENVIRONMENT),
+                environment=sha256_file(stage.environment_path),
                 data=sha256_file(data / "manifest.json"),
             )
             timing = stage.sidecar.with_name("timing.jsonl")

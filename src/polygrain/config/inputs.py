@@ -11,15 +11,15 @@ from pathlib import Path
 import yaml
 
 from polygrain.config.project import Project
-from polygrain.config.stages import ENVIRONMENT, Stage
+from polygrain.config.stages import VERBS, Stage
 from polygrain.provenance.code import code_hashes
-from polygrain.provenance.environment import environment
+from polygrain.provenance.environment import NUMBERS, PACKAGES, environment
 from polygrain.provenance.files import canonical_json, write_if_changed
 
 
 @cache
-def _environment(lock: Path) -> str:
-    return canonical_json(environment(lock))
+def _environment(lock: Path, packages: tuple[str, ...]) -> str:
+    return canonical_json(environment(lock, packages))
 
 
 def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
@@ -28,7 +28,7 @@ def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
     return {
         stage.config_path: yaml.safe_dump(stage.config, sort_keys=True, allow_unicode=True, width=120),
         stage.code_path: canonical_json(hashes),
-        ENVIRONMENT: _environment(project.lock),
+        stage.environment_path: _environment(project.lock, NUMBERS if stage.verb in VERBS else PACKAGES),
     }
 
 

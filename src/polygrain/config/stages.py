@@ -17,7 +17,6 @@ from polygrain.config.runs import Run
 from polygrain.config.schema import check_config
 from polygrain.provenance.errors import UserError
 
-ENVIRONMENT = Path("runs/environment.json")
 PACKED = ("images.npy", "labels.npy", "splits.npz", "manifest.json")
 VERBS = ("prepare", "pretrain", "features", "evaluate")
 
@@ -52,6 +51,11 @@ class Stage:
     def code_path(self) -> Path:
         """The code hashes."""
         return self.directory / "code" / f"{self.verb}.json"
+
+    @property
+    def environment_path(self) -> Path:
+        """The versions and pins that decide the outputs: a new typesetter makes no training stale."""
+        return Path("runs" if self.verb in VERBS else "reports", "environment.json")
 
     @property
     def sidecar(self) -> Path:
@@ -94,7 +98,7 @@ def stage_of(project: Project, verb: str, directory: str | Path) -> Stage:
             chosen = {"backbone": config["backbone"], "datasets": evaluated(config, run)}
             chosen |= {"features": config["evaluate"]["features"]}
         case _:
-            chosen = {"protocols": config["evaluate"]["protocols"], "seed": run.seed}
+            chosen = {"protocols": config["evaluate"]["protocols"]}
     return build_stage(verb, Path(directory), chosen, cost["minutes"], cost["memory"])
 
 

@@ -17,7 +17,7 @@ from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
 from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
 from polygrain.provenance.code import code_hashes
-from polygrain.provenance.environment import environment
+from polygrain.provenance.environment import NUMBERS, environment
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes
 
@@ -149,5 +149,5 @@ def _hashes(project: Project, run: Run) -> dict[str, str]:
     return {
         "config": sha256_bytes(canonical_json([stage.config for stage in stages]).encode()),
         "code": sha256_bytes(canonical_json([code_hashes(stage.entries, project.source) for stage in stages]).encode()),
-        "environment": sha256_bytes(canonical_json(environment(project.lock)).encode()),
+        "environment": sha256_bytes(canonical_json(environment(project.lock, NUMBERS)).encode()),
     }

@@ -5,14 +5,13 @@ and, in LARS and LARC, out of the layer-wise scaling. Two optional keys steer it
 factor, 1 if absent) and `lr_constant` (True: the base rate throughout, whatever the schedule says).
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 Group = dict[str, Any]
 
@@ -153,9 +152,7 @@ def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim
     Raises UserError for an unknown name and for groups without any parameter.
     """
     if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"optimizer {name!r} is not one of {', '.join(OPTIMIZERS)}{hint}")
+        raise UserError(f"no optimizer {name!r}{nearest(name, OPTIMIZERS)}")
     if not any(group["params"] for group in groups):
         raise UserError(f"optimizer {name}: the method has nothing to train; give its run 0 steps")
     return OPTIMIZERS[name](groups, **values)

@@ -8,11 +8,10 @@ Steps count from 0 to `steps` - 1. End points, which the papers place differentl
 * `learning_rate(name, ...)`: warm-up, then one of the laws in `LEARNING_RATES`.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
 
 def linear(start: float, end: float, step: int, steps: int) -> float:
@@ -108,9 +107,7 @@ def learning_rate(
     run.
     """
     if name not in LEARNING_RATES:
-        near = difflib.get_close_matches(name, LEARNING_RATES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"learning-rate schedule {name!r} is not one of {', '.join(LEARNING_RATES)}{hint}")
+        raise UserError(f"no learning-rate schedule {name!r}{nearest(name, LEARNING_RATES)}")
     if not 0 <= warmup <= steps:
         raise UserError(f"a warm-up of {warmup} steps does not fit a run of {steps}; shorten it")
     if not 0 <= step < steps:

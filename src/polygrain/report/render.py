@@ -34,7 +34,7 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]
 
 
 def paired(table: Table) -> list[bool]:
-    """For each column, whether it takes two of the typeset table: numbers aligned right, spreads and marks after them."""
+    """For each column, whether it takes two of the typeset table: numbers, then spreads and marks."""
     return [bool(column.protocol) for column in table.columns]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from polygrain.backbones.droppath import set_drop_path_key
 from polygrain.backbones.load import load_backbone
 from polygrain.methods.load import load_method
 from polygrain.nn.clip import clip_each, clip_global
@@ -88,6 +89,7 @@ class Training:
             if clock.step_in_epoch == 0:
                 self._hook("start_epoch", clock, self.data.plain_pass)
             self._hook("before_step", clock)
+            set_drop_path_key(self.method, clock.seed, clock.step)
         with self.watch.phase("views"):
             batch = self.data.batch(clock, self.method.views(clock))
         with self.watch.phase("forward"):
