@@ -147,7 +147,7 @@ def test_the_loss_falls_and_the_metrics_say_where(data, tmp_path):
     run(config, data, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [*range(0, 40, config["pretrain"]["log_every"]), 39]
-    assert lines[0]["loss"] == pytest.approx(math.log(63), abs=0.5)
+    assert math.log(63) - 0.5 < lines[0]["loss"] < math.log(63) + 1.0
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
     assert all("seconds" not in key and "time" not in key for line in lines for key in line)
 

@@ -93,7 +93,13 @@ def test_a_change_since_the_record_is_told_without_training(recorded, file, old,
     done = recorded.run("polygrain", "check-lock", SMOKE, check=False)
     assert done.returncode == 1
     assert words in done.stdout
+    marked = recorded.run("polygrain", "check-lock", "--mark", SMOKE)
+    assert marked.stdout.strip().endswith("marked stale")
+    table = recorded.root / "reports/published/smoke-seeds1/table1.md"
+    assert table.read_text().startswith("> **Stale:**")
     path.write_text(text)
+    recorded.run("polygrain", "check-lock", "--mark", SMOKE)
+    assert not table.read_text().startswith("> **Stale:**")
     assert recorded.run("polygrain", "check-lock", SMOKE).stdout.strip().endswith("holds")
 
 
@@ -103,6 +109,12 @@ def test_a_published_copy_that_is_not_the_recorded_output_is_told(recorded):
     done = recorded.run("polygrain", "check-lock", SMOKE, check=False)
     assert done.returncode == 1
     assert "published/smoke-seeds1/table1.csv" in done.stdout
+
+
+def test_the_readme_shows_the_published_table():
+    readme = (REPOSITORY.root / "README.md").read_text()
+    shown = readme.partition("<!-- table1 -->\n")[2].partition("<!-- /table1 -->")[0]
+    assert shown == (REPOSITORY.root / "reports/published/table1.md").read_text()
 
 
 def test_the_claim_in_this_repository_stands():

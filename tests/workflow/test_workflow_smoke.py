@@ -50,6 +50,20 @@ def test_every_job_leaves_a_record_and_no_half_written_file(built):
     assert not list(built.root.rglob("state.pt"))
 
 
+def test_the_hashed_code_covers_every_module_that_a_job_really_loaded(built):
+    """What decides numbers lies in these rooms; `train.guard` ends a job with its parent, whatever the verb."""
+    rooms = {"nn", "data", "views", "backbones", "methods", "train", "evaluate", "report"}
+    guard = {"polygrain.train", "polygrain.train.guard"}
+    checked = 0
+    for sidecar in built.root.glob("records/**/*.json"):
+        code = built.root / sidecar.parent.relative_to(built.root / "records") / "code" / sidecar.name
+        loaded = set(json.loads(sidecar.read_text())["modules"])
+        numeric = {name for name in loaded if name.split(".")[1:2] and name.split(".")[1] in rooms}
+        assert numeric - guard <= set(json.loads(code.read_text())), sidecar
+        checked += len(numeric)
+    assert checked > 50
+
+
 def test_git_tracks_no_output(built):
     assert built.run("git", "status", "--porcelain").stdout == ""
 
@@ -112,6 +126,28 @@ def test_mistakes_in_params_and_paths_are_one_line_that_names_the_nearest(fresh,
     done = checkout.run("snakemake", "-n", SMOKE, check=False)
     assert done.returncode != 0
     assert "unknown key 'temprature'; did you mean 'temperature'?" in done.stdout + done.stderr
+
+
+def test_an_unknown_workflow_setting_is_refused_and_a_data_folder_is_passed_on(copy_of_built, tmp_path):
+    checkout = copy_of_built()
+    done = checkout.run("snakemake", "-n", SMOKE, "--config", "dataa=x", check=False)
+    assert done.returncode != 0
+    assert "dataa" in done.stdout + done.stderr
+    (tmp_path / "sets").mkdir()
+    done = checkout.run(
+        *("snakemake", "--cores", "1", "--force", "data/animal-mnist/manifest.json"),
+        *("--config", f"data={tmp_path / 'sets'}"),
+        check=False,
+        POLYGRAIN_CACHE=str(tmp_path / "cache"),
+        PIP_INDEX_URL="http://127.0.0.1:9",
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_RETRIES="0",
+    )
+    assert done.returncode != 0
+    log = (checkout.root / "logs/data/animal-mnist/prepare.log").read_text()
+    assert f"no animal_mnist-0.4-py3-none-any.whl in {tmp_path / 'sets'}" in log
+    assert "pip download failed" in log
+    assert "Set POLYGRAIN_DATA" in log
 
 
 def test_a_corrupted_data_set_stops_the_training_with_one_line(copy_of_built):

@@ -1,4 +1,5 @@
 # Helpers for the rules; no rules here. Everything is asked of polygrain.config, which is torch-free and decides nothing twice.
+import os
 from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
@@ -8,8 +9,13 @@ from polygrain.config.stages import Stage, stage_of
 from polygrain.config.tables import Table, table_stage
 from polygrain.provenance.errors import UserError
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
 
 PROJECT = Project(Path(workflow.basedir))
+
+validate(config, str(PROJECT.schemas / "config.schema.yaml"))
+if "data" in config:
+    os.environ["POLYGRAIN_DATA"] = str(Path(config["data"]).resolve())
 
 
 wildcard_constraints:

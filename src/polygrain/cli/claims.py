@@ -7,6 +7,7 @@ from polygrain.config.project import Project
 from polygrain.config.stages import Stage
 from polygrain.config.tables import Table, table_stages
 from polygrain.provenance.checklock import mark_tables, verdict
+from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.pipeline import Job, stage_name
 from polygrain.provenance.record import record
 
@@ -43,14 +44,29 @@ def record_table(project: Project, target: str) -> None:
     """Write dvc.yaml and dvc.lock for a finished table and publish its copies."""
     jobs = jobs_of(project, target)
     record(jobs, project.root, published(target))
+    show_in_readme(project, target)
     print(f"recorded {len(jobs)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
 
 
-def check_table(project: Project, target: str, *, mark: bool = False) -> int:
-    """Print the verdict on the recorded claim; 0 when it holds or is honestly marked stale, 1 when not."""
+def show_in_readme(project: Project, target: str) -> None:
+    """Put a published default table between the README's markers `<!-- name -->` and `<!-- /name -->`."""
+    table, readme = Table.parse(target), project.root / "README.md"
+    before, start, rest = readme.read_text().partition(f"<!-- {table.name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{table.name} -->")
+    if table == Table(table.name) and start and end:
+        markdown = project.root / published(target)[table.folder / f"{table.name}.md"]
+        write_if_changed(readme, f"{before}{start}{markdown.read_text()}{end}{after}")
+
+
+def check_table(project: Project, target: str, *, mark: bool) -> int:
+    """Print the verdict on the recorded claim; 0 when it holds or is honestly marked stale, 1 when not.
+
+    With `mark`, a published table that is stale says so in its first line from now on, and a current one does not.
+    """
     jobs = jobs_of(project, target)
     if mark:
         mark_tables(jobs, project.root, published(target))
+        show_in_readme(project, target)
     result = verdict(jobs, project.root, published(target))
     for line in result.lines:
         print(line)

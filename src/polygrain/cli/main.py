@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies").add_argument("target")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
     lock.add_argument("target", nargs="?", default="reports/table1.pdf")
+    lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
@@ -133,7 +134,7 @@ def check_lock(options: argparse.Namespace) -> int:
     """Exit 1 when the claim in dvc.lock is not what HEAD would build."""
     from polygrain.cli.claims import check_table
 
-    return check_table(_project(), options.target)
+    return check_table(_project(), options.target, mark=options.mark)
 
 
 def diagnose(options: argparse.Namespace) -> int:

@@ -50,6 +50,7 @@ def recorded(
     record["peak_memory_mib"] = _peak_memory()
     record["finished"] = _now()
     record["machine"] = _machine()
+    record["modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "polygrain")
     record["outputs"] = _describe(outputs)
     write_text(sidecar, canonical_json(record))
 
