@@ -6,6 +6,11 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+# The Python that the lock is resolved for. Jobs use it only under --software-deployment-method apptainer, with a .venv that was made inside it;
+# everywhere else they run in the environment that snakemake itself runs in.
+container: "docker://python:3.11-bookworm"
+
+
 report: "workflow/report/workflow.rst"
 
 

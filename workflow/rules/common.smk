@@ -15,7 +15,7 @@ PROJECT = Project(Path(workflow.basedir))
 
 validate(config, str(PROJECT.schemas / "config.schema.yaml"))
 if "data" in config:
-    os.environ["POLYGRAIN_DATA"] = str(Path(config["data"]).resolve())
+    os.environ.update(POLYGRAIN_DATA=str(Path(config["data"]).resolve()))
 
 
 wildcard_constraints:
@@ -34,8 +34,15 @@ def stage(verb: str, wildcards) -> Stage:
         if verb == "prepare":
             return stage_of(PROJECT, verb, f"data/{wildcards.dataset}")
         if verb == "table":
-            return table_stage(PROJECT, Table.parse(f"{wildcards.folder}/{wildcards.table}.pdf"))
-        names = (wildcards.scale, wildcards.dataset, wildcards.method, wildcards.variant)
+            return table_stage(
+                PROJECT, Table.parse(f"{wildcards.folder}/{wildcards.table}.pdf")
+            )
+        names = (
+            wildcards.scale,
+            wildcards.dataset,
+            wildcards.method,
+            wildcards.variant,
+        )
         return stage_of(PROJECT, verb, str(Run(*names, int(wildcards.seed)).path))
     except UserError as error:
         raise WorkflowError(str(error)) from None
@@ -62,4 +69,7 @@ def memory(verb: str):
 
 def minutes(verb: str):
     """Time limit of a stage: three times its declared minutes, more at each new attempt."""
-    return lambda wildcards, attempt: int(10 + 3 * stage(verb, wildcards).minutes) * attempt
+    return (
+        lambda wildcards, attempt: int(10 + 3 * stage(verb, wildcards).minutes)
+        * attempt
+    )

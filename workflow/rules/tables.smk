@@ -3,7 +3,9 @@ rule table:
         decided_by=decided_by("table"),
         made_from=made_from("table"),
     output:
-        pdf=report("{folder}/{table}.pdf", caption="../report/table.rst", category="Tables"),
+        pdf=report(
+            "{folder}/{table}.pdf", caption="../report/table.rst", category="Tables"
+        ),
         csv="{folder}/{table}.csv",
         markdown="{folder}/{table}.md",
         latex="{folder}/{table}.tex",
