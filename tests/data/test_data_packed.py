@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polygrain.data.packed import open_packed
-from polygrain.data.prepare import balanced_order, prepare, split
+from polygrain.data.prepare import balanced_order, prepare
 from polygrain.data.raw import Raw
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file
@@ -75,9 +75,9 @@ def test_every_prefix_of_a_split_is_as_balanced_as_it_can_be(pack):
 
 
 def test_label_subsets_are_nested_and_balanced(pack):
-    packed = open_packed(pack(raw()))
+    packed = open_packed(pack(raw(), {**CONFIG, "validation": 30}))
     one, ten, everything = (packed.subset("train", name) for name in ("1%", "10%", "all"))
-    assert (len(one), len(ten), len(everything)) == (4, 28, 280)
+    assert (len(one), len(ten), len(everything)) == (4, 28, 290)
     np.testing.assert_array_equal(one, ten[: len(one)])
     np.testing.assert_array_equal(ten, everything[: len(ten)])
     assert np.bincount(packed.labels[ten]).tolist() == [7] * 4
@@ -135,7 +135,17 @@ def test_images_and_labels_must_belong_together(pack):
         pack(broken)
 
 
-def test_more_validation_than_there_is_leaves_no_train(pack):
-    assert len(split(raw(), {**CONFIG, "validation": 500})["train"]) == 0
-    with pytest.raises(UserError, match="the train split has no image"):
-        pack(raw(), {**CONFIG, "validation": 500})
+@pytest.mark.parametrize(("validation", "left"), [(500, 0), (161, 159)])
+def test_more_validation_than_train_is_refused(pack, validation, left):
+    with pytest.raises(UserError, match=f"toy: {validation} validation images leave {left} to train on"):
+        pack(raw(), {**CONFIG, "validation": validation})
+
+
+def test_as_much_validation_as_train_is_packed(pack):
+    packed = open_packed(pack(raw(), {**CONFIG, "validation": 160}))
+    assert len(packed.split("train")) == len(packed.split("validation")) == 160
+
+
+def test_a_test_size_beside_the_authors_split_is_refused(pack):
+    with pytest.raises(UserError, match="test is 8, but the authors give a test split of 80; set test: 0"):
+        pack(raw(), {**CONFIG, "test": 8})

