@@ -198,3 +198,11 @@ def test_the_graph_is_built_without_torch():
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'too much imported'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(PROJECT.root)], check=True)
+
+
+@pytest.mark.parametrize("path", sorted(PROJECT.params.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_opens_with_what_it_is_and_what_it_costs(path):
+    header = path.read_text().partition("\n\n")[0].splitlines()
+    comments = [line for line in header if line.startswith("#") and not line.startswith("# @package")]
+    assert comments
+    assert any(line.startswith("# Cost") or "Costs nothing" in line for line in comments), path
