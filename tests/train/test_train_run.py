@@ -243,3 +243,17 @@ def test_every_image_is_seen_once_an_epoch_and_the_clock_says_when(data):
     first, second = torch.cat(seen[:per_epoch]), torch.cat(seen[per_epoch:])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 320
     assert not torch.equal(first, second)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_run_is_the_same_bits_twice_and_sees_what_the_cpu_sees(data, tmp_path):
+    config = config_of("simclr")
+    on_cpu = Training(config, data, Path("unused"), IDENTITY, resume=False)
+    config["pretrain"]["device"] = "cuda"
+    on_gpu = Training(config, data, Path("unused"), IDENTITY, resume=False)
+    clock = Clock(0, 3, 12, on_cpu.data.steps_per_epoch)
+    for cpu, gpu in zip(
+        on_cpu.data.batch(clock, ("global",)).views, on_gpu.data.batch(clock, ("global",)).views, strict=True
+    ):
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=0, atol=1e-5)
+    assert run(config, data, tmp_path / "one") == run(config, data, tmp_path / "two")

@@ -5,7 +5,7 @@ from pathlib import Path
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import Stage
-from polygrain.config.tables import Table, table_stages
+from polygrain.config.tables import FORMATS, Table, table_stages
 from polygrain.provenance.checklock import mark_tables, verdict
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.pipeline import Job, stage_name
@@ -35,9 +35,7 @@ def published(target: str) -> dict[Path, Path]:
     """Which outputs of a table have a small recorded copy in git."""
     table = Table.parse(target)
     copies = Path("reports/published", *table.folder.parts[1:])
-    return {
-        table.folder / f"{table.name}.{kind}": copies / f"{table.name}.{kind}" for kind in ("csv", "md", "pdf", "tex")
-    }
+    return {table.folder / f"{table.name}.{kind}": copies / f"{table.name}.{kind}" for kind in FORMATS}
 
 
 def record_table(project: Project, target: str) -> None:

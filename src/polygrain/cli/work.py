@@ -1,16 +1,16 @@
 """The verbs that make things: each reads its frozen inputs, does one stage, and leaves a record of how."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 import polygrain
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage, frozen_stage, packed, stage_of
-from polygrain.config.tables import Table, table_stage
+from polygrain.config.stages import VERBS, Stage, frozen_stage, packed, stage_of
+from polygrain.config.tables import FORMATS, Table, table_stage
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
@@ -38,7 +38,7 @@ def run_table(target: str, *, workflow: bool) -> None:
     table = Table.parse(target)
     if workflow:
         path = table.folder / "config" / f"{table.name}.yaml"
-        outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in ("pdf", "csv", "md", "tex"))
+        outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS)
         config = yaml.safe_load(path.read_text())
         stage = Stage(table.name, table.folder, config, (), tuple(map(Path, config["inputs"])), outputs)
     else:
@@ -59,7 +59,7 @@ def _enter() -> Project:
     return project
 
 
-def _guarded(stage: Stage, workflow: bool, body: Any) -> None:
+def _guarded(stage: Stage, workflow: bool, body: Callable[[], None]) -> None:
     """Check the environment and the inputs, then run `body` and record it."""
     from polygrain.provenance.pins import pin_torch
     from polygrain.train.guard import exit_with_parent
@@ -71,7 +71,8 @@ def _guarded(stage: Stage, workflow: bool, body: Any) -> None:
     missing = [path for path in stage.inputs if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: not there yet; build it with `snakemake --cores all {missing[0]}`")
-    pin_torch()
+    if stage.verb in VERBS:
+        pin_torch()
     inputs = [*stage.inputs, stage.code_path, stage.environment_path]
     with recorded(
         stage.sidecar, stage=stage.verb, inputs=inputs, outputs=list(stage.outputs), config=stage.config_path
