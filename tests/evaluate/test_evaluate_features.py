@@ -235,12 +235,14 @@ def test_channels_are_repeated_or_become_luminance() -> None:
 
 
 def test_real_images_end_to_end(tmp_path: Path) -> None:
-    root = Path("data/fashion-mnist")
-    if not (root / "manifest.json").is_file():
-        pytest.skip(
-            "data/fashion-mnist is not prepared; build it with `snakemake --cores all data/fashion-mnist/images.npy`"
-        )
+    from polygrain.data.prepare import prepare
     from polygrain.evaluate.run import evaluate
+
+    root = tmp_path / "data"
+    try:
+        prepare({"name": "fashion-mnist", "reader": "fashion-mnist", "validation": 6000, "test": 0, "seed": 0}, root)
+    except UserError as error:
+        pytest.skip(str(error))
 
     torch.manual_seed(0)
     network = load_backbone(**RESNET, channels=1)
