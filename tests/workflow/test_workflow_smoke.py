@@ -31,6 +31,14 @@ def table_rows(checkout):
     return yaml.safe_load((checkout.root / "params/table/table1.yaml").read_text())["groups"]
 
 
+@pytest.mark.parametrize("last", ["checkpoint.safetensors", "features.safetensors", "results/linear.json"])
+def test_any_file_can_be_the_target_in_a_fresh_clone(tmp_path, last):
+    from conftest import make_checkout  # type: ignore[import-not-found]
+
+    planned = make_checkout(tmp_path / "fresh").planned(f"{RUN}/{last}")
+    assert planned["pretrain"] == 1
+
+
 def test_the_smoke_table_is_built_and_then_nothing_is_left_to_do(built):
     assert (built.root / SMOKE).read_bytes().startswith(b"%PDF")
     assert built.planned() == {}
@@ -56,7 +64,8 @@ def test_the_hashed_code_covers_every_module_that_a_job_really_loaded(built):
     guard = {"polygrain.train", "polygrain.train.guard"}
     checked = 0
     for sidecar in built.root.glob("records/**/*.json"):
-        code = built.root / sidecar.parent.relative_to(built.root / "records") / "code" / sidecar.name
+        folder = built.root / sidecar.parent.relative_to(built.root / "records") / "code"
+        code = folder / sidecar.name if (folder / sidecar.name).is_file() else folder / sidecar.stem / sidecar.name
         loaded = set(json.loads(sidecar.read_text())["modules"])
         numeric = {name for name in loaded if name.split(".")[1:2] and name.split(".")[1] in rooms}
         assert numeric - guard <= set(json.loads(code.read_text())), sidecar

@@ -5,7 +5,7 @@ from pathlib import Path
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.runs import SEGMENT, Run
-from polygrain.config.stages import Stage, stage_of
+from polygrain.config.stages import VERBS, Stage, stage_of
 from polygrain.config.tables import Table, table_stage
 from polygrain.provenance.errors import UserError
 from snakemake.exceptions import WorkflowError
@@ -49,9 +49,14 @@ def stage(verb: str, wildcards) -> Stage:
 
 
 def decided_by(verb: str):
-    """Input function: the configuration, code and environment files of a stage, brought up to date in the main process."""
+    """Input function: the configuration, code and environment files of a stage, brought up to date in the main process.
+
+    A run's stages are written together: Snakemake takes stock of a folder once and would miss what comes later.
+    """
 
     def paths(wildcards) -> list[str]:
+        for sibling in VERBS[1:] if verb in VERBS[1:] else ():
+            write_inputs(PROJECT, stage(sibling, wildcards))
         return write_inputs(PROJECT, stage(verb, wildcards))
 
     return paths

@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 import polygrain
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import VERBS, Stage, frozen_stage, packed, stage_of
-from polygrain.config.tables import FORMATS, Table, table_stage
+from polygrain.config.tables import Table, frozen_table, table_stage
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
@@ -37,10 +35,7 @@ def run_table(target: str, *, workflow: bool) -> None:
     project = _enter()
     table = Table.parse(target)
     if workflow:
-        path = table.folder / "config" / f"{table.name}.yaml"
-        outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS)
-        config = yaml.safe_load(path.read_text())
-        stage = Stage(table.name, table.folder, config, (), tuple(map(Path, config["inputs"])), outputs)
+        stage = frozen_table(table)
     else:
         stage = table_stage(project, table)
         write_inputs(project, stage)

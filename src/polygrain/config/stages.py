@@ -45,12 +45,20 @@ class Stage:
     @property
     def config_path(self) -> Path:
         """The resolved configuration."""
-        return self.directory / "config" / f"{self.verb}.yaml"
+        return self._input("config", "yaml")
 
     @property
     def code_path(self) -> Path:
         """The code hashes."""
-        return self.directory / "code" / f"{self.verb}.json"
+        return self._input("code", "json")
+
+    def _input(self, kind: str, suffix: str) -> Path:
+        """Where a staleness file goes. Snakemake takes stock of a folder once and misses what is written there later.
+
+        So the files of a run's stages are written together, and each table has a folder of its own.
+        """
+        folder = self.directory / kind if self.verb in VERBS else self.directory / kind / self.verb
+        return folder / f"{self.verb}.{suffix}"
 
     @property
     def environment_path(self) -> Path:

@@ -133,6 +133,16 @@ def table_stage(project: Project, table: Table) -> Stage:
     )
 
 
+def frozen_table(table: Table) -> Stage:
+    """The job as it was written down when the job graph was built; paths are relative to the current folder."""
+    outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS)
+    path = Stage(table.name, table.folder, {}, (), (), outputs).config_path
+    if not path.is_file():
+        raise UserError(f"{path}: not written; build through snakemake, or leave out --workflow")
+    config = yaml.safe_load(path.read_text())
+    return Stage(table.name, table.folder, config, (), tuple(map(Path, config["inputs"])), outputs)
+
+
 def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Table) -> dict[str, Any]:
     """A row with its runs, what they cost, and the hashes of what decides them."""
     runs = row_runs(spec, row, table)
