@@ -1,5 +1,6 @@
 # Helpers for the rules; no rules here. Everything is asked of polygrain.config, which is torch-free and decides nothing twice.
 import os
+from functools import cache
 from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
@@ -30,22 +31,29 @@ wildcard_constraints:
 
 def stage(verb: str, wildcards) -> Stage:
     """The stage behind a rule's wildcards. A mistake in params/ stops the workflow with one line."""
+    if verb == "prepare":
+        return stage_at(verb, f"data/{wildcards.dataset}")
+    if verb == "table":
+        return stage_at(verb, f"{wildcards.folder}/{wildcards.table}.pdf")
+    names = (wildcards.scale, wildcards.dataset, wildcards.method, wildcards.variant)
+    return stage_at(verb, str(Run(*names, int(wildcards.seed)).path))
+
+
+@cache
+def stage_at(verb: str, path: str) -> Stage:
+    """The same by path; remembered, because Snakemake asks for each job's inputs and resources many times."""
     try:
-        if verb == "prepare":
-            return stage_of(PROJECT, verb, f"data/{wildcards.dataset}")
         if verb == "table":
-            return table_stage(
-                PROJECT, Table.parse(f"{wildcards.folder}/{wildcards.table}.pdf")
-            )
-        names = (
-            wildcards.scale,
-            wildcards.dataset,
-            wildcards.method,
-            wildcards.variant,
-        )
-        return stage_of(PROJECT, verb, str(Run(*names, int(wildcards.seed)).path))
+            return table_stage(PROJECT, Table.parse(path))
+        return stage_of(PROJECT, verb, path)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+@cache
+def written(verb: str, path: str) -> list[str]:
+    """The staleness files of a stage, brought up to date once per build of the job graph."""
+    return write_inputs(PROJECT, stage_at(verb, path))
 
 
 def decided_by(verb: str):
@@ -55,9 +63,12 @@ def decided_by(verb: str):
     """
 
     def paths(wildcards) -> list[str]:
+        if verb == "table":
+            return written(verb, f"{wildcards.folder}/{wildcards.table}.pdf")
+        directory = str(stage(verb, wildcards).directory)
         for sibling in VERBS[1:] if verb in VERBS[1:] else ():
-            write_inputs(PROJECT, stage(sibling, wildcards))
-        return write_inputs(PROJECT, stage(verb, wildcards))
+            written(sibling, directory)
+        return written(verb, directory)
 
     return paths
 

@@ -34,6 +34,7 @@ def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
 
 def write_inputs(project: Project, stage: Stage) -> list[str]:
     """Bring the staleness files of a stage up to date and return their paths."""
-    for path, text in input_texts(project, stage).items():
+    texts = input_texts(project, stage)
+    for path, text in texts.items():
         write_if_changed(project.root / path, text)
-    return [str(path) for path in input_texts(project, stage)]
+    return [str(path) for path in texts]
