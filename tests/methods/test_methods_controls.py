@@ -103,17 +103,15 @@ def images(count: int, seed: int, informative: int = 3) -> tuple[Tensor, Tensor]
 DATA = {"pretrain": images(120, 0), "validation": images(60, 1)}
 
 
-def passes(batch: int = 32) -> Any:
-    def pass_over_data(split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        x, y = DATA[split]
-        for start in range(0, len(x), batch):
-            yield (
-                x[start : start + batch],
-                torch.arange(start, start + len(x[start : start + batch])),
-                y[start : start + batch],
-            )
+class Passes:
+    def __init__(self, batch: int = 32) -> None:
+        self.batch = batch
 
-    return pass_over_data
+    def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        x, y = DATA[split]
+        for start in range(0, len(x), self.batch):
+            part = slice(start, start + self.batch)
+            yield x[part], torch.arange(start, start + len(x[part])), y[part]
 
 
 def pixels(width: int = 12) -> Backbone:
@@ -122,7 +120,7 @@ def pixels(width: int = 12) -> Backbone:
 
 def fitted(dimensions: list[int], k: int = 5, batch: int = 32) -> PCA:
     net = PCA(pixels(), dimensions=dimensions, k=k)
-    net.start_epoch(CLOCK, passes(batch))
+    net.start_epoch(CLOCK, Passes(batch))
     return net
 
 
@@ -237,8 +235,8 @@ def test_yaml_fits_the_constructor(name: str, units: int) -> None:
     text = (PARAMS / "method" / f"{name}.yaml").read_text()
     content = yaml.safe_load(text)
     assert text.startswith("#")
-    assert sorted(content) == ["encoder_passes", "name", "values"]
-    assert (content["name"], content["encoder_passes"]) == (name, units)
+    assert sorted(content) == ["encoder_passes", "mode", "name", "start_passes", "values"]
+    assert (content["name"], content["encoder_passes"], content["start_passes"]) == (name, units, 0)
     module = f"polygrain.methods.{name}"
     check_values(name, content["values"], keywords(module, assigned_name(module, "METHOD")))
     backbone = pixels(16) if name == "pca" else Mean()

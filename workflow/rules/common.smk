@@ -6,7 +6,7 @@ from pathlib import Path
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.runs import SEGMENT, Run
-from polygrain.config.stages import VERBS, Stage, stage_of
+from polygrain.config.stages import VERBS, Stage, datasets_in, stage_of
 from polygrain.config.tables import Table, table_stage
 from polygrain.provenance.errors import UserError
 from snakemake.exceptions import WorkflowError
@@ -27,6 +27,11 @@ wildcard_constraints:
     seed=r"\d+",
     folder=r"reports(/[a-z0-9.-]+)?",
     table=r"[a-z0-9-]+",
+
+
+def datasets_of(form: str) -> str:
+    """A wildcard's pattern for the data sets of one format."""
+    return "|".join(datasets_in(PROJECT.params, form))
 
 
 def stage(verb: str, wildcards) -> Stage:

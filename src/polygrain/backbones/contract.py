@@ -3,9 +3,14 @@
 Legend: B images, N tokens, D width, h/w rows and columns of the feature map.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from polygrain.provenance.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,32 @@ class Backbone(nn.Module):
     """Base of our backbones: `forward(x [B, C, S, S]) -> Encoded`, and the feature `width` D as an attribute."""
 
     width: int
+
+    def encode_crops(self, crops: Sequence[Tensor], *, joint_norm: bool = False) -> list[Encoded]:
+        """Encode crops [B, C, S, S] of one or several sizes; a result per crop, in their order.
+
+        One pass per size, sizes in the order in which they first appear; so batch norm takes its statistics per size.
+        With `joint_norm` every batch norm of the main path normalises all crops together (SMoG section 3), which only
+        a network that overrides this can do. Raises UserError when this one has batch norm and cannot.
+        """
+        sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
+        if joint_norm and len(sizes) > 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise UserError(
+                f"backbone {type(self).__name__.lower()}: cannot normalise crops of {len(sizes)} sizes jointly; use"
+                " backbone resnet, or set joint_norm: false"
+            )
+        encoded: dict[int, Encoded] = {}
+        for size in sizes:
+            places = [place for place, crop in enumerate(crops) if crop.shape[-1] == size]
+            whole = self(torch.cat([crops[place] for place in places]))
+            encoded |= dict(zip(places, split(whole, [len(crops[place]) for place in places]), strict=True))
+        return [encoded[place] for place in range(len(crops))]
+
+
+def split(whole: Encoded, lengths: Sequence[int]) -> list[Encoded]:
+    """Cut a batch into consecutive parts of the given lengths."""
+    parts = zip(*(axis.split(list(lengths)) for axis in (whole.tokens, whole.map, whole.pooled)), strict=True)
+    return [Encoded(*part) for part in parts]
 
 
 def from_map(map_BDhw: Tensor, pooled_BD: Tensor | None = None) -> Encoded:

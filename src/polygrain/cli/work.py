@@ -7,7 +7,7 @@ from pathlib import Path
 import polygrain
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import VERBS, Stage, frozen_stage, packed, stage_of
+from polygrain.config.stages import VERBS, Stage, frozen_stage, stage_of
 from polygrain.config.tables import Table, frozen_table, table_stage
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
@@ -88,8 +88,10 @@ def _do(stage: Stage, resume: bool) -> None:
     """Call the stage's entry; each is imported only here, so that a job loads no more than it needs."""
     match stage.verb:
         case "prepare":
-            from polygrain.data.prepare import prepare
-
+            if stage.config["format"] == "encoded":
+                from polygrain.data.shards import prepare
+            else:
+                from polygrain.data.prepare import prepare
             prepare(stage.config, stage.directory)
         case "pretrain":
             from polygrain.train.run import pretrain
@@ -107,7 +109,7 @@ def _do(stage: Stage, resume: bool) -> None:
         case "features":
             from polygrain.evaluate.features import extract
 
-            data_sets = {name: packed(name)[0].parent for name in stage.config["datasets"]}
+            data_sets = {name: Path("data", name) for name in stage.config["datasets"]}
             extract(stage.config, stage.directory / "checkpoint.safetensors", data_sets, stage.outputs[0])
         case "evaluate":
             from polygrain.evaluate.run import evaluate

@@ -1,17 +1,26 @@
-"""Equal compute: how many optimiser steps a budget of encoder-pass units buys a method."""
+"""Equal compute: how many optimiser steps a budget of encoder-pass units buys a method; or a number of epochs."""
 
 from polygrain.config.compose import Config
 
 
 def steps(config: Config) -> int:
-    """Optimiser steps: budget / (units per image x batch), rounded down; 0 for a method that trains nothing."""
-    units = float(config["method"]["encoder_passes"])
+    """Optimiser steps of a run; 0 for a method that trains nothing.
+
+    With `pretrain.encoder_passes`: what the budget leaves after the method's passes before the first step, over units
+    per image times batch, rounded down. With `pretrain.epochs`: that many passes of whole batches.
+    """
+    pretrain, method = config["pretrain"], config["method"]
+    units = float(method["encoder_passes"])
     if units == 0:
         return 0
-    return int(config["pretrain"]["encoder_passes"] // (units * config["pretrain"]["batch"]))
+    if pretrain["epochs"] is not None:
+        return int(pretrain["epochs"] * (pretrain["images"] // pretrain["batch"]))
+    left = pretrain["encoder_passes"] - float(method["start_passes"]) * pretrain["images"]
+    return max(int(left // (units * pretrain["batch"])), 0)
 
 
 def facts(config: Config) -> dict[str, float]:
     """What a table prints beside a run: images seen, however many views each had, and encoder-pass units spent."""
-    images = steps(config) * config["pretrain"]["batch"]
-    return {"images_seen": images, "encoder_passes": images * float(config["method"]["encoder_passes"])}
+    method, images = config["method"], steps(config) * config["pretrain"]["batch"]
+    before = float(method["start_passes"]) * config["pretrain"]["images"]
+    return {"images_seen": images, "encoder_passes": before + images * float(method["encoder_passes"])}

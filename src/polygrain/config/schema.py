@@ -55,6 +55,7 @@ def check_config(where: str, config: Config, schemas: Path) -> None:
         check_values(f"{where}: evaluate.protocols.{protocol}", values, keywords(module, "evaluate"))
     _module(where, "data.readers", config["dataset"]["reader"])
     _check_fit(where, config)
+    _check_mode(where, config, schemas.parents[1] / "params")
 
 
 def _module(where: str, package: str, name: str) -> str:
@@ -73,3 +74,19 @@ def _check_fit(where: str, config: Config) -> None:
             f"{where}: pretrain.batch {pretrain['batch']} is larger than pretrain.images {pretrain['images']};"
             " lower the batch or raise the subset"
         )
+    if (pretrain["encoder_passes"] is None) == (pretrain["epochs"] is None):
+        raise UserError(f"{where}: give one of pretrain.encoder_passes and pretrain.epochs, and null for the other")
+
+
+def _check_mode(where: str, config: Config, params: Path) -> None:
+    """Refuse to call a run released whose switches are not those of the release."""
+    method = config["method"]
+    if method["mode"] != "released":
+        return
+    path = params / "mode" / method["name"] / "released.yaml"
+    for key, value in yaml.safe_load(path.read_text())["method"]["values"].items():
+        if method["values"][key] != value:
+            raise UserError(
+                f"{where}: method.mode is released, but the release has {key}: {value}, not {method['values'][key]};"
+                " take that value, or mode described"
+            )

@@ -11,14 +11,21 @@ from pathlib import Path
 import yaml
 
 from polygrain.config.budget import steps
-from polygrain.config.compose import Config, resolve, stamp
+from polygrain.config.compose import Config, choices, resolve, stamp
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
 from polygrain.config.schema import check_config
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.errors import UserError, nearest
 
-PACKED = ("images.npy", "labels.npy", "splits.npz", "manifest.json")
+# Files of a packed data set by format. The shards of encoded images, which may be hundreds of gigabytes, are no claim
+# of their own: the manifest names the hash of each, and they are packed from the image folder again rather than stored.
+PACKED = {
+    "pixels": ("images.npy", "labels.npy", "splits.npz", "manifest.json"),
+    "encoded": ("index.npz", "labels.npy", "splits.npz", "manifest.json"),
+}
+PACKERS = {"pixels": "polygrain.data.prepare", "encoded": "polygrain.data.shards"}
 VERBS = ("prepare", "pretrain", "features", "evaluate")
+VIEWS = ("side", "local_side")  # keys of a data set that say how it is looked at; packing does not depend on them
 
 
 @dataclass(frozen=True)
@@ -97,14 +104,17 @@ def stage_of(project: Project, verb: str, directory: str | Path) -> Stage:
     cost = config["cost"][verb]
     match verb:
         case "prepare":
-            chosen = config["dataset"]
+            chosen = {key: value for key, value in config["dataset"].items() if key not in VIEWS}
         case "pretrain":
-            kept = ("augmentation", "backbone", "input_size", "method", "optimizer", "pretrain")
+            kept = ("augmentation", "backbone", "input_size", "method", "optimizer", "pretrain", "statistics")
             chosen = {key: config[key] for key in kept}
             chosen |= {"dataset": run.dataset, "seed": run.seed, "steps": steps(config)}
+            chosen["format"] = config["dataset"]["format"]
         case "features":
-            chosen = {"backbone": config["backbone"], "datasets": evaluated(config, run)}
-            chosen |= {"features": config["evaluate"]["features"]}
+            names = evaluated(config, run)
+            chosen = {"backbone": config["backbone"], "datasets": names}
+            chosen["formats"] = {name: dataset_format(project.params, name) for name in names}
+            chosen |= {"features": config["evaluate"]["features"], "statistics": config["statistics"]}
         case _:
             chosen = {"protocols": config["evaluate"]["protocols"]}
     return build_stage(verb, Path(directory), chosen, cost["minutes"], cost["memory"])
@@ -122,18 +132,18 @@ def build_stage(verb: str, directory: Path, config: Config, minutes: float = 0.0
     """Entries and files of a stage follow from its configuration."""
     match verb:
         case "prepare":
-            entries = ["polygrain.data.prepare", f"polygrain.data.readers.{_file(config['reader'])}"]
+            entries = [PACKERS[config["format"]], f"polygrain.data.readers.{_file(config['reader'])}"]
             inputs: list[Path] = []
-            outputs = [directory / name for name in PACKED]
+            outputs = packed(directory.name, config["format"])
         case "pretrain":
             entries = ["polygrain.train.run", *_modules(config, "method", "backbone")]
-            inputs = packed(config["dataset"])
+            inputs = packed(config["dataset"], config["format"])
             outputs = [directory / "checkpoint.safetensors", directory / "metrics.jsonl"]
         case "features":
             entries = ["polygrain.evaluate.features", *_modules(config, "backbone")]
             inputs = [
                 directory / "checkpoint.safetensors",
-                *(p for name in config["datasets"] for p in packed(name)),
+                *(p for name in config["datasets"] for p in packed(name, config["formats"][name])),
             ]
             outputs = [directory / "features.safetensors"]
         case "evaluate":
@@ -160,9 +170,22 @@ def evaluated(config: Config, run: Run) -> list[str]:
     return [run.dataset, *(name for name in config["evaluate"]["transfer"] if name != run.dataset)]
 
 
-def packed(dataset: str) -> list[Path]:
-    """The files of a packed data set."""
-    return [Path("data", dataset, name) for name in PACKED]
+def packed(dataset: str, form: str) -> list[Path]:
+    """The files of a packed data set of format `form`."""
+    return [Path("data", dataset, name) for name in PACKED[form]]
+
+
+def dataset_format(params: Path, name: str) -> str:
+    """`pixels` or `encoded`, as params/dataset says. Raises UserError for a data set that does not exist."""
+    known = choices(params, "dataset")
+    if name not in known:
+        raise UserError(f"no dataset '{name}'{nearest(name, known)}")
+    return str(yaml.safe_load((params / "dataset" / f"{name}.yaml").read_text())["format"])
+
+
+def datasets_in(params: Path, form: str) -> list[str]:
+    """The data sets of one format."""
+    return [name for name in choices(params, "dataset") if dataset_format(params, name) == form]
 
 
 def _dataset(directory: str | Path) -> str:

@@ -1,7 +1,8 @@
 """The packed format: a data set as memory-mapped arrays with a manifest of hashes.
 
-data/{name}/images.npy uint8 [N, C, H, W], labels.npy int64 [N], splits.npz int64 positions of `train`, `validation`
-and `test`, each in an order of which every prefix is as class-balanced as it can be, so subsets are nested prefixes.
+data/{name}/images.npy uint8 [N, C, H, W], labels.npy int64 [N] (-1: unknown), splits.npz int64 positions of `train`,
+`validation` and `test`, each in an order of which every prefix is as class-balanced as it can be, so subsets are nested
+prefixes; and of `unlabelled`, where the authors give such a part.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,9 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A packed data set; `images` stays on disk until rows are taken from it."""
+class DataSet:
+    """What every packed data set has, however its images are stored."""
 
-    images: np.ndarray
     labels: np.ndarray
     manifest: dict[str, Any]
     splits: dict[str, np.ndarray]
@@ -61,6 +61,13 @@ class Packed:
         return positions[:size] if isinstance(size, int) else positions
 
 
+@dataclass(frozen=True)
+class Packed(DataSet):
+    """A data set of equally large images; `images` stays on disk until rows are taken from it."""
+
+    images: np.ndarray
+
+
 def open_packed(root: Path, verify: bool = True) -> Packed:
     """Open a packed data set. Raises UserError naming the file that is missing, truncated or not what was packed."""
     manifest = read_json(root / MANIFEST)
@@ -74,5 +81,5 @@ def open_packed(root: Path, verify: bool = True) -> Packed:
                 f" rebuild it with `snakemake --cores all --force {root / MANIFEST}`"
             )
     with np.load(root / "splits.npz") as archive:
-        splits = {name: archive[name] for name in ("train", "validation", "test")}
-    return Packed(np.load(root / "images.npy", mmap_mode="r"), np.load(root / "labels.npy"), manifest, splits)
+        splits = {name: archive[name] for name in archive.files}
+    return Packed(np.load(root / "labels.npy"), manifest, splits, np.load(root / "images.npy", mmap_mode="r"))

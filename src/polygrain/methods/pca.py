@@ -27,7 +27,7 @@ from polygrain.backbones.contract import Backbone
 from polygrain.nn.clock import Clock
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.provenance.errors import UserError
-from polygrain.views.batch import Batch
+from polygrain.views.batch import Batch, DataPasses
 
 Pass = Iterable[tuple[Tensor, Tensor, Tensor]]
 
@@ -103,14 +103,14 @@ class PCA(nn.Module):
         return []
 
     @torch.no_grad()
-    def start_epoch(self, clock: Clock, pass_over_data: Callable[..., Pass]) -> None:
+    def start_epoch(self, clock: Clock, data: DataPasses) -> None:
         """Fit the components on `pretrain` and choose their number on `validation`, once."""
         if int(self.dimension) > 0:
             return
-        mean_P, covariance_PP = moments(lambda: (images for images, _, _ in pass_over_data("pretrain")))
+        mean_P, covariance_PP = moments(lambda: (images for images, _, _ in data.plain_pass("pretrain")))
         self._write(mean_P, principal_components(covariance_PP, self.dimensions[-1]))
-        bank_QD, labels_Q = self._features(pass_over_data("pretrain"))
-        queries_MD, truth_M = self._features(pass_over_data("validation"))
+        bank_QD, labels_Q = self._features(data.plain_pass("pretrain"))
+        queries_MD, truth_M = self._features(data.plain_pass("validation"))
         accuracies = [
             vote_accuracy(queries_MD[:, :d], truth_M, bank_QD[:, :d], labels_Q, self.k) for d in self.dimensions
         ]

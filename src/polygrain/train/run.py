@@ -65,7 +65,7 @@ class Training:
         start = self.step
         with self._progress() as bar:
             if self.config["steps"] == 0:
-                self._hook("start_epoch", self.clock, self.data.plain_pass)
+                self._hook("start_epoch", self.clock, self.data)
             while self.step < self.config["steps"]:
                 self.take_step()
                 bar.update(self.data.batch_size)
@@ -87,7 +87,7 @@ class Training:
         assert optimizer is not None, "a run of 0 steps takes none"
         with self.watch.phase("rest"):
             if clock.step_in_epoch == 0:
-                self._hook("start_epoch", clock, self.data.plain_pass)
+                self._hook("start_epoch", clock, self.data)
             self._hook("before_step", clock)
             set_drop_path_key(self.method, clock.seed, clock.step)
         with self.watch.phase("views"):

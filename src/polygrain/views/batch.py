@@ -3,17 +3,19 @@
 Legend: B samples, C channels, S side of a view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from polygrain.nn.clock import Clock
 from polygrain.views.apply import apply, plain_view
 from polygrain.views.draw import draw
 from polygrain.views.recipe import Recipe
 
-__all__ = ["Batch", "Geometry", "make_batch", "plain_view"]
+__all__ = ["Batch", "DataPasses", "Geometry", "make_batch", "plain_view"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,18 @@ class Batch:
     geometry: list[Geometry]
     indices: Tensor
     labels_for_monitoring: Tensor
+
+
+class DataPasses(Protocol):
+    """What a method may ask of the data at the start of an epoch."""
+
+    def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield unaugmented images, their indices and labels, in the stored order."""
+        ...
+
+    def augmented_pass(self, clock: Clock, views: tuple[str, ...]) -> Iterator[Batch]:
+        """Yield the batches of the epoch of `clock`, in its order, with one view per recipe named."""
+        ...
 
 
 def make_batch(
