@@ -206,3 +206,61 @@ def test_every_file_opens_with_what_it_is_and_what_it_costs(path):
     comments = [line for line in header if line.startswith("#") and not line.startswith("# @package")]
     assert comments
     assert any(line.startswith("# Cost") or "Costs nothing" in line for line in comments), path
+
+
+def presets(project: Project) -> None:
+    """Two presets of a switch of SimCLR's, as a method with a released code has them."""
+    (project.params / "mode" / "simclr").mkdir(parents=True)
+    for mode, layers in (("described", 3), ("released", 1)):
+        text = f"# @package _global_\nmethod: {{mode: {mode}, values: {{layers: {layers}}}}}\n"
+        (project.params / "mode" / "simclr" / f"{mode}.yaml").write_text(text)
+    (project.params / "variant" / "simclr").mkdir(parents=True, exist_ok=True)
+    file = project.params / "method" / "simclr.yaml"
+    edit(file, "mode: null\n", "")
+    edit(file, "  layers: 2\n", "")
+    file.write_text("defaults:\n  - override /mode@_global_.mode: simclr/described\n" + file.read_text())
+
+
+def variant(project: Project, name: str, text: str) -> Run:
+    (project.params / "variant" / "simclr" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
+    return Run("cpu", "fashion-mnist", "simclr", name, 0)
+
+
+RELEASED = "defaults:\n  - override /mode: simclr/released\n"
+
+
+def test_a_run_is_described_unless_its_variant_takes_the_release(project):
+    presets(project)
+    method = configuration(project, SIMCLR)["method"]
+    assert (method["mode"], method["values"]["layers"]) == ("described", 3)
+    assert origins(SIMCLR, project.params)["method.values.layers"].startswith("params/mode/simclr/described.yaml")
+    method = configuration(project, variant(project, "released", RELEASED))["method"]
+    assert (method["mode"], method["values"]["layers"]) == ("released", 1)
+
+
+def test_what_was_not_released_is_not_called_released(project):
+    presets(project)
+    configuration(project, variant(project, "deep", "method: {values: {layers: 4}}\n"))
+    with pytest.raises(UserError, match=r"mode is released, but the release has layers: 1, not 4; take that value"):
+        configuration(project, variant(project, "wrong", f"{RELEASED}method: {{values: {{layers: 4}}}}\n"))
+
+
+def test_a_run_is_as_long_as_its_epochs_or_its_budget_say(project):
+    edit(project.params / "method" / "simclr.yaml", "start_passes: 0", "start_passes: 2")
+    config = configuration(project, SIMCLR)
+    assert steps(config) == (1_200_000 - 2 * 12_000) // (6 * 128)
+    assert facts(config) == {"images_seen": steps(config) * 128, "encoder_passes": 24_000 + steps(config) * 6 * 128}
+    edit(project.params / "scale" / "cpu.yaml", "epochs: null", "epochs: 2.5")
+    with pytest.raises(UserError, match=r"give one of pretrain\.encoder_passes and pretrain\.epochs"):
+        configuration(project, SIMCLR)
+    edit(project.params / "scale" / "cpu.yaml", "encoder_passes: 1200000", "encoder_passes: null")
+    assert steps(configuration(project, SIMCLR)) == int(2.5 * 93)
+
+
+@pytest.mark.parametrize("dataset", sorted(path.stem for path in (PROJECT.params / "dataset").glob("*.yaml")))
+def test_every_data_set_composes_and_names_itself(dataset):
+    config = configuration(PROJECT, Run("cpu", dataset, "simclr", "base", 0))
+    assert config["dataset"]["name"] == dataset
+    stage = stage_of(PROJECT, "prepare", Path("data", dataset))
+    assert {"side", "local_side"}.isdisjoint(stage.config)
+    assert stage_of(PROJECT, "features", Run("cpu", dataset, "simclr", "base", 0).path).config["formats"][dataset]

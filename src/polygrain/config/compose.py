@@ -1,9 +1,9 @@
 """From a run's coordinates to its resolved configuration, by Hydra's compose over the groups in params/.
 
-Layers, later ones win: augmentation, backbone, optimizer, dataset, method, evaluate, `mode/{method}` (the preset of
-switches in which a paper's text and its released code differ; `described` if nothing chooses the other), scale, then
-`recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then `variant/{method}/{variant}`
-(the ablation cell; `base` is none).
+Layers, later ones win: augmentation, backbone, optimizer, dataset, `mode/{method}` (the preset of switches in which a
+paper's text and its released code differ; the method's file chooses one, a variant may choose the other), method,
+evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then
+`variant/{method}/{variant}` (the ablation cell; `base` is none).
 """
 
 from functools import cache
@@ -23,8 +23,6 @@ from polygrain.provenance.errors import UserError, nearest
 
 Config = dict[str, Any]
 
-DEFAULT_MODE = "described"
-
 
 def choices(params: Path, group: str) -> list[str]:
     """Names that a config group offers."""
@@ -40,8 +38,6 @@ def overrides(run: Run, params: Path) -> list[str]:
     if run.variant not in variants:
         raise UserError(f"{run.path}: {run.method} has no variant '{run.variant}'{nearest(run.variant, variants)}")
     chosen = [f"dataset={run.dataset}", f"method={run.method}", f"scale={run.scale}"]
-    if DEFAULT_MODE in choices(params, f"mode/{run.method}"):
-        chosen.append(f"mode={run.method}/{DEFAULT_MODE}")
     if run.scale in choices(params, f"recipe/{run.method}"):
         chosen.append(f"recipe={run.method}/{run.scale}")
     if run.variant != "base":
