@@ -1,4 +1,4 @@
-"""The parts that are ours: ResNet's block and start, ViT's block, positions and size, drop path, the map of pixels."""
+"""Parts that are ours: ViT's block, learned positions and size, drop path, the map of pixels."""
 
 from typing import Any
 
@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock as ReferenceBlock
 
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.load import load_backbone
-from polygrain.backbones.resnet import BasicBlock
 from polygrain.backbones.vit import Block, bicubic_matrix
 
 VIT: dict[str, Any] = {"image_size": 32, "patch": 4, "width": 48, "depth": 3, "heads": 3, "drop_path": 0.0}
@@ -19,44 +16,6 @@ VIT: dict[str, Any] = {"image_size": 32, "patch": 4, "width": 48, "depth": 3, "h
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(8, 8, 1), (8, 16, 2), (8, 12, 1)])
-def test_basic_block_is_torchvisions(inputs: int, outputs: int, stride: int) -> None:
-    ours = BasicBlock(inputs, outputs, stride)
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    theirs = ReferenceBlock(inputs, outputs, stride, shortcut)
-    names = {"norm1": "bn1", "norm2": "bn2", "shortcut": "downsample"}
-    state = {}
-    for key, value in ours.state_dict().items():
-        first, rest = key.split(".", 1)
-        state[f"{names.get(first, first)}.{rest}"] = value
-    theirs.load_state_dict(state)
-    images = torch.randn(4, inputs, 9, 9)
-    torch.testing.assert_close(ours(images), theirs(images))
-
-
-def test_resnet18_of_small_images_has_the_known_size() -> None:
-    """torchvision's ResNet-18 without its classifier, its 7x7 stem on three channels exchanged for a 3x3 one."""
-    values: dict[str, Any] = {"widths": [64, 128, 256, 512], "strides": [1, 2, 2, 2], "blocks": [2, 2, 2, 2]}
-    ours = load_backbone("resnet", channels=3, stem_stride=1, **values)
-    theirs = resnet18()
-    assert _count(ours) == _count(theirs) - _count(theirs.fc) - 64 * 3 * (49 - 9) == 11_168_832
-
-
-def test_resnet_starts_from_kaimings_law() -> None:
-    torch.manual_seed(0)
-    backbone = load_backbone("resnet", channels=1, widths=[64, 256], strides=[1, 2], blocks=[1, 1], stem_stride=1)
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0] ** 2
-            assert module.bias is None
-            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
-        if isinstance(module, nn.BatchNorm2d):
-            assert torch.equal(module.weight, torch.ones_like(module.weight))
-            assert torch.equal(module.bias, torch.zeros_like(module.bias))
 
 
 def test_vit_small_has_the_published_number_of_parameters() -> None:

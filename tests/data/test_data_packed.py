@@ -1,10 +1,13 @@
+import errno
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from polygrain.data import prepare as prepare_module
 from polygrain.data.packed import open_packed
-from polygrain.data.prepare import balanced_order, prepare
+from polygrain.data.prepare import balanced_order, prepare, statistics
 from polygrain.data.raw import Raw
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file
@@ -54,7 +57,8 @@ def test_what_is_packed_is_what_was_read(pack):
 def test_splits_are_disjoint_complete_and_leave_the_test_split_alone(pack):
     data = raw()
     packed = open_packed(pack(data))
-    parts = {name: set(packed.split(name).tolist()) for name in ("train", "validation", "test")}
+    assert list(packed.splits) == ["train", "validation", "test"]
+    parts = {name: set(packed.split(name).tolist()) for name in packed.splits}
     assert parts["test"] == set(data.test.tolist())
     assert [len(parts[name]) for name in ("train", "validation", "test")] == [280, 40, 80]
     assert set.union(*parts.values()) == set(range(400))
@@ -149,3 +153,94 @@ def test_as_much_validation_as_train_is_packed(pack):
 def test_a_test_size_beside_the_authors_split_is_refused(pack):
     with pytest.raises(UserError, match="test is 8, but the authors give a test split of 80; set test: 0"):
         pack(raw(), {**CONFIG, "test": 8})
+
+
+def partly_labelled(count: int = 100) -> Raw:
+    """The usual data set with unlabelled images in front of, among and behind the labelled ones."""
+    data = raw()
+    unlabelled = np.random.default_rng(1).permutation(400)[:count]
+    labels = data.labels.copy()
+    labels[unlabelled] = -1
+    test = np.setdiff1d(data.test, unlabelled)
+    return Raw(**{**vars(data), "labels": labels, "test": test, "unlabelled": unlabelled})
+
+
+def test_unlabelled_images_are_a_fourth_split_and_in_no_other(pack):
+    data = partly_labelled()
+    packed = open_packed(pack(data))
+    names = ("train", "validation", "test", "unlabelled")
+    assert packed.manifest["splits"] == {name: len(packed.split(name)) for name in names}
+    joined = np.concatenate([packed.split(name) for name in names])
+    assert sorted(joined.tolist()) == list(range(400))
+    assert set(packed.split("unlabelled").tolist()) == set(data.unlabelled.tolist())
+    assert set(packed.labels[packed.split("unlabelled")].tolist()) == {-1}
+    assert len(packed.split("validation")) == 40
+    assert packed.labels[packed.split("train")].min() == 0
+    assert len(packed.subset("unlabelled", 30)) == 30
+
+
+def test_unlabelled_images_are_in_an_order_of_the_seed_alone(pack):
+    data = partly_labelled()
+    first = open_packed(pack(data, name="a")).split("unlabelled")
+    backwards = Raw(**{**vars(data), "unlabelled": np.sort(data.unlabelled)[::-1].copy()})
+    np.testing.assert_array_equal(first, open_packed(pack(backwards, name="b")).split("unlabelled"))
+    other = open_packed(pack(data, {**CONFIG, "seed": 4}, name="c")).split("unlabelled")
+    assert not np.array_equal(first, other)
+    assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.3
+
+
+def test_statistics_and_the_other_splits_do_not_see_unlabelled_images(pack):
+    data = partly_labelled()
+    images = data.images.copy()
+    images[data.unlabelled] = 255 - images[data.unlabelled]
+    one, other = open_packed(pack(data, name="a")), open_packed(pack(Raw(**{**vars(data), "images": images}), name="b"))
+    assert (one.mean, one.std) == (other.mean, other.std)
+    train = data.images[one.split("train")].astype(np.float64) / 255
+    np.testing.assert_allclose(one.mean, train.mean(axis=(0, 2, 3)), rtol=1e-12)
+    assert all(np.array_equal(one.split(name), other.split(name)) for name in one.splits)
+
+
+def test_statistics_are_counted_block_by_block(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 200, (50, 3, 4, 5)).astype(np.uint8)
+    train = np.random.default_rng(1).permutation(50)[:37]
+    whole = statistics(images, train)
+    monkeypatch.setattr(prepare_module, "STATISTICS_BLOCK", 5)
+    for one, other in zip(whole, statistics(images, train), strict=True):
+        np.testing.assert_array_equal(one, other)
+    scaled = images[train] / 255
+    np.testing.assert_allclose(whole[0], scaled.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(whole[1], scaled.std(axis=(0, 2, 3)), rtol=1e-10)
+
+
+def test_unlabelled_images_do_not_count_as_training_images(pack):
+    with pytest.raises(UserError, match="toy: 150 validation images leave"):
+        pack(partly_labelled(), {**CONFIG, "validation": 150})
+
+
+@pytest.mark.parametrize(
+    ("position", "label", "match"),
+    [
+        ("labelled", -1, "split has label -1 where 0 to 3 was expected"),
+        ("labelled", 4, "split has label 4 where 0 to 3 was expected"),
+        ("unlabelled", 2, "the unlabelled split has label 2 where -1 was expected"),
+    ],
+)
+def test_labels_that_no_class_has_are_refused(pack, position, label, match):
+    data = partly_labelled()
+    labels = data.labels.copy()
+    labels[np.flatnonzero((labels < 0) == (position == "unlabelled"))[0]] = label
+    with pytest.raises(UserError, match=match):
+        pack(Raw(**{**vars(data), "labels": labels}))
+
+
+def test_the_error_of_a_disk_that_fills_keeps_its_number(tmp_path):
+    """A limit on file sizes stands for the full disk; numpy's own fast path would lose the number."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            prepare_module._write(tmp_path / "images.npy", np.save, np.zeros(3 << 20, np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []

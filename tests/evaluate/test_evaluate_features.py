@@ -6,17 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms.v2 import functional as reference
 
 from polygrain.backbones.droppath import set_drop_path_key
 from polygrain.backbones.load import load_backbone
+from polygrain.data import shards
+from polygrain.data.encoded import open_encoded
 from polygrain.data.packed import open_packed
 from polygrain.evaluate.features import as_channels, extract, features_of
 from polygrain.evaluate.store import Features
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file
 from polygrain.views.apply import plain_view
+from polygrain.views.crop import central_view
 
 RESNET = {"name": "resnet", "widths": [8, 16], "strides": [1, 2], "blocks": [1, 1], "stem_stride": 2}
 VIT = {"name": "vit", "image_size": 16, "patch": 8, "width": 24, "depth": 2, "heads": 2, "drop_path": 0.1}
@@ -77,8 +82,8 @@ def prefixed(network: torch.nn.Module, prefix: str = "backbone.") -> dict[str, T
 
 
 def config(backbone: dict[str, Any] = RESNET, **features: Any) -> dict[str, Any]:
-    values = {"size": 16, "batch": 32, "train": None, "validation": None, "test": None, **features}
-    return {"backbone": backbone, "datasets": ["grey", "colour"], "features": values}
+    values = {"size": 16, "resize": None, "batch": 32, "train": None, "validation": None, "test": None, **features}
+    return {"backbone": backbone, "datasets": ["grey", "colour"], "statistics": None, "features": values}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "grey": write_packed(root / "grey", channels=1, size=16, seed=1),
         "colour": write_packed(root / "colour", channels=3, size=20, seed=2),
     }
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEG files of several sizes, two classes, packed by the real reader."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("encoded")
+    generator = np.random.default_rng(5)
+    for part, count in (("train/a", 11), ("train/b", 11), ("val/a", 3), ("val/b", 3)):
+        (source / "photos" / part).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (int(generator.integers(18, 40)), 30, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(source / "photos" / part / f"{number:02d}.jpg")
+    settings = {
+        "name": "photos", "reader": "image-folder", "format": "encoded", "validation": 4, "test": 0, "seed": 0,
+        "folder": None, "classes": None, "expected": None, "statistics": None, "licence": "none", "source": "made",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYGRAIN_DATA", str(source))
+        shards.prepare(settings, out)
+    return out
 
 
 @pytest.mark.parametrize("backbone", [RESNET, VIT], ids=["resnet", "vit"])
@@ -119,6 +144,67 @@ def test_features_are_those_of_the_encoder_image_by_image(
                 np.testing.assert_allclose(got.features[row], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("resize", [None, 18])
+def test_encoded_images_are_shown_by_their_centre_or_whole(
+    encoded: Path, data: dict[str, Path], tmp_path: Path, resize: int | None
+) -> None:
+    """And a data set of pixels beside them, whole as ever, with the encoded set's statistics and channels."""
+    network, opened = build(RESNET, 3), open_encoded(encoded)
+    checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(network))
+    values = {**config(resize=resize), "datasets": ["photos", "grey"]}
+    extract(values, checkpoint, {"photos": encoded, "grey": data["grey"]}, tmp_path / "f.safetensors")
+    read = Features.load(tmp_path / "f.safetensors").datasets
+    assert (read["photos"].classes, len(read["photos"].train)) == (2, 18)
+    for split in ("train", "validation", "test"):
+        got = getattr(read["photos"], split)
+        np.testing.assert_array_equal(got.indices, opened.split(split))
+        np.testing.assert_array_equal(got.labels, opened.labels[opened.split(split)])
+        for row, position in enumerate(got.indices.tolist()):
+            image = reference.resize(opened.decode(position), [resize] if resize else [16, 16], antialias=True)
+            view = reference.normalize(reference.center_crop(image, [16, 16]) / 255, opened.mean, opened.std)
+            with torch.no_grad():
+                expected = network(view[None]).pooled[0].numpy()
+            np.testing.assert_allclose(got.features[row], expected, atol=1e-5)
+    whole = np.load(data["grey"] / "images.npy")[read["grey"].test.indices[:1]]
+    with torch.no_grad():
+        view = plain_view(torch.from_numpy(whole).expand(-1, 3, -1, -1), 16, opened.mean, opened.std)
+        np.testing.assert_allclose(read["grey"].test.features[:1], network(view).pooled.numpy(), atol=1e-5)
+
+
+def test_an_encoded_set_is_shown_in_grey_to_an_encoder_that_saw_grey(
+    encoded: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    network, opened = build(RESNET, 1), open_encoded(encoded)
+    checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(network))
+    values = {**config(), "datasets": ["grey", "photos"]}
+    extract(values, checkpoint, {"grey": data["grey"], "photos": encoded}, tmp_path / "f.safetensors")
+    got = Features.load(tmp_path / "f.safetensors").datasets["photos"].test
+    image = as_channels(central_view(opened.decode(int(got.indices[2])), 16, None)[None], 1)
+    with torch.no_grad():
+        expected = network(plain_view(image, 16, [0.4], [0.3])).pooled[0].numpy()
+    np.testing.assert_allclose(got.features[2], expected, atol=1e-5)
+
+
+def test_the_statistics_of_pre_training_are_used(data: dict[str, Path], tmp_path: Path) -> None:
+    network = build(RESNET, 1)
+    checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(network))
+    extract({**config(), "statistics": {"mean": [0.1], "std": [0.7]}}, checkpoint, data, tmp_path / "f.safetensors")
+    for name, root in data.items():
+        got = Features.load(tmp_path / "f.safetensors").datasets[name].test
+        image = as_channels(torch.from_numpy(np.load(root / "images.npy")[got.indices[:1]]), 1)
+        with torch.no_grad():
+            expected = network(plain_view(image, 16, [0.1], [0.7])).pooled.numpy()
+        np.testing.assert_allclose(got.features[:1], expected, atol=1e-5)
+    with pytest.raises(UserError, match="statistics: 3 means and 3 deviations for the 1 channels of grey; give one"):
+        extract({**config(), "statistics": {"mean": [0.1] * 3, "std": [0.7] * 3}}, checkpoint, data, tmp_path / "none")
+
+
+def test_a_centre_larger_than_the_image_is_refused(data: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(build(RESNET, 1)))
+    with pytest.raises(UserError, match=r"features: resize \(15\) must be at least size \(16\), or null"):
+        extract(config(resize=15), checkpoint, data, tmp_path / "f.safetensors")
+
+
 def test_a_row_has_the_same_bits_whatever_comes_with_it(data: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(build(RESNET, 1)))
     extract(config(), checkpoint, data, tmp_path / "all.safetensors")
@@ -138,7 +224,7 @@ def test_every_batch_has_one_size(data: dict[str, Path]) -> None:
 
     shapes: set[tuple[int, ...]] = set()
     grey = open_packed(data["grey"])
-    features_of(Recorder(), "grey", grey, grey, **config()["features"])
+    features_of(Recorder(), "grey", grey, grey.mean, grey.std, **config()["features"])
     assert shapes == {(32, 1, 16, 16)}  # 100, 21 and 30 rows: none is a multiple of 32
 
 

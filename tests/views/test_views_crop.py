@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from polygrain.views.apply import apply, plain_view
+from polygrain.views.apply import apply, geometric, photometric, plain_view
 from polygrain.views.batch import Geometry
-from polygrain.views.crop import blur_radius, crop_resize_flip, gaussian_blur
+from polygrain.views.colour import colour_jitter, solarise, to_grey
+from polygrain.views.crop import blur_radius, central_view, crop_resize_flip, cut, gaussian_blur
 from polygrain.views.draw import Parameters, draw
 from polygrain.views.recipe import Recipe
 
@@ -133,3 +134,59 @@ def test_views_do_not_depend_on_the_rest_of_the_batch() -> None:
     rows = torch.tensor([31, 4, 17])
     assert torch.equal(make(rows), whole[rows])
     assert torch.equal(make(rows[:1]), whole[31:])
+
+
+def test_apply_is_its_two_halves_and_what_it_was_before_it_had_any() -> None:
+    images = _images(24, 3, 28, 28)
+    recipe = Recipe.from_mapping(
+        {"size": 20, "scale": [0.2, 1.0], "ratio": [0.75, 1.3], "flip": 0.5, "grey": 0.3}
+        | {"jitter": {"probability": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}}
+        | {"blur": {"probability": 0.5, "sigma": [0.1, 1.0]}, "solarise": {"probability": 0.4}}
+    )
+    mean, std = [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]
+    drawn = draw(recipe, seed=1, epoch=2, indices=torch.arange(24), view=1, source=(28, 28))
+    views = crop_resize_flip(images.float().div_(255.0), drawn.box, drawn.flip, 20)
+    views = colour_jitter(views, drawn.jitter, recipe.jitter)
+    views = to_grey(views, drawn.grey)
+    views = gaussian_blur(views, drawn.sigma, blur_radius(1.0, 20))
+    views = solarise(views, drawn.solarise, 0.5)
+    before = views.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+    made = apply(images, drawn, recipe, mean, std)
+    assert torch.equal(made, before)
+    assert torch.equal(photometric(geometric(images, drawn, recipe), drawn, recipe, mean, std), made)
+
+
+def test_cut_in_eight_bits_is_torchvisions() -> None:
+    for seed, (height, width) in enumerate([(28, 28), (60, 35), (200, 150)]):
+        image = _images(1, 3, height, width, seed)[0]
+        boxes = [(0, 0, height, width), (3, 5, 16, 16), (0, 7, 9, 21), (height - 1, 0, 1, 28), (1, 0, 27, 27)]
+        for box in boxes:
+            for size in (8, 16, 28, 64):
+                expected = reference.resized_crop(image, *box, [size, size], antialias=True)
+                assert torch.equal(cut(image, box, False, size), expected)
+                assert torch.equal(cut(image, box, True, size), expected.flip(-1))
+                # and the same law as the batched crop, whose pixels are not rounded
+                unrounded = crop_resize_flip(image[None].float(), torch.tensor([box]), None, size)[0]
+                assert (cut(image, box, False, size).float() - unrounded).abs().max() < 1.02
+
+
+def test_cut_does_not_depend_on_how_the_image_lies_in_memory() -> None:
+    image = _images(1, 3, 61, 47)[0]
+    channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(cut(image, (3, 4, 50, 31), True, 24), cut(channels_last, (3, 4, 50, 31), True, 24))
+    assert torch.equal(central_view(image, 24, 32), central_view(channels_last, 24, 32))
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (61, 40), (40, 61), (33, 100), (500, 375), (20, 90)])
+@pytest.mark.parametrize(("size", "resize"), [(24, 32), (24, 24), (24, 31), (25, 32)])
+def test_central_view_is_torchvisions_resize_and_centre(height: int, width: int, size: int, resize: int) -> None:
+    image = _images(1, 3, height, width)[0]
+    expected = reference.center_crop(reference.resize(image, [resize], antialias=True), [size, size])
+    assert torch.equal(central_view(image, size, resize), expected)
+    whole = reference.resize(image, [size, size], antialias=True)
+    assert torch.equal(central_view(image, size, None), whole)
+
+
+def test_central_view_has_no_border_to_add() -> None:
+    with pytest.raises(ValueError, match="no centre of 25 pixels in an image whose shorter side is 24"):
+        central_view(_images(1, 3, 40, 40)[0], 25, 24)

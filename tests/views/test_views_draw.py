@@ -172,3 +172,27 @@ def test_parts_of_probability_zero_are_not_drawn_and_change_nothing_else() -> No
 
 def _quantiles(values: Tensor) -> list[float]:
     return [float(quantile) for quantile in torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype))]
+
+
+def test_sizes_of_the_images_one_by_one_are_the_same_draws() -> None:
+    """One pair for all, the same pair for each, and every image alone: equal bits."""
+    for mapping in (FULL, {**FULL, "scale": [0.9, 1.0]}, {**FULL, "scale": [1.0, 1.0], "ratio": [0.5, 0.51]}):
+        for source in ((28, 28), (500, 333)):
+            one = _draw(200, mapping, source=source)
+            each = _draw(200, mapping, source=torch.tensor(source).expand(200, 2))
+            for part, other in zip(_tensors(one), _tensors(each), strict=True):
+                assert part.dtype == other.dtype
+                assert torch.equal(part, other)
+
+
+def test_images_of_different_sizes_do_not_touch_each_other() -> None:
+    sizes = torch.tensor([[28, 28], [375, 500], [500, 333], [10, 100], [100, 10], [1, 1], [224, 224]]).repeat(20, 1)
+    for mapping in (FULL, {**FULL, "scale": [1.0, 1.0]}):
+        drawn = _draw(len(sizes), mapping, source=sizes)
+        for index, size in enumerate(sizes.tolist()):
+            alone = _draw(mapping=mapping, source=tuple(size), indices=torch.tensor([index]))
+            for part, other in zip(_tensors(drawn), _tensors(alone), strict=True):
+                assert torch.equal(part[index : index + 1], other)
+        top, left, height, width = drawn.box.unbind(1)
+        assert ((top >= 0) & (top + height <= sizes[:, 0]) & (left >= 0) & (left + width <= sizes[:, 1])).all()
+        assert ((height > 0) & (width > 0)).all()

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
 
 def split(whole: Encoded, lengths: Sequence[int]) -> list[Encoded]:
     """Cut a batch into consecutive parts of the given lengths."""
-    parts = zip(*(axis.split(list(lengths)) for axis in (whole.tokens, whole.map, whole.pooled)), strict=True)
+    parts = zip(*(torch.split(axis, list(lengths)) for axis in (whole.tokens, whole.map, whole.pooled)), strict=True)
     return [Encoded(*part) for part in parts]
 
 

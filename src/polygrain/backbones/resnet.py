@@ -1,79 +1,150 @@
-"""A residual network for small images: 3x3 stem without pooling, basic blocks, widths and strides as plain values.
+"""Residual networks (He, Zhang, Ren and Sun 2016) whose stem, blocks, widths and strides are plain values.
 
-He, Zhang, Ren and Sun 2016, basic block; with widths 64-128-256-512, strides 1-2-2-2 and two blocks each it is the
-ResNet-18 that is usual for 32 px images.
+A 3x3 stem without pooling makes the networks for small images: widths 64-128-256-512, strides 1-2-2-2 and two basic
+blocks each are the ResNet-18 that is usual for 32 px. A 7x7 stem of stride 2 with pooling makes ImageNet's ResNet-18
+and, with bottleneck blocks (version 1.5: the stride is in the 3x3 convolution), ResNet-50 and wider ones. Crops of
+several sizes can share their batch statistics (SMoG section 3).
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import max_pool2d, relu
 
-from polygrain.backbones.contract import Backbone, Encoded, from_map
+from polygrain.backbones.contract import Backbone, Encoded, from_map, split
 from polygrain.provenance.errors import UserError
+
+EXPANSION = 4  # a bottleneck gives this many times its inner width
 
 
 def build(
-    *, channels: int, widths: Sequence[int], strides: Sequence[int], blocks: Sequence[int], stem_stride: int
+    *,
+    channels: int,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    blocks: Sequence[int],
+    stem_stride: int,
+    stem_kernel: int = 3,
+    stem_pool: bool = False,
+    bottleneck: bool = False,
+    zero_init_residual: bool = False,
 ) -> "ResNet":
     """Build one stage per entry of `widths`, `strides` (of its first block) and `blocks` (how many).
 
-    Raises UserError when the three differ in length.
+    `widths` are those of the 3x3 convolutions; a bottleneck's output is 4 times as wide. `stem_pool` adds a 3x3
+    max-pool of stride 2. With `zero_init_residual` every block starts as its shortcut: the last batch norm's weight is
+    0. Raises UserError when the three differ in length or stem_kernel is even.
     """
     if not len(widths) == len(strides) == len(blocks) > 0:
         raise UserError("backbone resnet: widths, strides and blocks must name the same number of stages, at least one")
-    return ResNet(channels, widths, strides, blocks, stem_stride)
+    if stem_kernel % 2 == 0:
+        raise UserError(f"backbone resnet: stem_kernel must be odd, not {stem_kernel}")
+    stem = nn.Conv2d(channels, widths[0], stem_kernel, stem_stride, padding=stem_kernel // 2, bias=False)
+    return ResNet(stem, stem_pool, widths, strides, blocks, bottleneck, zero_init_residual)
 
 
 class ResNet(Backbone):
     """Stem and stages. Convolutions start from Kaiming's normal law (fan out), batch norms from weight 1 and bias 0."""
 
     def __init__(
-        self, channels: int, widths: Sequence[int], strides: Sequence[int], blocks: Sequence[int], stem_stride: int
+        self,
+        stem: nn.Conv2d,
+        stem_pool: bool,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        blocks: Sequence[int],
+        bottleneck: bool,
+        zero_init_residual: bool,
     ) -> None:
         super().__init__()
-        self.width = widths[-1]
-        self.stem = nn.Conv2d(channels, widths[0], 3, stem_stride, padding=1, bias=False)
+        expansion = EXPANSION if bottleneck else 1
+        self.width = widths[-1] * expansion
+        self.stem, self.stem_pool = stem, stem_pool
         self.stem_norm = nn.BatchNorm2d(widths[0])
-        inputs = [widths[0], *widths]
-        self.stages = nn.Sequential(
-            *(_stage(inputs[stage], widths[stage], strides[stage], blocks[stage]) for stage in range(len(widths)))
-        )
+        self.stages = nn.Sequential()
+        inputs = widths[0]
+        for inner, stride, count in zip(widths, strides, blocks, strict=True):
+            stage = nn.Sequential()
+            for place in range(count):
+                stage.append(Block(inputs, inner, stride if place == 0 else 1, bottleneck))
+                inputs = inner * expansion
+            self.stages.append(stage)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_residual and isinstance(module, Block):
+                nn.init.zeros_(module.layers()[-1][1].weight)
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
         """Encode images of any side; the map's side is S over the product of all strides, rounded up at each."""
-        features: Tensor = self.stages(relu(self.stem_norm(self.stem(images_BCSS))))
-        return from_map(features)
+        return self._encode([images_BCSS])[0]
+
+    def encode_crops(self, crops: Sequence[Tensor], *, joint_norm: bool = False) -> list[Encoded]:
+        """As the contract says.
+
+        `joint_norm` takes one set of statistics over all pixels of all crops and moves the running ones once; the batch
+        norms of the shortcuts still work, and move, per size.
+        """
+        if not joint_norm:
+            return super().encode_crops(crops)
+        sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
+        places = [[place for place, crop in enumerate(crops) if crop.shape[-1] == size] for size in sizes]
+        wholes = self._encode([torch.cat([crops[place] for place in same]) for same in places])
+        encoded: dict[int, Encoded] = {}
+        for whole, same in zip(wholes, places, strict=True):
+            encoded |= dict(zip(same, split(whole, [len(crops[place]) for place in same]), strict=True))
+        return [encoded[place] for place in range(len(crops))]
+
+    def _encode(self, images: list[Tensor]) -> list[Encoded]:
+        maps = [relu(x) for x in normalise(self.stem_norm, [self.stem(x) for x in images])]
+        if self.stem_pool:
+            maps = [max_pool2d(x, 3, stride=2, padding=1) for x in maps]
+        return [from_map(x) for x in self.stages(maps)]
 
 
-class BasicBlock(nn.Module):
-    """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))).
+class Block(nn.Module):
+    """relu(shortcut(x) + branch(x)); the branch is conv - norm - relu - conv - norm, or three such for a bottleneck.
 
     The shortcut is the identity, or a 1x1 convolution with batch norm where the shape changes.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, inner: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        outputs = inner * (EXPANSION if bottleneck else 1)
+        if bottleneck:
+            shapes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)]
+        else:
+            shapes = [(inputs, inner, 3, stride), (inner, outputs, 3, 1)]
+        self.depth = len(shapes)
+        for place, (into, out, kernel, step) in enumerate(shapes, start=1):
+            self.add_module(f"conv{place}", nn.Conv2d(into, out, kernel, step, padding=kernel // 2, bias=False))
+            self.add_module(f"norm{place}", nn.BatchNorm2d(out))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, h, w] to [B, outputs, h / stride, w / stride]."""
-        inner = relu(self.norm1(self.conv1(x)))
-        summed: Tensor = self.norm2(self.conv2(inner)) + self.shortcut(x)
-        return torch.relu_(summed)
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """The branch's convolutions, each with its batch norm."""
+        return [(getattr(self, f"conv{place}"), getattr(self, f"norm{place}")) for place in range(1, self.depth + 1)]
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """One map [B, inputs, h, w] per crop size to [B, outputs, h / stride, w / stride], normalised jointly."""
+        branch = maps
+        for place, (convolution, norm) in enumerate(self.layers()):
+            inner = branch if place == 0 else [relu(x) for x in branch]
+            branch = normalise(norm, [convolution(x) for x in inner])
+        return [torch.relu_(y + self.shortcut(x)) for x, y in zip(maps, branch, strict=True)]
 
 
-def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, stride)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+def normalise(norm: nn.Module, maps: list[Tensor]) -> list[Tensor]:
+    """Batch norm of maps [B, C, h, w] of several sizes by the statistics of all their pixels; one call of `norm`."""
+    if len(maps) == 1:
+        return [norm(maps[0])]
+    cells = [x.permute(0, 2, 3, 1) for x in maps]  # [B, h, w, C], contiguous where the map is channels_last
+    rows_RC = torch.cat([x.flatten(0, 2) for x in cells])
+    # one column of R rows, itself channels_last: what a batch norm of maps takes, synchronised or not
+    normed_RC = norm(rows_RC[None, :, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
+    parts = normed_RC.split([x.shape[:3].numel() for x in cells])
+    return [part.view(x.shape).permute(0, 3, 1, 2) for part, x in zip(parts, cells, strict=True)]

@@ -1,30 +1,35 @@
 """Any model of the timm library, by its name there, behind our contract; never with downloaded weights.
 
-A model's own dropout and stochastic depth stay off: they would draw from torch's generator, which is not part of a
-run's state. Heavy to import (about 2 s), so nothing imports it but `load_backbone`.
+A model's own dropout and stochastic depth are turned off: they would draw from torch's generator, which is not part of
+a run's state. Heavy to import (about 2 s), so nothing imports it but `load_backbone`.
 """
 
 from typing import Any
 
 import timm
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map, from_tokens
 from polygrain.provenance.errors import UserError, nearest
 
 
-def build(*, channels: int, model: str, image_size: int | None) -> "Timm":
-    """`image_size` is the side that a model with a position table is made for; None leaves it at the model's own.
+def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool | None = None) -> "Timm":
+    """`image_size` is the side that a model with a position table is made for.
 
-    Raises UserError when timm has no such model, or when the model takes no image size.
+    `zero_init_residual` says whether the last batch norm of a residual network's branches starts from weight 0. Null
+    leaves either at the model's own (timm's residual networks: from 0). Raises UserError when timm has no such model,
+    or when the model takes no such value.
     """
     if model not in timm.list_models():
         raise UserError(f"backbone timm: timm has no model '{model}'{_hint(model)}")
-    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    theirs = {"image_size": ("img_size", image_size), "zero_init_residual": ("zero_init_last", zero_init_residual)}
+    given = {ours: pair for ours, pair in theirs.items() if pair[1] is not None}
+    values: dict[str, Any] = dict(given.values())
     try:
-        network = timm.create_model(model, pretrained=False, in_chans=channels, num_classes=0, **sized)
+        network = timm.create_model(model, pretrained=False, in_chans=channels, num_classes=0, **values)
     except TypeError as error:
-        raise UserError(f"backbone timm: {model} refuses image_size ({error}); set it to null") from None
+        raise UserError(f"backbone timm: {model} refuses {' or '.join(given)} ({error}); set it to null") from None
     return Timm(network)
 
 
@@ -35,10 +40,24 @@ class Timm(Backbone):
         super().__init__()
         self.network = network
         self.width = int(network.num_features)  # type: ignore[arg-type]
+        for module in network.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images of a side that the model accepts; `pooled` is what the model would give its classifier."""
-        features: Tensor = self.network.forward_features(images_BCSS)  # type: ignore[operator]
+        """Encode images; `pooled` is what the model would give its classifier.
+
+        Raises UserError when the model takes no images of this side (timm's transformers take one side only).
+        """
+        try:
+            features: Tensor = self.network.forward_features(images_BCSS)  # type: ignore[operator]
+        except AssertionError as error:
+            side = images_BCSS.shape[-1]
+            raise UserError(
+                f"backbone timm: no views of {side} px for this model ({error}); set image_size, or use vit or swin"
+            ) from None
         pooled: Tensor = self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
         if features.ndim == 3:
             prefix = int(self.network.num_prefix_tokens)  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
 """A plain pre-norm vision transformer (Dosovitskiy et al. 2021) for views of several sizes.
 
-Class token, learned absolute positions, exact GELU, layer norm with eps 1e-6, stochastic depth rising linearly
-over the blocks. Legend: B images, N patches, T = N + 1 tokens (class first), D width, G side of the position table,
-g side of the patch grid.
+Class token, absolute positions (learned, or MGC's fixed waves), exact GELU, layer norm with eps 1e-6, stochastic depth
+rising linearly over the blocks. Legend: B images, N patches, T = N + 1 tokens (class first), D width, G side of the
+position table, g side of the patch grid.
 """
 
+import math
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,39 +19,72 @@ from polygrain.provenance.errors import UserError
 
 
 def build(
-    *, channels: int, image_size: int, patch: int, width: int, depth: int, heads: int, drop_path: float
+    *,
+    channels: int,
+    image_size: int,
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    drop_path: float,
+    positions: Literal["learned", "sincos"] = "learned",
+    resample: Literal["size", "factor"] = "size",
 ) -> "VisionTransformer":
     """A transformer whose position table fits views of `image_size` px; other multiples of `patch` px are served too.
 
-    `drop_path` is the rate of the last block. Raises UserError when patch does not divide image_size or heads width.
+    `drop_path` is the rate of the last block. `positions: sincos` are MGC's: fixed, none for the class token. For other
+    views the table is resized bicubically to their grid (`resample: size`), or sampled as Mugs's release does, with the
+    factor (g + 0.1) / G (`resample: factor`). Raises UserError when patch does not divide image_size or heads width.
     """
     for whole, part, names in ((image_size, patch, "patch"), (width, heads, "heads")):
         if whole % part:
             raise UserError(f"backbone vit: {names} {part} does not divide {whole}")
-    return VisionTransformer(channels, image_size // patch, patch, width, depth, heads, drop_path)
+    if positions == "sincos" and width % 4:
+        raise UserError(f"backbone vit: positions sincos need a width that 4 divides, not {width}")
+    excess = 0.1 if resample == "factor" else 0.0
+    grid, learned = image_size // patch, positions == "learned"
+    return VisionTransformer(channels, grid, patch, width, depth, heads, drop_path, learned=learned, excess=excess)
 
 
 class VisionTransformer(Backbone):
-    """Linear weights, positions and class token start from a normal law of std 0.02 cut at +-2, biases from 0.
+    """Linear weights, learned positions and class token start from a normal law of std 0.02 cut at +-2, biases from 0.
 
     The patch embedding keeps torch's initialisation of a convolution.
     """
 
+    class_position: Tensor
+    positions: Tensor
+
     def __init__(
-        self, channels: int, grid: int, patch: int, width: int, depth: int, heads: int, drop_path: float
+        self,
+        channels: int,
+        grid: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        drop_path: float,
+        *,
+        learned: bool,
+        excess: float,
     ) -> None:
         super().__init__()
-        self.width, self.grid, self.patch = width, grid, patch
+        self.width, self.patch, self.excess = width, patch, excess
         self.embed = nn.Conv2d(channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.class_position = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(grid, grid, width))
+        if learned:
+            self.class_position = nn.Parameter(torch.zeros(1, 1, width))
+            self.positions = nn.Parameter(torch.zeros(grid, grid, width))
+        else:
+            self.register_buffer("class_position", torch.zeros(1, 1, width), persistent=False)
+            self.register_buffer("positions", waves(grid, width).float(), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, heads, drop_path * place / max(depth - 1, 1), f"block {place}") for place in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         for parameter in (self.class_token, self.class_position, self.positions):
-            nn.init.trunc_normal_(parameter, std=0.02)
+            if isinstance(parameter, nn.Parameter):
+                nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -60,26 +95,26 @@ class VisionTransformer(Backbone):
 
         Raises UserError for any other side.
         """
+        return self.finish(self.trunk(images_BCSS))
+
+    def trunk(self, images_BCSS: Tensor) -> Tensor:
+        """All tokens [B, T, D], class first, before the final norm; raises as `forward` does."""
         side = images_BCSS.shape[-1]
         if images_BCSS.shape[-2] != side or side % self.patch:
             rows, columns = images_BCSS.shape[-2:]
             raise UserError(f"backbone vit: patch {self.patch} does not tile a view of {rows} x {columns} px")
         patches_BND = self.embed(images_BCSS).flatten(2).mT
-        positions_1ND = self._positions(side // self.patch)
+        positions_1ND = resample_table(self.positions, side // self.patch, self.excess).flatten(0, 1)[None]
         first_B1D = (self.class_token + self.class_position).expand(len(patches_BND), -1, -1)
         tokens_BTD = torch.cat((first_B1D, patches_BND + positions_1ND), dim=1)
         for block in self.blocks:
             tokens_BTD = block(tokens_BTD)
-        tokens_BTD = self.norm(tokens_BTD)
-        return from_tokens(tokens_BTD[:, 1:], tokens_BTD[:, 0], side // self.patch)
+        return tokens_BTD
 
-    def _positions(self, side: int) -> Tensor:
-        table: Tensor = self.positions
-        if side != self.grid:
-            weight_gG = bicubic_matrix(self.grid, side).to(table)
-            # rows, then columns: two fixed products, whose backward is deterministic where that of a resize is not
-            table = torch.einsum("jH,iHD->ijD", weight_gG, torch.einsum("iG,GHD->iHD", weight_gG, table))
-        return table.flatten(0, 1)[None]
+    def finish(self, tokens_BTD: Tensor) -> Encoded:
+        """The final norm, and its tokens at their three grains."""
+        tokens_BTD = self.norm(tokens_BTD)
+        return from_tokens(tokens_BTD[:, 1:], tokens_BTD[:, 0], math.isqrt(tokens_BTD.shape[1] - 1))
 
 
 class Block(nn.Module):
@@ -109,14 +144,37 @@ class Block(nn.Module):
         return mixed
 
 
+def waves(grid: int, width: int) -> Tensor:
+    """MGC's fixed positions [G, G, D], float64.
+
+    The place in row a and column b is sin(a w), cos(a w), sin(b w), cos(b w), D / 4 numbers each, with frequencies
+    w_i = 10000^(-4 i / D).
+    """
+    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    wave_GH = torch.cat((angle.sin(), angle.cos()), dim=1)
+    return torch.cat((wave_GH[:, None].expand(-1, grid, -1), wave_GH[None].expand(grid, -1, -1)), dim=2)
+
+
+def resample_table(table_GGD: Tensor, side: int, excess: float = 0.0) -> Tensor:
+    """Positions [g, g, D] for a grid of `side` from those of a square one; see `bicubic_matrix`. A fit is kept."""
+    grid = len(table_GGD)
+    if side == grid:
+        return table_GGD
+    weight_gG = bicubic_matrix(grid, side, excess).to(table_GGD)
+    # rows, then columns: two fixed products, whose backward is deterministic where that of a resize is not
+    return torch.einsum("jH,iHD->ijD", weight_gG, torch.einsum("iG,GHD->iHD", weight_gG, table_GGD))
+
+
 @cache
-def bicubic_matrix(source: int, target: int) -> Tensor:
+def bicubic_matrix(source: int, target: int, excess: float = 0.0) -> Tensor:
     """Weights [target, source], float64, of torch's bicubic resize without antialiasing and with unaligned corners.
 
-    Keys' cubic with a = -0.75 around position (i + 0.5) * source / target - 0.5; places outside count as the border.
+    Keys' cubic with a = -0.75 around position (i + 0.5) * source / (target + excess) - 0.5; places outside count as the
+    border. With an excess it is torch's resize by the factor (target + excess) / source.
     """
     a = -0.75
-    position = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+    position = (torch.arange(target, dtype=torch.float64) + 0.5) * source / (target + excess) - 0.5
     weight = torch.zeros(target, source, dtype=torch.float64)
     for shift in range(-1, 3):
         place = position.floor() + shift

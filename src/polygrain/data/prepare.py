@@ -1,7 +1,6 @@
 """From a reader's images to the packed format: splits, nested label subsets, statistics, manifest."""
 
 import importlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from polygrain.data.packed import MANIFEST
 from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import canonical_json, sha256_file, write_bytes, write_text
+from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
 
 LABEL_SUBSETS = {"1%": 100, "10%": 10}
+UNLABELLED = "unlabelled"
+STATISTICS_BLOCK = 1024  # images counted at once: the pixels of a large data set would not fit twice
 
 
 def prepare(config: dict[str, Any], out: Path) -> None:
@@ -29,23 +30,29 @@ def prepare(config: dict[str, Any], out: Path) -> None:
     _check_sizes(raw, config)
     splits = split(raw, config)
     _check(config["name"], raw, splits)
-    write_bytes(out / "images.npy", _bytes(np.save, raw.images))
-    write_bytes(out / "labels.npy", _bytes(np.save, raw.labels))
-    write_bytes(out / "splits.npz", _bytes(np.savez, **splits))
+    _write(out / "images.npy", np.save, raw.images)
+    _write(out / "labels.npy", np.save, raw.labels)
+    _write(out / "splits.npz", np.savez, **splits)
     write_text(out / MANIFEST, canonical_json(manifest(config["name"], raw, splits, out)))
 
 
 def split(raw: Raw, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Positions of train, validation and test, each in a class-balanced order drawn from the data set's seed."""
-    everything = np.arange(len(raw.labels))
-    pool = everything if raw.test is None else np.setdiff1d(everything, raw.test)
+    """Positions of train, validation and test, each in a class-balanced order drawn from the data set's seed.
+
+    Where some images are unlabelled, they are a fourth split in hash order and in none of the others.
+    """
+    given = [part for part in (raw.test, raw.unlabelled) if part is not None]
+    pool = np.setdiff1d(np.arange(len(raw.labels)), np.concatenate(given) if given else [])
     order = balanced_order(pool, raw.labels, config["seed"], "train")
     if raw.test is None:
         test, order = order[: config["test"]], order[config["test"] :]
     else:
         test = balanced_order(raw.test, raw.labels, config["seed"], "test")
     validation, train = order[: config["validation"]], order[config["validation"] :]
-    return {"train": train, "validation": validation, "test": test}
+    splits = {"train": train, "validation": validation, "test": test}
+    if raw.unlabelled is not None:
+        splits[UNLABELLED] = balanced_order(raw.unlabelled, raw.labels, config["seed"], UNLABELLED)
+    return splits
 
 
 def balanced_order(positions: np.ndarray, labels: np.ndarray, seed: int, purpose: str) -> np.ndarray:
@@ -63,11 +70,7 @@ def balanced_order(positions: np.ndarray, labels: np.ndarray, seed: int, purpose
 
 def manifest(name: str, raw: Raw, splits: dict[str, np.ndarray], out: Path) -> dict[str, Any]:
     """What the packed files are; holds no time, path or source that could differ between two builds."""
-    pixels = raw.images[np.sort(splits["train"])].transpose(1, 0, 2, 3).reshape(raw.images.shape[1], -1)
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels])
-    levels, total = np.arange(256) / 255.0, counts.sum(axis=1)
-    mean = counts @ levels / total
-    variance = counts @ levels**2 / total - mean**2
+    mean, std = statistics(raw.images, splits["train"])
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in (out / "images.npy", out / "labels.npy", out / "splits.npz")
@@ -80,7 +83,7 @@ def manifest(name: str, raw: Raw, splits: dict[str, np.ndarray], out: Path) -> d
         "coarse": {"names": list(raw.coarse_names), "of_class": list(raw.coarse_of_class)},
         "shape": list(raw.images.shape[1:]),
         "mean": mean.tolist(),
-        "std": np.sqrt(variance).tolist(),
+        "std": std.tolist(),
         "splits": {split: len(positions) for split, positions in splits.items()},
         "label_subsets": {
             share: max(classes, len(splits["train"]) // parts // classes * classes)
@@ -93,6 +96,22 @@ def manifest(name: str, raw: Raw, splits: dict[str, np.ndarray], out: Path) -> d
     }
 
 
+def statistics(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel of the training pixels scaled to 0..1, float64 [C].
+
+    Levels are counted, so the order of images cannot matter. Unlabelled images have no part in it: a run that trains
+    on labelled images alone sees nothing of them.
+    """
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    rows = np.sort(train)
+    for start in range(0, len(rows), STATISTICS_BLOCK):
+        block = images[rows[start : start + STATISTICS_BLOCK]]
+        counts += np.stack([np.bincount(block[:, c].ravel(), minlength=256) for c in range(len(counts))])
+    levels, total = np.arange(256) / 255.0, counts.sum(axis=1)
+    mean = counts @ levels / total
+    return mean, np.sqrt(counts @ levels**2 / total - mean**2)
+
+
 def _check_sizes(raw: Raw, config: dict[str, Any]) -> None:
     """Raise UserError on sizes that the data set cannot give."""
     where = f"params/dataset/{config['name']}.yaml"
@@ -101,7 +120,8 @@ def _check_sizes(raw: Raw, config: dict[str, Any]) -> None:
             f"{config['name']}: test is {config['test']}, but the authors give a test split of {len(raw.test)};"
             f" set test: 0 in {where}"
         )
-    train = len(raw.labels) - (config["test"] if raw.test is None else len(raw.test)) - config["validation"]
+    labelled = len(raw.labels) - (0 if raw.unlabelled is None else len(raw.unlabelled))
+    train = labelled - (config["test"] if raw.test is None else len(raw.test)) - config["validation"]
     if train < config["validation"]:
         raise UserError(
             f"{config['name']}: {config['validation']} validation images leave {max(train, 0)} to train on;"
@@ -116,16 +136,26 @@ def _check(name: str, raw: Raw, splits: dict[str, np.ndarray]) -> None:
             f"{name}: {len(raw.images)} images but {len(raw.labels)} labels; the raw files do not belong together"
         )
     for split, positions in splits.items():
-        missing = sorted(set(range(len(raw.classes))) - set(raw.labels[positions].tolist()))
-        if missing:
+        expected = {-1} if split == UNLABELLED else set(range(len(raw.classes)))
+        found = set(raw.labels[positions].tolist())
+        if found - expected:
+            labels = "-1" if split == UNLABELLED else f"0 to {len(raw.classes) - 1}"
             raise UserError(
-                f"{name}: the {split} split has no image of class '{raw.classes[missing[0]]}';"
+                f"{name}: the {split} split has label {min(found - expected)} where {labels} was expected;"
+                " the raw files do not belong together"
+            )
+        if split != UNLABELLED and expected - found:
+            raise UserError(
+                f"{name}: the {split} split has no image of class '{raw.classes[min(expected - found)]}';"
                 f" change validation or test in params/dataset/{name}.yaml"
             )
 
 
-def _bytes(save: Any, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
-    """An array file in memory. numpy stamps a constant time on archive members, so equal arrays give equal bytes."""
-    buffer = io.BytesIO()
-    save(buffer, *arrays, **named)
-    return buffer.getvalue()
+def _write(path: Path, save: Any, *arrays: np.ndarray, **named: np.ndarray) -> None:
+    """Stream an array file to disk. numpy stamps a constant time on archive members, so equal arrays give equal bytes.
+
+    Opened for update, because numpy writes an array through C into a file opened for writing only, and the error of a
+    full disk then loses its number.
+    """
+    with atomic_path(path) as temporary, temporary.open("w+b") as stream:
+        save(stream, *arrays, **named)

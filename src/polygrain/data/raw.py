@@ -22,7 +22,7 @@ class Raw:
     images: np.ndarray
     """uint8 [N, C, H, W]."""
     labels: np.ndarray
-    """int64 [N], 0 .. number of classes - 1."""
+    """int64 [N], 0 .. number of classes - 1; -1 where unlabelled."""
     test: np.ndarray | None
     """Positions of the authors' test split, or None when they give none."""
     classes: tuple[str, ...]
@@ -34,6 +34,8 @@ class Raw:
     licence: str
     source: str
     """One line on where the data set comes from, whichever copy was read."""
+    unlabelled: np.ndarray | None = None
+    """Positions of images that come without a label, in none of the other splits; None when there are none."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a checkpoint to frozen features: every data set and split through the run's encoder, once.
 
 The encoder sees a transfer image as pre-training would have shown it: resized to the same square, with the
-pre-training set's pixel statistics, and with its number of channels (a grey image is repeated; a colour image
+statistics that pre-training used, and with its number of channels (a grey image is repeated; a colour image
 becomes its luminance, ITU-R 601).
 
 Rows go through in batches of one fixed size, the last one filled up with copies, so a row's bits depend on
@@ -22,10 +22,12 @@ from tqdm import tqdm
 
 from polygrain.backbones.load import load_backbone
 from polygrain.config.signature import check_values, keywords
-from polygrain.data.packed import Packed, open_packed
+from polygrain.data.encoded import Encoded, open_data, statistics
+from polygrain.data.packed import DataSet, Packed
 from polygrain.evaluate.store import ALL, Features, FeatureSet, Split
 from polygrain.provenance.errors import UserError
 from polygrain.views.apply import plain_view
+from polygrain.views.crop import central_view
 
 METADATA = "polygrain"
 _NAMED = 4  # tensors that an error message names before it counts
@@ -35,16 +37,17 @@ _LUMINANCE = (299, 587, 114)  # thousandths of red, green, blue
 def extract(config: dict[str, Any], checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:
     """Write the features of every data set in `data` (name -> packed folder) to `out`.
 
-    config: `backbone` (its name and values), `datasets` (the one of pre-training first) and `features` (the
-    keyword values of `features_of`). Raises UserError on a damaged checkpoint, one that does not fit the
-    backbone, a damaged data set, an unknown key and features that are not finite; `out` is then untouched.
+    config: `backbone` (its name and values), `datasets` (the one of pre-training first), `statistics` (mean and
+    std per channel, null for that data set's own) and `features` (the keyword values of `features_of`). Raises
+    UserError on a damaged checkpoint, one that does not fit the backbone, a damaged data set, an unknown key and
+    features that are not finite; `out` is then untouched.
     """
     check_values("features", config["features"], keywords(__name__, "features_of"))
-    packed = {name: open_packed(root) for name, root in data.items()}
-    pretrained_on = packed[config["datasets"][0]]
-    encoder = load_encoder(config["backbone"], checkpoint, channels=pretrained_on.images.shape[1])
+    opened = {name: open_data(root) for name, root in data.items()}
+    mean, std = statistics(opened[config["datasets"][0]], config["statistics"])
+    encoder = load_encoder(config["backbone"], checkpoint, channels=len(mean))
     Features(
-        {name: features_of(encoder, name, one, pretrained_on, **config["features"]) for name, one in packed.items()}
+        {name: features_of(encoder, name, one, mean, std, **config["features"]) for name, one in opened.items()}
     ).save(out)
 
 
@@ -108,37 +111,44 @@ def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
 def features_of(
     encoder: nn.Module,
     name: str,
-    packed: Packed,
-    pretrained_on: Packed,
+    data: DataSet,
+    mean: Sequence[float],
+    std: Sequence[float],
     *,
     size: int,
+    resize: int | None,
     batch: int,
     train: int | None,
     validation: int | None,
     test: int | None,
 ) -> FeatureSet:
-    """Encode one data set.
+    """Encode one data set, with views normalised by `mean` and `std`, one of each per channel of the encoder.
 
-    size: side of the square view, px. batch: images of a forward pass. train, validation, test: rows to take
-    from the front of each split, null for all; splits with fewer rows give what they have. Label subsets that
-    fit in the train rows are kept. Raises UserError on values that make no sense and on an empty split.
+    size: side of the square view, px. resize: for encoded images, the shorter side before the centre is cut out;
+    null, and all other images: the whole image becomes the square. batch: images of a forward pass. train,
+    validation, test: rows to take from the front of each split, null for all; splits with fewer rows give what
+    they have. Label subsets that fit in the train rows are kept. Raises UserError on values that make no sense and
+    on an empty split.
     """
     limits = {"train": train, "validation": validation, "test": test}
     if min(size, batch, *(limit for limit in limits.values() if limit is not None)) < 1:
         raise UserError(f"features: size ({size}), batch ({batch}) and the limits ({limits}) must be positive or null")
+    if resize is not None and resize < size:
+        raise UserError(f"features: resize ({resize}) must be at least size ({size}), or null")
     splits = {}
     for split, limit in limits.items():
-        indices = packed.split(split)[:limit]
-        rows = [
-            _encode(encoder, packed, indices[start : start + batch], pretrained_on, size, batch)
-            for start in _progress(range(0, len(indices), batch), f"{name} {split}")
-        ]
+        indices = data.split(split)[:limit]
+        rows = []
+        for start in _progress(range(0, len(indices), batch), f"{name} {split}"):
+            part = indices[start : start + batch]
+            images = as_channels(images_at(data, part, size, resize), len(mean))
+            rows.append(_encode(encoder, images, batch, size, mean, std))
         features = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
-        labels = np.asarray(packed.labels[indices], dtype=np.int64)
+        labels = np.asarray(data.labels[indices], dtype=np.int64)
         splits[split] = Split(features, labels, np.asarray(indices, dtype=np.int64))
-    subsets = packed.manifest["label_subsets"]
+    subsets = data.manifest["label_subsets"]
     fitting = {key: int(rows) for key, rows in subsets.items() if key != ALL and 0 < rows <= len(splits["train"])}
-    return FeatureSet(name, len(packed.manifest["classes"]), fitting, **splits)
+    return FeatureSet(name, len(data.manifest["classes"]), fitting, **splits)
 
 
 def _progress(starts: range, what: str) -> "tqdm[int]":
@@ -147,16 +157,22 @@ def _progress(starts: range, what: str) -> "tqdm[int]":
     return tqdm(starts, desc=what, unit="batch", leave=False, mininterval=pause)
 
 
+def images_at(data: DataSet, positions: np.ndarray, size: int, resize: int | None) -> Tensor:
+    """Images uint8 [B, C, H, W]: as they are stored, or, of encoded ones, the evaluation view [B, 3, size, size]."""
+    if isinstance(data, Encoded):
+        return torch.stack([central_view(data.decode(position), size, resize) for position in positions.tolist()])
+    assert isinstance(data, Packed)
+    return torch.from_numpy(np.array(data.images[positions]))
+
+
 @torch.no_grad()
 def _encode(
-    encoder: nn.Module, packed: Packed, indices: np.ndarray, pretrained_on: Packed, size: int, batch: int
+    encoder: nn.Module, images: Tensor, batch: int, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """Pooled features float32 [len(indices), D] of at most `batch` images."""
-    filled = np.concatenate([indices, np.repeat(indices[-1:], batch - len(indices))])
-    images = as_channels(torch.from_numpy(np.array(packed.images[filled])), pretrained_on.images.shape[1])
-    views = plain_view(images, size, pretrained_on.mean, pretrained_on.std)
-    pooled: Tensor = encoder(views).pooled
-    return pooled[: len(indices)].to(torch.float32).numpy()
+    """Pooled features float32 [len(images), D] of at most `batch` images."""
+    filled = torch.cat([images, images[-1:].expand(batch - len(images), *images.shape[1:])])
+    pooled: Tensor = encoder(plain_view(filled, size, mean, std)).pooled
+    return pooled[: len(images)].to(torch.float32).numpy()
 
 
 def as_channels(images: Tensor, channels: int) -> Tensor:

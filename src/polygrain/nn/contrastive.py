@@ -1,11 +1,14 @@
-"""Contrastive losses. Legend: B images, R = 2B rows, D width; z are embeddings, not yet of unit length."""
+"""Contrastive losses. Legend: B images, R = 2B rows, D width; z are embeddings, not yet of unit length.
+
+A anchors and K keys where the two are different rows.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float) -> Tensor:
+def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float, *, block: int | None = None) -> Tensor:
     """Compute NT-Xent of SimCLR (Chen et al. 2020, equation 1) over the 2B rows of two views, a scalar.
 
     Rows are scaled to unit length. Row i's positive is the other view of its image; its denominator holds all
@@ -13,10 +16,48 @@ def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float) -> Tensor:
     every row both as anchor and as key.
 
     Row i of `z_1_BD` and row i of `z_2_BD` are of one image; `temperature` divides the cosine similarities.
+    With `block` gradient reaches a row as key only from anchors of the same run of `block` images (both views), the
+    value stays: this is what comes of keys that other processes send without gradient (WCL section 4.1).
     """
     z_RD = normalize(torch.cat([z_1_BD, z_2_BD]), dim=1)
-    logits_RR = z_RD @ z_RD.T / temperature
+    product_RR = z_RD @ z_RD.T
+    if block is not None:
+        block_R = torch.arange(len(z_RD), device=z_RD.device) % len(z_1_BD) // block
+        product_RR = torch.where(block_R == block_R[:, None], product_RR, z_RD @ z_RD.detach().T)
+    logits_RR = product_RR / temperature
     self_RR = torch.eye(len(z_RD), dtype=torch.bool, device=z_RD.device)
     images = len(z_1_BD)
     positive_R = torch.cat([logits_RR.diagonal(images), logits_RR.diagonal(-images)])
     return (logits_RR.masked_fill(self_RR, float("-inf")).logsumexp(dim=1) - positive_R).mean()
+
+
+def sup_con(z_BD: Tensor, positive_BB: Tensor, temperature: float, *, keys_grad: bool) -> Tensor:
+    """Compute the supervised contrastive loss of one view (Khosla et al. 2020, `out` form; WCL section 4.3), a scalar.
+
+    Rows are scaled to unit length. Anchor i's term is the mean over its positives j (True in `positive_BB[i]`, bool)
+    of -log( exp(s_ij / t) / sum_{a != i} exp(s_ia / t) ); a row is never its own positive. Anchors without a positive
+    are left out of the mean over anchors; if none has one, the loss is 0. Collapsed rows give ln(B - 1). B is at least
+    2.
+
+    keys_grad: whether gradient reaches rows as keys too. WCL's release lets it through the anchor only.
+    """
+    z_BD = normalize(z_BD, dim=1)
+    self_BB = torch.eye(len(z_BD), dtype=torch.bool, device=z_BD.device)
+    logits_BB = z_BD @ (z_BD if keys_grad else z_BD.detach()).T / temperature
+    return _out_form(logits_BB.masked_fill(self_BB, float("-inf")), positive_BB & ~self_BB)
+
+
+def sup_con_to_bank(anchor_AD: Tensor, bank_KD: Tensor, positive_AK: Tensor, temperature: float) -> Tensor:
+    """Compute `sup_con` of anchors against other rows, of which none is left out; no gradient reaches the bank.
+
+    positive_AK: bool. With one positive per anchor this is InfoNCE. Collapsed rows give ln K.
+    """
+    logits_AK = normalize(anchor_AD, dim=1) @ normalize(bank_KD.detach(), dim=1).T / temperature
+    return _out_form(logits_AK, positive_AK)
+
+
+def _out_form(logits_AK: Tensor, positive_AK: Tensor) -> Tensor:
+    log_share_AK = logits_AK - logits_AK.logsumexp(dim=1, keepdim=True)
+    count_A = positive_AK.sum(dim=1)
+    mean_A = log_share_AK.masked_fill(~positive_AK, 0.0).sum(dim=1) / count_A.clamp(min=1)
+    return -mean_A.sum() / (count_A > 0).sum().clamp(min=1)

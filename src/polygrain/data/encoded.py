@@ -1,0 +1,173 @@
+"""Encoded images: a data set as shards of the original JPEG and PNG files, each decoded when it is asked for.
+
+data/{name}/shards/shard-00000.bin, ...: the files' bytes one after another, about 256 MB a shard; index.npz: int64 [N]
+`shard`, `offset`, `length` (bytes) and `height`, `width` (px, as decoded); labels.npy and splits.npz as for images of
+equal size; manifest.json with format 2.
+
+Every image comes out as RGB and upright: grey, palette and CMYK files are converted, the EXIF orientation is applied,
+transparency is dropped.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from polygrain.data.packed import MANIFEST, DataSet, open_packed
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import read_json, sha256_file
+
+FORMAT = 2
+CHANNELS = 3
+SHARDS = "shards"
+INDEX = ("shard", "offset", "length", "height", "width")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def shard_name(number: int) -> str:
+    """Name of a shard, relative to the data set's folder."""
+    return f"{SHARDS}/shard-{number:05d}.bin"
+
+
+@dataclass(frozen=True)
+class Encoded(DataSet):
+    """A data set of encoded images of any sizes; the shards are memory-mapped, so nothing is read before it is used."""
+
+    root: Path
+    index: dict[str, np.ndarray]
+    _shards: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def sizes(self, positions: np.ndarray) -> np.ndarray:
+        """Height and width of images as decoded, int64 [n, 2]."""
+        return np.stack((self.index["height"][positions], self.index["width"][positions]), axis=1)
+
+    def content(self, position: int) -> bytes:
+        """The file of one image, as it was packed."""
+        number, offset, length = (int(self.index[key][position]) for key in ("shard", "offset", "length"))
+        if number not in self._shards:
+            self._shards[number] = np.memmap(self.root / shard_name(number), dtype=np.uint8, mode="r")
+        return self._shards[number][offset : offset + length].tobytes()
+
+    def decode(self, position: int) -> Tensor:
+        """One image, uint8 [3, H, W]. Raises UserError naming the shard when its bytes are damaged."""
+        shard = self.root / shard_name(int(self.index["shard"][position]))
+        remedy = f"rebuild it with `snakemake --cores all --force {self.root / MANIFEST}`"
+        image = decode(self.content(position), f"{shard}, image {position}", remedy)
+        if image.shape[1:] != (self.index["height"][position], self.index["width"][position]):
+            raise UserError(f"{shard}, image {position}: another size than index.npz says; {remedy}")
+        return image
+
+
+def open_encoded(root: Path, verify: bool = False) -> Encoded:
+    """Open a data set of encoded images. Sizes and the small files are always checked, the shards' hashes on `verify`.
+
+    Raises UserError naming the file that is missing, truncated or not what was packed.
+    """
+    manifest = read_json(root / MANIFEST)
+    remedy = f"rebuild it with `snakemake --cores all --force {root / MANIFEST}`"
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            raise UserError(f"{path}: not found; {remedy}")
+        hashed = verify or not name.startswith(SHARDS)
+        if path.stat().st_size != expected["bytes"] or (hashed and sha256_file(path) != expected["sha256"]):
+            raise UserError(f"{path}: damaged, its content is not what the manifest says; {remedy}")
+    with np.load(root / "splits.npz") as archive:
+        splits = {name: archive[name] for name in archive.files}
+    with np.load(root / "index.npz") as archive:
+        index = {name: archive[name] for name in INDEX}
+    return Encoded(np.load(root / "labels.npy"), manifest, splits, root, index)
+
+
+def open_data(root: Path) -> DataSet:
+    """Open a packed data set of either format. Raises UserError naming the file that is not what was packed."""
+    return open_encoded(root) if read_json(root / MANIFEST)["format"] == FORMAT else open_packed(root)
+
+
+def statistics(data: DataSet, given: Mapping[str, Sequence[float]] | None) -> tuple[list[float], list[float]]:
+    """Mean and std per channel that views are normalised with: those given, else the data set's own.
+
+    Raises UserError when their number is not that of the channels.
+    """
+    if given is None:
+        return data.mean, data.std
+    mean, std = list(given["mean"]), list(given["std"])
+    if not len(mean) == len(std) == len(data.mean):
+        raise UserError(
+            f"statistics: {len(mean)} means and {len(std)} deviations for the {len(data.mean)} channels of"
+            f" {data.manifest['name']}; give one of each per channel"
+        )
+    return mean, std
+
+
+def decode(content: bytes, where: str, remedy: str) -> Tensor:
+    """Decode an image file to uint8 [3, H, W]. Raises UserError naming `where` when it is damaged or no image."""
+    with _opened(content, where, remedy) as image:
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = np.array(rgb if turn is None else rgb.transpose(turn))
+    # left with the channels last in memory, which is how the resampling kernels are fastest
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def measure(content: bytes, where: str, remedy: str) -> tuple[int, int]:
+    """Height and width that `decode` would give. Raises UserError like it.
+
+    The whole file is decoded, or damage would go unnoticed; a JPEG at an eighth of its size, which reads all of it too.
+    """
+    with _opened(content, where, remedy) as image:
+        width, height = image.size
+        sideways = _orientation(image) in _SIDEWAYS
+        image.draft(image.mode, (1, 1))
+        image.load()
+    return (width, height) if sideways else (height, width)
+
+
+@contextmanager
+def _opened(content: bytes, where: str, remedy: str) -> Iterator[Image.Image]:
+    """Open an image file; whatever its decoder raises on a damaged one, in the body too, becomes one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless faults in EXIF data, once an image
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                if image.mode not in MODES:
+                    raise UserError(f"{where}: pixels of kind {image.mode} do not fit 8-bit RGB; convert the file")
+                yield image
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: not a whole image ({_line(error)}); {remedy}") from None
+
+
+def _line(error: Exception) -> str:
+    """What a decoder says, without the address of the buffer that it names."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format is recognised"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) when there is none or the EXIF data are broken."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1

@@ -1,0 +1,256 @@
+"""WCL, Weakly Supervised Contrastive Learning (Zheng, Wang, You, Qian, Zhang, Wang, Xu; ICCV 2021): two grains.
+
+Grains: instance, as in SimCLR; and weak class, groups of look-alikes that the batch itself suggests. Two heads of
+their own weights share the backbone, so that pulling a group together does not undo telling its members apart.
+
+Equations. For views v = 1, 2 of B images: h^v = F(x^v) pooled, z^v = unit(g(h^v)), u^v = unit(phi(h^v)).
+
+    instance    L_NCE = mean over the 2B rows of -log( exp(z_i.z_pos(i)/t) / sum_{j != i} exp(z_i.z_j/t) )
+    weak class  y^v = components of the graph that links every u^v_i to its nearest neighbour
+                l(i, j) = -log( exp(u^v_i.k_j/t) / sum_{a != i} exp(u^v_i.k_a/t) ),   k = u^v without gradient
+                L_sup(v | y) = mean over i of the mean over {j != i: y_j = y_i} of l(i, j)
+                L_swap = ( L_sup(1 | y^2) + L_sup(2 | y^1) ) / 2
+                L = L_NCE + L_swap
+
+Views pass network and heads one after the other, so batch norm is per view. Graph and sums are over the global batch.
+Over the first `weak_phase` of the run (the warm-up of the learning rate) both views take the milder recipe `weak`.
+
+Multi-crop (`local_crops` > 0): V small crops per image, in one further pass, are anchors only. Keys are the B global
+rows of one view (no gradient); both views count half. `local_instance` is InfoNCE with the crop's own image (head g);
+`local_weak_class` is L_sup whose positives are the own image and the K keys nearest to the crop (head phi).
+
+Deviations (sections of the specification in brackets).
+* Described against released [4.1, 7]: `nce_block` = 128 lets gradient reach a row as key only from anchors of its block
+  of so many images, in the release those of one process (a batch of at most 128 shows no difference);
+  `decay_shortcut_norms` puts shortcuts' batch norm weights under weight decay and LARS scaling. Formula: None, False.
+* Known from the release alone, as the paper's body could not be read: `keys_grad` = False, the switch of recipes, the
+  swap's 1/2. Recipes, head widths (release 4096 and 256, paper 2048 and 128) and optimiser are those of the scale.
+* Reconstructed: multi-crop [5], named by the abstract and absent from the release, and the ablations [10]. Some leave
+  anchors without positives: the mean is over the others. k-means starts from the batch's first rows. `joint` links
+  every row of both views to its nearest one, so an image's views soon find each other and little else.
+
+Legend: B images of the global batch, b of this process, V crops of an image, A = BV, N rows, d and D widths of feature
+and embedding, K neighbours.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polygrain.backbones.contract import Backbone
+from polygrain.nn import graph
+from polygrain.nn.clock import Clock
+from polygrain.nn.contrastive import nt_xent, sup_con, sup_con_to_bank
+from polygrain.nn.distributed import gather_rows
+from polygrain.nn.heads import Head
+from polygrain.nn.monitors import alignment, effective_rank, spread
+from polygrain.nn.neighbours import topk_cosine
+from polygrain.nn.optim import split_by_decay
+from polygrain.provenance.errors import UserError
+from polygrain.views.batch import Batch
+
+Pair = tuple[Tensor, Tensor]
+
+
+class WCL(nn.Module):
+    """Backbone, instance head g and weak-label head phi.
+
+    backbone: the network that is evaluated.
+    hidden, embedding: widths inside and at the end of a head of three linear layers.
+    shared_head: one head serves as both.
+    temperature, weak_temperature: t of the terms of the instance grain, and of the weak class.
+    instance_weight, weak_weight: factors of the grains' terms; what a 0 leaves unused is not built.
+    nce_block: None, or images of a block between which keys of L_NCE carry no gradient.
+    keys_grad: gradient through the keys of L_sup.
+    label_source: whose positives supervise view v: `swapped` the other view's, `own`, `intersection` those that both
+    have, `instance_head` swapped from a graph on g, `joint` swapped from one graph over both views' rows.
+    label_generator: `nearest` components of the nearest-neighbour graph; `mutual` the pairs in it; `knn` components
+    of the graph of `label_k` neighbours; `direct` those neighbours themselves; `kmeans` with `label_k` clusters;
+    `classes` those of the data set: no self-supervised method, an upper bound.
+    label_k: as above, None for the others.
+    weak_phase: share of the run with recipe `weak`.
+    local_crops, local_neighbours: V and K of multi-crop; V = 0 is none, K = 0 takes the own image alone.
+    decay_shortcut_norms: a quirk of the release, see above; finds nothing where no module is called shortcut or
+    downsample.
+
+    Raises UserError for weights that are both 0, and for a `label_k` that does not fit the generator.
+    """
+
+    encoder_name = "backbone."
+    uses_labels = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        hidden: int,
+        embedding: int,
+        shared_head: bool,
+        temperature: float,
+        weak_temperature: float,
+        instance_weight: float,
+        weak_weight: float,
+        nce_block: int | None,
+        keys_grad: bool,
+        label_source: Literal["swapped", "own", "intersection", "instance_head", "joint"],
+        label_generator: Literal["nearest", "mutual", "knn", "direct", "kmeans", "classes"],
+        label_k: int | None,
+        weak_phase: float,
+        local_crops: int,
+        local_neighbours: int,
+        decay_shortcut_norms: bool,
+    ) -> None:
+        super().__init__()
+        if instance_weight == 0 and weak_weight == 0:
+            raise UserError("method.values: instance_weight and weak_weight are both 0; give one of them a weight")
+        if (label_k is not None) != (label_generator in ("knn", "direct", "kmeans")):
+            need = "null" if label_k is not None else "a number"
+            raise UserError(f"method.values.label_k is {label_k}; label_generator {label_generator} needs {need}")
+        self.backbone = backbone
+        weak_head = "instance" if shared_head else "weak"
+        graph_head = "instance" if label_source == "instance_head" else weak_head
+        used = {name for name, weight in (("instance", instance_weight), (weak_head, weak_weight)) if weight}
+        if weak_weight and label_generator != "classes":
+            used.add(graph_head)
+        self.heads = nn.ModuleDict({name: Head(backbone.width, hidden, embedding, layers=3) for name in sorted(used)})
+        self.weak_head, self.graph_head = weak_head, graph_head
+        self.temperature, self.weak_temperature = temperature, weak_temperature
+        self.instance_weight, self.weak_weight = instance_weight, weak_weight
+        self.nce_block, self.keys_grad = nce_block, keys_grad
+        self.label_source, self.label_generator, self.label_k = label_source, label_generator, label_k
+        self.weak_phase = weak_phase
+        self.local_crops, self.local_neighbours = local_crops, local_neighbours
+        self.decay_shortcut_norms = decay_shortcut_norms
+        self.uses_labels = label_generator == "classes" and weak_weight != 0
+
+    def views(self, clock: Clock) -> tuple[str, ...]:
+        """Ask for two full-size views of the recipe that is due, then for the small crops."""
+        full_size = "weak" if clock.step < round(self.weak_phase * clock.steps) else "global"
+        return (full_size, full_size) + ("local",) * self.local_crops
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Train everything; biases and norms without weight decay, save for the release's slip if asked for."""
+        groups = split_by_decay(self)
+        if self.decay_shortcut_norms:
+            slipped = {
+                parameter
+                for name, parameter in self.backbone.named_parameters()
+                if {"shortcut", "downsample"} & set(name.split(".")) and name.endswith("weight") and parameter.ndim == 1
+            }
+            moved = [p for group in groups for p in group["params"] if p in slipped]
+            for group in groups:
+                kept = [p for p in group["params"] if p not in slipped]
+                group["params"] = kept + moved if group["decay"] else kept
+        return groups
+
+    def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute each grain's term over the global batch, and how embeddings and weak labels fare.
+
+        Monitors: `alignment`, `spread` and `rank` of head g, with `weak_` before them of head phi; `component_mean`
+        and `component_max`, images of a weak class; `purity`, the share of positive pairs of one true class, and `hit`,
+        the share of anchors that have such a pair, both over labelled images only.
+
+        Raises UserError for more neighbours or clusters than the batch holds, and for unknown classes where
+        `label_generator` is `classes`.
+        """
+        pooled_1_bd, pooled_2_bd = (self.backbone(view).pooled for view in batch.views[:2])
+        pairs = {
+            name: (gather_rows(head(pooled_1_bd)), gather_rows(head(pooled_2_bd))) for name, head in self.heads.items()
+        }
+        class_B = gather_rows(batch.labels_for_monitoring)
+        self._check_size(len(class_B))
+        losses, monitors = {}, _embedding_monitors(pairs)
+        if self.instance_weight:
+            z_1_BD, z_2_BD = pairs["instance"]
+            losses["instance"] = self.instance_weight * nt_xent(z_1_BD, z_2_BD, self.temperature, block=self.nce_block)
+        if self.weak_weight:
+            positives = self._positives(pairs, class_B)
+            terms = [
+                sup_con(u_BD, positive_BB, self.weak_temperature, keys_grad=self.keys_grad)
+                for u_BD, positive_BB in zip(pairs[self.weak_head], positives, strict=True)
+            ]
+            losses["weak_class"] = self.weak_weight * (terms[0] + terms[1]) / 2
+            monitors |= _label_monitors(positives, class_B)
+        if self.local_crops:
+            losses |= self._local_terms(batch.views[2:], pairs)
+        return losses, monitors
+
+    def _check_size(self, images: int) -> None:
+        wanted = {"label_k": self.label_k, "local_neighbours": self.local_neighbours if self.local_crops else None}
+        for name, count in wanted.items():
+            if count is not None and count >= images:
+                raise UserError(f"method.values.{name} is {count} but a batch has {images} images; lower it")
+
+    @torch.no_grad()
+    def _positives(self, pairs: Mapping[str, Pair], class_B: Tensor) -> Pair:
+        """Positives of the rows of view 1 and of view 2, bool [B, B] each."""
+        if self.label_generator == "classes":
+            if int(class_B.min()) < 0:
+                raise UserError(
+                    "method.values.label_generator is classes but an image has no label; take a labelled split"
+                )
+            return graph.same_label(class_B), graph.same_label(class_B)
+        u_1_BD, u_2_BD = pairs[self.graph_head]
+        if self.label_source == "joint":
+            images = len(u_1_BD)
+            joint_RR = graph.positives(torch.cat([u_1_BD, u_2_BD]), self.label_generator, self.label_k)
+            by_1_BB, by_2_BB = joint_RR[:images, :images], joint_RR[images:, images:]
+        else:
+            by_1_BB, by_2_BB = (graph.positives(u_BD, self.label_generator, self.label_k) for u_BD in (u_1_BD, u_2_BD))
+        if self.label_source == "own":
+            return by_1_BB, by_2_BB
+        if self.label_source == "intersection":
+            return by_1_BB & by_2_BB, by_1_BB & by_2_BB
+        return by_2_BB, by_1_BB
+
+    def _local_terms(self, crops: Sequence[Tensor], pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+        """Contrast small crops with the global rows of either view; anchors A are an image's crops, then the next's."""
+        pooled_bVd = torch.stack([encoded.pooled for encoded in self.backbone.encode_crops(crops)], dim=1)
+        anchors = {name: gather_rows(head(pooled_bVd.flatten(0, 1))) for name, head in self.heads.items()}
+        images = len(next(iter(pairs.values()))[0])
+        own_AB = torch.eye(images, dtype=torch.bool, device=pooled_bVd.device).repeat_interleave(len(crops), dim=0)
+        losses = {}
+        if self.instance_weight:
+            terms = [sup_con_to_bank(anchors["instance"], z_BD, own_AB, self.temperature) for z_BD in pairs["instance"]]
+            losses["local_instance"] = self.instance_weight * (terms[0] + terms[1]) / 2
+        if self.weak_weight:
+            u_AD = anchors[self.weak_head]
+            terms = [
+                sup_con_to_bank(u_AD, bank_BD, own_AB | self._near(u_AD, bank_BD), self.weak_temperature)
+                for bank_BD in pairs[self.weak_head]
+            ]
+            losses["local_weak_class"] = self.weak_weight * (terms[0] + terms[1]) / 2
+        return losses
+
+    def _near(self, u_AD: Tensor, bank_BD: Tensor) -> Tensor:
+        if self.local_neighbours == 0:
+            return torch.zeros(len(u_AD), len(bank_BD), dtype=torch.bool, device=u_AD.device)
+        _, near_AK = topk_cosine(u_AD, bank_BD, self.local_neighbours, byte_budget=1 << 27)
+        return graph.links(near_AK, len(bank_BD))
+
+
+def _embedding_monitors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+    monitors = {}
+    for name, (first_BD, second_BD) in pairs.items():
+        prefix = "" if name == "instance" else f"{name}_"
+        monitors[f"{prefix}alignment"] = alignment(first_BD, second_BD)
+        monitors[f"{prefix}spread"] = spread(first_BD)
+        monitors[f"{prefix}rank"] = effective_rank(first_BD)
+    return monitors
+
+
+def _label_monitors(positives: Pair, class_B: Tensor) -> dict[str, Tensor]:
+    """Means over both views, and the largest component of either."""
+    (mean_1, largest_1), (mean_2, largest_2) = (graph.component_sizes(positive_BB) for positive_BB in positives)
+    (pure_1, hit_1), (pure_2, hit_2) = (graph.purity(positive_BB, class_B) for positive_BB in positives)
+    return {
+        "component_mean": (mean_1 + mean_2) / 2,
+        "component_max": torch.maximum(largest_1, largest_2),
+        "purity": (pure_1 + pure_2) / 2,
+        "hit": (hit_1 + hit_2) / 2,
+    }
+
+
+METHOD = WCL

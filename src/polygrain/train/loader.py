@@ -1,0 +1,288 @@
+"""Views cut out of encoded images, ahead of their use, by worker processes.
+
+Decoding, cropping, resizing and flipping an image is a pure function of the image and its boxes, which are drawn
+beforehand; so the pixels do not depend on how many workers there are, nor on when they work. A job is split into
+chunks; workers write a chunk's pixels into a slot of memory that they share with this process and send back a word.
+
+The memory is anonymous and the workers are forks: nothing is copied through pipes, no name is left behind in /dev/shm,
+and a worker whose parent is gone finds its pipe closed and ends.
+"""
+
+import gc
+import mmap
+import multiprocessing
+import os
+import signal
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polygrain.data.encoded import CHANNELS, Encoded
+from polygrain.provenance.errors import UserError
+from polygrain.views.crop import central_view, cut
+
+CHUNK = 32  # images that a worker cuts at once, fewer where their views would not fit into a slot
+SLOT_BYTES = 16 * 2**20
+_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One view of every image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view."""
+
+    size: int
+    box: np.ndarray | None = None
+    flip: np.ndarray | None = None
+    resize: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to cut out of the images at `positions` of the data set, int64 [B]."""
+
+    positions: np.ndarray
+    cuts: tuple[Cut, ...]
+
+    def part(self, start: int, stop: int) -> "Job":
+        """The images from `start` to `stop`."""
+        rows = slice(start, stop)
+        cuts = [Cut(one.size, _rows(one.box, rows), _rows(one.flip, rows), one.resize) for one in self.cuts]
+        return Job(self.positions[rows], tuple(cuts))
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all views of one image."""
+        return sum(CHANNELS * one.size**2 for one in self.cuts)
+
+
+def _rows(values: np.ndarray | None, rows: slice) -> np.ndarray | None:
+    return None if values is None else values[rows]
+
+
+def cut_job(data: Encoded, job: Job, views: Sequence[Tensor]) -> None:
+    """Fill `views`, uint8 [B, 3, size, size] each. Raises UserError on a damaged image."""
+    for row, position in enumerate(job.positions.tolist()):
+        image = data.decode(position)
+        for one, view in zip(job.cuts, views, strict=True):
+            if one.box is None or one.flip is None:
+                view[row] = central_view(image, one.size, one.resize)
+            else:
+                view[row] = cut(image, one.box[row].tolist(), bool(one.flip[row]), one.size)
+
+
+class Loader:
+    """Cuts the views of jobs, in their order, with `workers` processes or in this one (0).
+
+    batch: images of a usual job, which decides how much memory is set aside. pin: give page-locked tensors, from which
+    a CUDA device copies without waiting.
+    """
+
+    def __init__(self, data: Encoded, workers: int, batch: int, *, pin: bool = False) -> None:
+        self.data, self.pin = data, pin
+        self.pool = Pool(data, workers, slots=2 * workers + -(-batch // CHUNK)) if workers else None
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[list[Tensor]]:
+        """Yield the views of each job, uint8 [B, 3, size, size] per cut.
+
+        Jobs are asked for ahead, as far as there are free slots. Several streams may be open at once. Raises UserError
+        on a damaged image when its job's turn comes, and when a worker dies.
+        """
+        chunks = _chunks(jobs)
+        waiting: deque[tuple[_Chunk, _Ticket]] = deque()
+        views: list[Tensor] = []
+        try:
+            while True:
+                self._submit(chunks, waiting)
+                chunk, ticket = waiting.popleft() if waiting else (next(chunks, None), None)
+                if chunk is None:
+                    return
+                if chunk.start == 0:
+                    views = self._empty(chunk.job)
+                self._collect(chunk, ticket, [view[chunk.start : chunk.stop] for view in views])
+                if chunk.stop == len(chunk.job.positions):
+                    yield views
+        finally:
+            for _, ticket in waiting:
+                with suppress(UserError):
+                    self._release(ticket)
+
+    def _submit(self, chunks: "Iterator[_Chunk]", waiting: "deque[tuple[_Chunk, _Ticket]]") -> None:
+        while self.pool is not None and self.pool.free:
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            waiting.append((chunk, self.pool.submit(chunk.work)))
+
+    def _collect(self, chunk: "_Chunk", ticket: "_Ticket | None", views: Sequence[Tensor]) -> None:
+        """Bring a chunk's pixels into place; one without a ticket is cut here: other streams hold every slot."""
+        if ticket is None:
+            cut_job(self.data, chunk.work, views)
+            return
+        assert self.pool is not None
+        try:
+            for view, done in zip(views, self.pool.wait(ticket, chunk.work), strict=True):
+                view.copy_(done)
+        finally:
+            self.pool.free.append(ticket.slot)
+
+    def _release(self, ticket: "_Ticket") -> None:
+        assert self.pool is not None
+        try:
+            self.pool.wait(ticket, None)
+        finally:
+            self.pool.free.append(ticket.slot)
+
+    def _empty(self, job: Job) -> list[Tensor]:
+        shapes = [(len(job.positions), CHANNELS, one.size, one.size) for one in job.cuts]
+        return [torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin) for shape in shapes]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Images `start` to `stop` of a job, with `work` to do for them."""
+
+    job: Job
+    start: int
+    stop: int
+    work: Job
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    number: int
+    worker: int
+    slot: int
+
+
+def _chunks(jobs: Iterable[Job]) -> Iterator[_Chunk]:
+    for job in jobs:
+        step = max(1, min(CHUNK, SLOT_BYTES // job.image_bytes))
+        for start in range(0, len(job.positions), step):
+            stop = min(start + step, len(job.positions))
+            yield _Chunk(job, start, stop, job.part(start, stop))
+
+
+class Pool:
+    """Worker processes with a pipe each, and slots of shared memory that they fill.
+
+    Chunks go to the workers in turn, so each pipe brings its answers in the order in which they were asked for.
+    """
+
+    def __init__(self, data: Encoded, workers: int, slots: int) -> None:
+        memory = mmap.mmap(-1, slots * SLOT_BYTES)
+        self.memory = torch.frombuffer(memory, dtype=torch.uint8).view(slots, SLOT_BYTES)
+        self.free = list(range(slots))
+        self.connections: list[Connection] = []
+        self.processes: list[BaseProcess] = []
+        self._sent = 0
+        self._answers: dict[int, str | None] = {}
+        context = multiprocessing.get_context("fork")
+        for number in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(data, self.memory, theirs), name=f"loader-{number}", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.connections.append(ours)
+            self.processes.append(process)
+        self.close = weakref.finalize(self, _stop, os.getpid(), self.connections, self.processes)
+
+    def submit(self, work: Job) -> _Ticket:
+        """Have a chunk cut into a free slot. Raises UserError when the worker whose turn it is has died."""
+        worker = self._sent % len(self.processes)
+        ticket = _Ticket(self._sent, worker, self.free.pop())
+        self._sent += 1
+        try:
+            self.connections[worker].send((ticket.number, ticket.slot, work))
+        except OSError:
+            raise self._dead(worker) from None
+        return ticket
+
+    def wait(self, ticket: _Ticket, work: Job | None) -> list[Tensor]:
+        """The pixels of a chunk, in its slot. Raises UserError on a damaged image and when the worker has died."""
+        while ticket.number not in self._answers:
+            try:
+                number, fault = self.connections[ticket.worker].recv()
+            except (EOFError, OSError):
+                raise self._dead(ticket.worker) from None
+            self._answers[number] = fault
+        fault = self._answers.pop(ticket.number)
+        if fault is not None:
+            raise UserError(fault)
+        return _carve(self.memory[ticket.slot], work) if work else []
+
+    def _dead(self, worker: int) -> UserError:
+        process = self.processes[worker]
+        process.join(_STOP_SECONDS)
+        return UserError(
+            f"{process.name}: this worker process ended with code {process.exitcode}, probably for lack of memory;"
+            " lower pretrain.workers or pretrain.batch and run the same command again"
+        )
+
+
+def _carve(slot: Tensor, work: Job) -> list[Tensor]:
+    """The views of a chunk, one after the other in the memory of a slot."""
+    views, start = [], 0
+    for one in work.cuts:
+        shape = (len(work.positions), CHANNELS, one.size, one.size)
+        count = int(np.prod(shape))
+        views.append(slot[start : start + count].view(shape))
+        start += count
+    return views
+
+
+def _stop(owner: int, connections: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
+    """Close the pipes, on which the workers end; a fork that inherits this object leaves them alone."""
+    if os.getpid() != owner:
+        return
+    for connection in connections:
+        connection.close()
+    for process in processes:
+        process.join(_STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _work(data: Encoded, memory: Tensor, connection: Connection) -> None:
+    """What a worker does until its pipe closes. It leaves interrupts to its parent, which closes the pipe then."""
+    gc.freeze()  # what the parent left is never collected here: its files would be closed twice
+    _close_inherited(connection.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):
+        while True:
+            number, slot, work = connection.recv()
+            connection.send((number, _cut_or_fault(data, work, memory[slot])))
+
+
+def _cut_or_fault(data: Encoded, work: Job, slot: Tensor) -> str | None:
+    """Cut a chunk into its slot; returns what went wrong, in one line, or None."""
+    try:
+        cut_job(data, work, _carve(slot, work))
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{place.filename}:{place.lineno}: {type(error).__name__} in a loader worker: {error}"
+    return None
+
+
+def _close_inherited(kept: int) -> None:
+    """Close every file of the parent but the standard ones and `kept`.
+
+    Else a worker would hold the run's lock, and its siblings' pipes, for a moment longer than a killed parent.
+    """
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
