@@ -281,6 +281,7 @@ def test_views_and_groups_are_reported(reset, job, monkeypatch, capsys):
     lines = [line for line in said.splitlines() if line.endswith(" times")]
     assert [line[3:17].strip() for line in lines] == phases
     assert ("scikit-learn, which is not installed" in said) == (not reset)
+    assert ("; target 3" in said) == reset, "a target is for the whole"
     assert clustered == ([(200, 8)] * 3 if reset else []), "once to warm up, once a round"
 
 

@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -264,3 +265,40 @@ def test_every_data_set_composes_and_names_itself(dataset):
     stage = stage_of(PROJECT, "prepare", Path("data", dataset))
     assert {"side", "local_side"}.isdisjoint(stage.config)
     assert stage_of(PROJECT, "features", Run("cpu", dataset, "simclr", "base", 0).path).config["formats"][dataset]
+
+
+def paper(method: str, variant: str) -> dict[str, Any]:
+    return configuration(PROJECT, Run("paper", "imagenet-1k", method, variant, 0))
+
+
+def test_the_papers_recipes_are_those_of_their_specifications():
+    wcl, smog = paper("wcl", "base"), paper("smog", "base")
+    assert steps(wcl) == 100 * (1_268_167 // 4096)
+    assert steps(smog) == 400 * (1_268_167 // 4096)
+    schedule = wcl["optimizer"]["schedule"]
+    assert (wcl["optimizer"]["name"], schedule["base"], schedule["start"]) == ("lars", 0.075 * 4096**0.5, 0.0)
+    assert schedule["warmup"] * 100 == wcl["method"]["values"]["weak_phase"] * 100 == 10
+    assert (wcl["method"]["values"]["hidden"], wcl["method"]["values"]["embedding"]) == (2048, 128)
+    heads = paper("wcl", "released-heads")["method"]
+    assert (heads["mode"], heads["values"]["hidden"], heads["values"]["embedding"]) == ("released", 4096, 256)
+    schedule = smog["optimizer"]["schedule"]
+    assert (smog["optimizer"]["name"], schedule["base"], schedule["final"]) == ("larc", 4.8, 0.0048)
+    assert schedule["warmup"] * 400 == pytest.approx(10)
+    assert smog["statistics"]["std"][0] == 0.228
+    swin = paper("smog", "swin")
+    assert (swin["backbone"]["name"], swin["optimizer"]["name"], swin["method"]["mode"]) == (
+        "swin",
+        "adamw",
+        "released",
+    )
+
+
+@pytest.mark.parametrize("variant", ["base", "released", "swin"])
+def test_smog_at_224_px_declares_what_its_crops_cost(variant):
+    config = paper("smog", variant)
+    values = config["method"]["values"]
+    small = values["small"] * (config["augmentation"]["local_a"]["size"] / config["input_size"]) ** 2
+    online = 3 * (values["large"] + small)
+    momentum = values["targets"] + (small if values["joint_norm"] else 0)
+    clean = values["large"] if values["clean"] else 0
+    assert config["method"]["encoder_passes"] == pytest.approx(online + momentum + clean, abs=0.01)

@@ -140,6 +140,12 @@ def test_an_incomplete_copy_is_refused(root: Path, what: str, count: int) -> Non
         read(expected={**whole, what: count})
 
 
+def test_missing_keys_are_named(root: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key not in ("classes", "licence")}
+    with pytest.raises(UserError, match=r"dataset/zoo\.yaml: reader image-folder needs the keys classes, licence too"):
+        image_folder.read(config)
+
+
 def test_no_folder_says_where_to_put_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^aviary: no source answered.*no folder train in \S*aviary.*Put the images"):
         read(folder="aviary")

@@ -244,3 +244,8 @@ def test_the_error_of_a_disk_that_fills_keeps_its_number(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unlabelled_part_may_be_empty(pack):
+    packed = open_packed(pack(Raw(**{**vars(raw()), "unlabelled": np.zeros(0, np.int64)})))
+    assert packed.manifest["splits"] == {"train": 280, "validation": 40, "test": 80, "unlabelled": 0}

@@ -508,6 +508,16 @@ def test_a_run_on_encoded_images_is_the_same_in_pieces_with_other_workers(encode
     assert finish(pieces, 2) == straight
 
 
+@pytest.mark.gpu
+def test_a_gpu_sees_what_the_cpu_sees(encoded: Path) -> None:
+    on_cpu, on_gpu = (PretrainingData(encoded, config(workers=2, device=device)) for device in ("cpu", "cuda"))
+    for step in range(6):
+        one, other = on_cpu.batch(clock(step), VIEWS), on_gpu.batch(clock(step), VIEWS)
+        for mine, theirs in zip(tensors(one), tensors(other), strict=True):
+            assert theirs.is_cuda
+            torch.testing.assert_close(theirs.cpu(), mine, atol=1e-4, rtol=0)
+
+
 def test_what_a_jpeg_holds_reaches_the_method(encoded: Path) -> None:
     """No view is blank, and two views of one image resemble each other more than those of others."""
     batch = PretrainingData(encoded, config(workers=1)).batch(clock(0), ("weak", "weak"))

@@ -39,17 +39,23 @@ class Backbone(nn.Module):
         a network that overrides this can do. Raises UserError when this one has batch norm and cannot.
         """
         sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
-        if joint_norm and len(sizes) > 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
-            raise UserError(
-                f"backbone {type(self).__name__.lower()}: cannot normalise crops of {len(sizes)} sizes jointly; use"
-                " backbone resnet, or set joint_norm: false"
-            )
+        groups = [[place for place, crop in enumerate(crops) if crop.shape[-1] == size] for size in sizes]
+        batches = [torch.cat([crops[place] for place in places]) for places in groups]
+        joint = joint_norm and len(batches) > 1
+        wholes = self.encode_jointly(batches) if joint else [self(batch) for batch in batches]
         encoded: dict[int, Encoded] = {}
-        for size in sizes:
-            places = [place for place, crop in enumerate(crops) if crop.shape[-1] == size]
-            whole = self(torch.cat([crops[place] for place in places]))
+        for whole, places in zip(wholes, groups, strict=True):
             encoded |= dict(zip(places, split(whole, [len(crops[place]) for place in places]), strict=True))
         return [encoded[place] for place in range(len(crops))]
+
+    def encode_jointly(self, batches: list[Tensor]) -> list[Encoded]:
+        """Encode one batch per size, the main path's batch norms over all of them. Raises UserError as above."""
+        if any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise UserError(
+                f"backbone {type(self).__name__.lower()}: cannot normalise crops of {len(batches)} sizes jointly; use"
+                " backbone resnet, or set joint_norm: false"
+            )
+        return [self(batch) for batch in batches]
 
 
 def split(whole: Encoded, lengths: Sequence[int]) -> list[Encoded]:

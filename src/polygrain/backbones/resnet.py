@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from polygrain.backbones.contract import Backbone, Encoded, from_map, split
+from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.provenance.errors import UserError
 
 EXPANSION = 4  # a bottleneck gives this many times its inner width
@@ -78,26 +78,14 @@ class ResNet(Backbone):
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
         """Encode images of any side; the map's side is S over the product of all strides, rounded up at each."""
-        return self._encode([images_BCSS])[0]
+        return self.encode_jointly([images_BCSS])[0]
 
-    def encode_crops(self, crops: Sequence[Tensor], *, joint_norm: bool = False) -> list[Encoded]:
-        """As the contract says.
+    def encode_jointly(self, batches: list[Tensor]) -> list[Encoded]:
+        """One set of statistics over all pixels of all sizes, which moves the running ones once.
 
-        `joint_norm` takes one set of statistics over all pixels of all crops and moves the running ones once; the batch
-        norms of the shortcuts still work, and move, per size.
+        The batch norms of the shortcuts still work, and move, per size.
         """
-        if not joint_norm:
-            return super().encode_crops(crops)
-        sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
-        places = [[place for place, crop in enumerate(crops) if crop.shape[-1] == size] for size in sizes]
-        wholes = self._encode([torch.cat([crops[place] for place in same]) for same in places])
-        encoded: dict[int, Encoded] = {}
-        for whole, same in zip(wholes, places, strict=True):
-            encoded |= dict(zip(same, split(whole, [len(crops[place]) for place in same]), strict=True))
-        return [encoded[place] for place in range(len(crops))]
-
-    def _encode(self, images: list[Tensor]) -> list[Encoded]:
-        maps = [relu(x) for x in normalise(self.stem_norm, [self.stem(x) for x in images])]
+        maps = [relu(x) for x in normalise(self.stem_norm, [self.stem(x) for x in batches])]
         if self.stem_pool:
             maps = [max_pool2d(x, 3, stride=2, padding=1) for x in maps]
         return [from_map(x) for x in self.stages(maps)]

@@ -25,7 +25,7 @@ PACKED = {
 }
 PACKERS = {"pixels": "polygrain.data.prepare", "encoded": "polygrain.data.shards"}
 VERBS = ("prepare", "pretrain", "features", "evaluate")
-VIEWS = ("side", "local_side")  # keys of a data set that say how it is looked at; packing does not depend on them
+BESIDE = ("side", "local_side", "cost")  # keys of a data set on which packing does not depend
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def stage_of(project: Project, verb: str, directory: str | Path) -> Stage:
     cost = config["cost"][verb]
     match verb:
         case "prepare":
-            chosen = {key: value for key, value in config["dataset"].items() if key not in VIEWS}
+            chosen = {key: value for key, value in config["dataset"].items() if key not in BESIDE}
         case "pretrain":
             kept = ("augmentation", "backbone", "input_size", "method", "optimizer", "pretrain", "statistics")
             chosen = {key: config[key] for key in kept}

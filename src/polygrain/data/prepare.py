@@ -27,9 +27,9 @@ def prepare(config: dict[str, Any], out: Path) -> None:
     """
     reader = importlib.import_module(f"polygrain.data.readers.{config['reader'].replace('-', '_')}")
     raw: Raw = reader.read()
-    _check_sizes(raw, config)
+    check_sizes(raw, config)
     splits = split(raw, config)
-    _check(config["name"], raw, splits)
+    check_splits(config["name"], raw, splits)
     _write(out / "images.npy", np.save, raw.images)
     _write(out / "labels.npy", np.save, raw.labels)
     _write(out / "splits.npz", np.savez, **splits)
@@ -112,7 +112,7 @@ def statistics(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.nd
     return mean, np.sqrt(counts @ levels**2 / total - mean**2)
 
 
-def _check_sizes(raw: Raw, config: dict[str, Any]) -> None:
+def check_sizes(raw: Raw, config: dict[str, Any]) -> None:
     """Raise UserError on sizes that the data set cannot give."""
     where = f"params/dataset/{config['name']}.yaml"
     if raw.test is not None and config["test"]:
@@ -129,7 +129,7 @@ def _check_sizes(raw: Raw, config: dict[str, Any]) -> None:
         )
 
 
-def _check(name: str, raw: Raw, splits: dict[str, np.ndarray]) -> None:
+def check_splits(name: str, raw: Raw, splits: dict[str, np.ndarray]) -> None:
     """Raise UserError on what no later stage could mend."""
     if len(raw.images) != len(raw.labels):
         raise UserError(

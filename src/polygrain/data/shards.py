@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, decode, measure, shard_name
 from polygrain.data.packed import MANIFEST
-from polygrain.data.prepare import LABEL_SUBSETS, _check, _check_sizes, split
+from polygrain.data.prepare import LABEL_SUBSETS, check_sizes, check_splits, split
 from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
@@ -59,9 +59,9 @@ def prepare(config: dict[str, Any], out: Path) -> None:
     reader = importlib.import_module(f"polygrain.data.readers.{config['reader'].replace('-', '_')}")
     with _locked(out):
         raw: EncodedRaw = reader.read(config)
-        _check_sizes(raw, config)
+        check_sizes(raw, config)
         splits = split(raw, config)
-        _check(config["name"], raw, splits)
+        check_splits(config["name"], raw, splits)
         given = config["statistics"]
         sample = np.zeros(len(raw.names), dtype=bool)
         if given is None:

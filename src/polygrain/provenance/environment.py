@@ -15,11 +15,10 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
 
 # What training, features and evaluation compute with.
-NUMBERS = ("numpy", "pillow", "safetensors", "scipy", "timm", "torch", "torchvision")
+NUMBERS = ("numpy", "pillow", "safetensors", "timm", "torch", "torchvision")
 # What turns results into tables and figures.
 REPORT = ("fonttools", "matplotlib", "pandas", "seaborn", "typst")
 PACKAGES = NUMBERS + REPORT
-_OPTIONAL = frozenset({"scipy"})
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
 _ALTERNATIVE = " or "
@@ -38,10 +37,10 @@ def environment(lock: Path, packages: Sequence[str] = PACKAGES) -> dict[str, Any
     locked: dict[str, set[str]] = {}
     for name, version in _REQUIREMENT.findall(text):
         locked.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
-    missing = [name for name in packages if name not in locked and name not in _OPTIONAL]
+    missing = [name for name in packages if name not in locked]
     if missing:
         raise UserError(f"{lock}: pins no version of {', '.join(missing)}; compile the lock again")
-    versions = {name: _ALTERNATIVE.join(sorted(locked[name])) for name in sorted(packages) if name in locked}
+    versions = {name: _ALTERNATIVE.join(sorted(locked[name])) for name in sorted(packages)}
     return {"format": 1, "packages": versions, "pins": dict(PINS)}
 
 

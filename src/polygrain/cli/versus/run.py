@@ -179,7 +179,7 @@ def compare_groups(job: Job, rounds: int, steps: int, progress: Progress) -> Non
     for name, measured, side_totals in zip(SIDES, both, totals, strict=True):
         step = spread([seconds * 1e3 for seconds in side_totals])
         progress.say(f"   {name:<10}{step.text(3)} ms a step; peak memory {measured.memory}")
-    progress.say(_ratio(totals[0], totals[1], target=3))
+    progress.say(_ratio(totals[0], totals[1], target=3 if reset else None))
     for phase in parts[0][0]:
         ours, theirs = ([phases[phase] for phases in side_rounds] for side_rounds in parts)
         milliseconds = [f"{spread(values).median * 1e3:.3f}" for values in (ours, theirs)]

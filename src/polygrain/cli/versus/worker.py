@@ -54,7 +54,8 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self._said,
             env={**os.environ, **PINS},
-            start_new_session=True,
+            # a group in this session: should this process be killed, the kernel hangs up on a frozen group
+            process_group=0,
             text=True,
         )
         try:

@@ -17,6 +17,7 @@ from polygrain.data.raw import fetch_first, local_folders
 from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.provenance.errors import UserError
 
+KEYS = ("folder", "classes", "expected", "licence", "source")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TRAIN, UNLABELLED = "train", "unlabelled"
 TEST = ("val", "test")  # the first that is there; ImageNet's own test part has no labels
@@ -24,6 +25,12 @@ TEST = ("val", "test")  # the first that is there; ImageNet's own test part has 
 
 def read(config: dict[str, Any]) -> EncodedRaw:
     """List the files. Raises UserError when the folder is not found or does not hold what the YAML says."""
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise UserError(
+            f"params/dataset/{config['name']}.yaml: reader image-folder needs the keys {', '.join(missing)} too;"
+            " imagenet-1k.yaml beside it says what they mean"
+        )
     name, folder = config["name"], config["folder"] or config["name"]
     root = fetch_first(
         folder,
