@@ -30,9 +30,10 @@ unit: .venv/ready
 workflow: .venv/ready
 	PATH="$(CURDIR)/$(bin):$$PATH" pytest -m "workflow or repro"
 
-# Where the time of a training step goes, and what a verb costs to start.
+# Where the time of a training step goes, what a verb costs to start, and speed and memory against the library lightly.
 bench: .venv/ready
 	$(bin)/polygrain bench runs/cpu/fashion-mnist/simclr/base/seed0
+	$(bin)/polygrain versus
 
 # The virtual environment. uv, itself pinned in the lock, installs the rest from it, five times faster than pip.
 .venv/ready: requirements.lock pyproject.toml

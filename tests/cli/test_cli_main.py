@@ -36,6 +36,7 @@ def test_the_command_line_is_frozen():
         "check-lock": ["--mark", "target"],
         "doctor": ["--unlock"],
         "bench": ["--steps", "run"],
+        "versus": ["--parts", "--rounds", "--steps"],
     }
 
 

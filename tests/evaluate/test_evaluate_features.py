@@ -82,7 +82,7 @@ def prefixed(network: torch.nn.Module, prefix: str = "backbone.") -> dict[str, T
 
 
 def config(backbone: dict[str, Any] = RESNET, **features: Any) -> dict[str, Any]:
-    values = {"size": 16, "resize": None, "batch": 32, "train": None, "validation": None, "test": None, **features}
+    values = {"size": 16, "resize": None, "batch": 32, "workers": 0, "train": None, "validation": None, "test": None, **features}
     return {"backbone": backbone, "datasets": ["grey", "colour"], "statistics": None, "features": values}
 
 

@@ -225,6 +225,21 @@ def test_a_change_of_views_is_no_matter(either: Path) -> None:
         assert same(data.batch(clock(step), views), PretrainingData(either, config()).batch(clock(step), views))
 
 
+def test_views_that_alternate_as_announced_keep_the_stream(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SMoG exchanges its recipes at every step: workers must not begin anew each time."""
+
+    def views(step: Clock) -> tuple[str, ...]:
+        return VIEWS if step.step % 2 else ("weak",)
+
+    expected = [PretrainingData(encoded, config()).batch(clock(step), views(clock(step))) for step in range(6)]
+    data, begun = PretrainingData(encoded, config(workers=2)), []
+    stop = data._stop
+    monkeypatch.setattr(data, "_stop", lambda: (begun.append(1), stop()))
+    for step in range(6):
+        assert same(data.batch(clock(step), views(clock(step)), ahead=views), expected[step])
+    assert len(begun) == 1
+
+
 def test_workers_do_all_the_work_and_every_slot_comes_back(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise AssertionError("cut in this process")

@@ -55,7 +55,8 @@ def test_parts_that_never_happen_are_left_out() -> None:
 
 def test_grey_yaml_holds_the_named_recipes_without_colour() -> None:
     path = Path(__file__).parents[2] / "params/augmentation/grey.yaml"
-    config = OmegaConf.create({"input_size": 32, "augmentation": OmegaConf.load(path)})
+    sides = {"input_size": 32, "dataset": {"local_side": 16}}
+    config = OmegaConf.create(sides | {"augmentation": OmegaConf.load(path)})
     mapping: Any = OmegaConf.to_container(config, resolve=True)
     recipes = {name: Recipe.from_mapping(value) for name, value in mapping["augmentation"].items()}
     assert {name: recipe.size for name, recipe in recipes.items()} == {
@@ -63,6 +64,10 @@ def test_grey_yaml_holds_the_named_recipes_without_colour() -> None:
         "weak": 32,
         "local": 16,
         "plain": 32,
+        "global_a": 32,
+        "global_b": 32,
+        "local_a": 16,
+        "local_b": 16,
     }
     for recipe in recipes.values():
         assert recipe.grey == 0.0
@@ -70,3 +75,4 @@ def test_grey_yaml_holds_the_named_recipes_without_colour() -> None:
     assert recipes["global"].jitter is not None
     assert recipes["weak"].jitter is None
     assert recipes["plain"].flip == 0.0
+    assert {name for name, recipe in recipes.items() if recipe.solarise} == {"global_b", "local_b"}

@@ -74,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("run")
     bench.add_argument("--steps", type=int, default=60)
+    versus = _verb(verbs, "versus", compare, "compare speed and memory with lightly: a step, views, SMoG's groups")
+    versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
+    versus.add_argument("--rounds", type=int, default=9)
+    versus.add_argument("--steps", type=int, default=20, help="steps of each side in a round")
     return top
 
 
@@ -150,6 +154,14 @@ def measure(options: argparse.Namespace) -> int:
     from polygrain.cli.bench import bench
 
     bench(_project(), options.run, options.steps)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Measure this package against lightly, side by side; the measured processes pin themselves."""
+    from polygrain.cli.versus.run import versus
+
+    versus(_project(), parts=options.parts, rounds=options.rounds, steps=options.steps)
     return 0
 
 

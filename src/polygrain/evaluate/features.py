@@ -10,7 +10,7 @@ its image and its place in the split, never on its neighbours or on how many row
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from polygrain.data.encoded import Encoded, open_data, statistics
 from polygrain.data.packed import DataSet, Packed
 from polygrain.evaluate.store import ALL, Features, FeatureSet, Split
 from polygrain.provenance.errors import UserError
+from polygrain.train.loader import Cut, Job, Loader
 from polygrain.views.apply import plain_view
-from polygrain.views.crop import central_view
 
 METADATA = "polygrain"
 _NAMED = 4  # tensors that an error message names before it counts
@@ -118,6 +118,7 @@ def features_of(
     size: int,
     resize: int | None,
     batch: int,
+    workers: int,
     train: int | None,
     validation: int | None,
     test: int | None,
@@ -125,10 +126,10 @@ def features_of(
     """Encode one data set, with views normalised by `mean` and `std`, one of each per channel of the encoder.
 
     size: side of the square view, px. resize: for encoded images, the shorter side before the centre is cut out;
-    null, and all other images: the whole image becomes the square. batch: images of a forward pass. train,
-    validation, test: rows to take from the front of each split, null for all; splits with fewer rows give what
-    they have. Label subsets that fit in the train rows are kept. Raises UserError on values that make no sense and
-    on an empty split.
+    null, and all other images: the whole image becomes the square. batch: images of a forward pass. workers:
+    processes that decode encoded images. train, validation, test: rows to take from the front of each split, null
+    for all; splits with fewer rows give what they have. Label subsets that fit in the train rows are kept. Raises
+    UserError on values that make no sense and on an empty split.
     """
     limits = {"train": train, "validation": validation, "test": test}
     if min(size, batch, *(limit for limit in limits.values() if limit is not None)) < 1:
@@ -138,11 +139,11 @@ def features_of(
     splits = {}
     for split, limit in limits.items():
         indices = data.split(split)[:limit]
-        rows = []
-        for start in _progress(range(0, len(indices), batch), f"{name} {split}"):
-            part = indices[start : start + batch]
-            images = as_channels(images_at(data, part, size, resize), len(mean))
-            rows.append(_encode(encoder, images, batch, size, mean, std))
+        parts = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+        rows = [
+            _encode(encoder, as_channels(images, len(mean)), batch, size, mean, std)
+            for images in _progress(images_of(data, parts, size, resize, workers), len(parts), f"{name} {split}")
+        ]
         features = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
         labels = np.asarray(data.labels[indices], dtype=np.int64)
         splits[split] = Split(features, labels, np.asarray(indices, dtype=np.int64))
@@ -151,18 +152,27 @@ def features_of(
     return FeatureSet(name, len(data.manifest["classes"]), fitting, **splits)
 
 
-def _progress(starts: range, what: str) -> "tqdm[int]":
+def _progress(batches: Iterable[Tensor], count: int, what: str) -> "tqdm[Tensor]":
     """Show batches per second; seldom when nobody watches."""
     pause = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(starts, desc=what, unit="batch", leave=False, mininterval=pause)
+    return tqdm(batches, desc=what, total=count, unit="batch", leave=False, mininterval=pause)
 
 
-def images_at(data: DataSet, positions: np.ndarray, size: int, resize: int | None) -> Tensor:
-    """Images uint8 [B, C, H, W]: as they are stored, or, of encoded ones, the evaluation view [B, 3, size, size]."""
+def images_of(
+    data: DataSet, parts: Sequence[np.ndarray], size: int, resize: int | None, workers: int
+) -> Iterator[Tensor]:
+    """Yield the images at each part's positions, uint8 [B, C, H, W].
+
+    As they are stored, or, of encoded ones, the evaluation view [B, 3, size, size].
+    """
     if isinstance(data, Encoded):
-        return torch.stack([central_view(data.decode(position), size, resize) for position in positions.tolist()])
-    assert isinstance(data, Packed)
-    return torch.from_numpy(np.array(data.images[positions]))
+        jobs = (Job(part, (Cut(size, resize=resize),)) for part in parts)
+        for (views,) in Loader(data, workers, max(map(len, parts), default=1)).stream(jobs):
+            yield views
+    else:
+        assert isinstance(data, Packed)
+        for part in parts:
+            yield torch.from_numpy(np.array(data.images[part]))
 
 
 @torch.no_grad()

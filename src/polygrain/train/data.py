@@ -1,8 +1,9 @@
 """The pre-training images, in the order and with the draws that the counters say."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from polygrain.train.loader import Cut, Job, Loader
 from polygrain.views.batch import Batch, draw_views, finish_batch, make_batch, plain_view
 from polygrain.views.draw import Parameters
 from polygrain.views.recipe import Recipe
+
+Views = Callable[[Clock], tuple[str, ...]]
 
 # ImageNet's evaluation view shows the central 224 of 256 px; the unaugmented view of an encoded image likewise
 _WHOLE = 256 / 224
@@ -94,28 +97,31 @@ class PretrainingData:
         """Channels of the stored images."""
         return len(self.mean)
 
-    def batch(self, clock: Clock, views: tuple[str, ...]) -> Batch:
+    def batch(self, clock: Clock, views: tuple[str, ...], ahead: Views | None = None) -> Batch:
         """The batch of one step, with one augmented view per name in `views`.
 
-        Workers go on with the steps that follow, on the guess that their views have the same names; a wrong guess costs
-        time only. Raises UserError on an unknown view recipe and on a damaged image.
+        Workers go on with the steps that follow. `ahead` says which views those will have (default: the same); a wrong
+        guess costs time only. Raises UserError on an unknown view recipe and on a damaged image.
         """
+        ahead = ahead or (lambda _: views)
         if self._next != (clock, views):
             self._stop()
-            following = (replace(clock, step=step) for step in range(clock.step, max(clock.step + 1, clock.steps)))
-            self._stream = self.images.batches(self._requests(following, self._recipes(views)))
+            later = (replace(clock, step=step) for step in range(clock.step + 1, clock.steps))
+            wanted = chain([(clock, views)], ((step, ahead(step)) for step in later))
+            self._stream = self.images.batches(self._requests(wanted))
         self._next = None  # until this batch is there: after a fault, and after the last step, the stream is over
         batch = next(self._stream)
         if clock.step + 1 < clock.steps:
-            self._next = (replace(clock, step=clock.step + 1), views)
+            following = replace(clock, step=clock.step + 1)
+            self._next = (following, ahead(following))
         return batch
 
     def augmented_pass(self, clock: Clock, views: tuple[str, ...]) -> Iterator[Batch]:
         """The batches of the epoch of `clock`, from its first, as `batch` would give them with these view recipes."""
         self._stop()
         first = clock.step - clock.step_in_epoch
-        clocks = (replace(clock, step=first + step) for step in range(clock.steps_per_epoch))
-        yield from self.images.batches(self._requests(clocks, self._recipes(views)))
+        wanted = ((replace(clock, step=first + step), views) for step in range(clock.steps_per_epoch))
+        yield from self.images.batches(self._requests(wanted))
 
     def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Unaugmented images, indices and labels (for monitoring, or for a control that says so) in the stored order.
@@ -145,10 +151,11 @@ class PretrainingData:
             )
         return tuple(self.recipes[name] for name in views)
 
-    def _requests(self, clocks: Iterable[Clock], recipes: tuple[Recipe, ...]) -> Iterator[Request]:
-        for clock in clocks:
+    def _requests(self, wanted: Iterable[tuple[Clock, tuple[str, ...]]]) -> Iterator[Request]:
+        for clock, views in wanted:
             start = clock.step_in_epoch * self.batch_size
-            yield Request(self._order(clock.epoch)[start : start + self.batch_size], clock.epoch, recipes)
+            rows = self._order(clock.epoch)[start : start + self.batch_size]
+            yield Request(rows, clock.epoch, self._recipes(views))
 
     def _order(self, epoch: int) -> Tensor:
         """The rows of the subset in the order of an epoch; two epochs are kept, as workers run ahead into the next."""

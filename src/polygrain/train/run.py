@@ -91,7 +91,7 @@ class Training:
             self._hook("before_step", clock)
             set_drop_path_key(self.method, clock.seed, clock.step)
         with self.watch.phase("views"):
-            batch = self.data.batch(clock, self.method.views(clock))
+            batch = self.data.batch(clock, self.method.views(clock), ahead=self.method.views)
         with self.watch.phase("forward"):
             losses, monitors = self.method(batch, clock)
             loss = torch.stack(list(losses.values())).sum()
