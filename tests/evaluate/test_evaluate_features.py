@@ -82,7 +82,8 @@ def prefixed(network: torch.nn.Module, prefix: str = "backbone.") -> dict[str, T
 
 
 def config(backbone: dict[str, Any] = RESNET, **features: Any) -> dict[str, Any]:
-    values = {"size": 16, "resize": None, "batch": 32, "workers": 0, "train": None, "validation": None, "test": None, **features}
+    values: dict[str, Any] = {"size": 16, "resize": None, "batch": 32, "workers": 0}
+    values |= {"train": None, "validation": None, "test": None, **features}
     return {"backbone": backbone, "datasets": ["grey", "colour"], "statistics": None, "features": values}
 
 
@@ -153,7 +154,14 @@ def test_encoded_images_are_shown_by_their_centre_or_whole(
     checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(network))
     values = {**config(resize=resize), "datasets": ["photos", "grey"]}
     extract(values, checkpoint, {"photos": encoded, "grey": data["grey"]}, tmp_path / "f.safetensors")
+    other = {**values, "features": {**values["features"], "workers": 2, "batch": 7}}
+    extract(other, checkpoint, {"photos": encoded, "grey": data["grey"]}, tmp_path / "7.safetensors")
     read = Features.load(tmp_path / "f.safetensors").datasets
+    parallel = Features.load(tmp_path / "7.safetensors").datasets["photos"].test
+    np.testing.assert_allclose(parallel.features, read["photos"].test.features, atol=1e-5)
+    same = {**values, "features": {**values["features"], "workers": 2}}
+    extract(same, checkpoint, {"photos": encoded, "grey": data["grey"]}, tmp_path / "2.safetensors")
+    assert (tmp_path / "2.safetensors").read_bytes() == (tmp_path / "f.safetensors").read_bytes()
     assert (read["photos"].classes, len(read["photos"].train)) == (2, 18)
     for split in ("train", "validation", "test"):
         got = getattr(read["photos"], split)

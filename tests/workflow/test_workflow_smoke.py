@@ -23,7 +23,7 @@ def test_a_fresh_clone_lists_every_training(fresh):
     rows = [row for group in table_rows(fresh) for row in group["rows"]]
     seeds = yaml.safe_load((fresh.root / "params/table/table1.yaml").read_text())["seeds"]
     assert planned["pretrain"] == planned["features"] == planned["evaluate"] == len(rows) * len(seeds)
-    assert (planned["prepare"], planned["table"]) == (2, 1)
+    assert (planned["prepare"], planned["table"]) == (3, 1)
     assert sum(planned.values()) <= 60
 
 
