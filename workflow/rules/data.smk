@@ -6,12 +6,12 @@ rule prepare:
         labels="data/{dataset}/labels.npy",
         splits="data/{dataset}/splits.npz",
         manifest="data/{dataset}/manifest.json",
-    wildcard_constraints:
-        dataset=datasets_of("pixels"),
     log:
         "logs/data/{dataset}/prepare.log",
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
+    wildcard_constraints:
+        dataset=datasets_of("pixels"),
     threads: 1
     resources:
         mem_mb=memory("prepare"),
@@ -30,12 +30,12 @@ rule prepare_encoded:
         labels="data/{dataset}/labels.npy",
         splits="data/{dataset}/splits.npz",
         manifest="data/{dataset}/manifest.json",
-    wildcard_constraints:
-        dataset=datasets_of("encoded"),
     log:
         "logs/data/{dataset}/prepare.log",
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
+    wildcard_constraints:
+        dataset=datasets_of("encoded"),
     threads: 1
     resources:
         mem_mb=memory("prepare"),
