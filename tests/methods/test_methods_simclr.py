@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.methods.simclr import METHOD, SimCLR
@@ -16,7 +17,7 @@ from polygrain.nn.clock import Clock
 from polygrain.views.batch import Batch
 
 CLOCK = Clock(seed=0, step=0, steps=10, steps_per_epoch=5)
-WORLD, IMAGES = 2, 6
+IMAGES = 6
 
 
 class Tiny(Backbone):
@@ -149,27 +150,18 @@ def test_it_learns_to_tell_images_apart() -> None:
     assert loss.item() < first - 0.2
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    try:
-        net = method()
-        share = IMAGES // WORLD
-        loss, gradient = loss_and_gradient(net, batch(rows=slice(rank * share, (rank + 1) * share)))
-        torch.distributed.all_reduce(gradient)
-        torch.save((loss, gradient / WORLD, dict(net.named_buffers())), f"{folder}/rank{rank}.pt")
-    finally:  # a group left open would make later tests wait for a partner that is gone
-        torch.distributed.destroy_process_group()
+def work(rank: int) -> Any:
+    net = method()
+    share = IMAGES // WORLD
+    loss, gradient = loss_and_gradient(net, batch(rows=slice(rank * share, (rank + 1) * share)))
+    torch.distributed.all_reduce(gradient)
+    return loss, gradient / WORLD, dict(net.named_buffers())
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    other: Any = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(tmp_path)))
-    other.start()  # rank 0 is this process
-    worker(0, str(tmp_path))
-    other.join()
     net = method()
     loss, gradient = loss_and_gradient(net, batch())
-    for rank in range(WORLD):
-        shared_loss, shared_gradient, buffers = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+    for shared_loss, shared_gradient, buffers in run_in_two(work, tmp_path):
         torch.testing.assert_close(shared_loss, loss, rtol=1e-10, atol=0)
         torch.testing.assert_close(shared_gradient, gradient, rtol=0, atol=1e-10)
         for name, value in net.named_buffers():

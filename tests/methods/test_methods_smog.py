@@ -12,6 +12,7 @@ import torch.distributed
 import yaml
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
+from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
@@ -26,7 +27,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.views.batch import Batch
 
 PARAMS = Path(__file__).parents[2] / "params"
-WORLD, BATCH, EPOCH, SEED, RATE = 2, 6, 4, 3, 0.1
+BATCH, EPOCH, SEED, RATE = 6, 4, 3, 0.1
 BASE: dict[str, Any] = {
     "images": BATCH * EPOCH + 1,
     "batch": BATCH,
@@ -767,29 +768,23 @@ def test_scaled_values_follow_the_rules() -> None:
 SHARED: dict[str, Any] = {"heads": 2, "small": 1, "beta_start": 0.7, "reset_epochs": 0.5}
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def work(rank: int) -> Any:
     net, share = method(norm=True, **SHARED), BATCH // WORLD
     data = Data(slice(rank * share, (rank + 1) * share))
     losses = train(net, last=EPOCH, data=data)
     now = clock(EPOCH)
     net.before_step(now)
     _, monitors = net(data.batch(EPOCH, net.views(now)), now)
-    torch.save((losses, net.state_dict(), monitors), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return losses, net.state_dict(), monitors
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    other: Any = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(tmp_path)))
-    other.start()  # rank 0 is this process
-    worker(0, str(tmp_path))
-    other.join()
     net = method(norm=True, **SHARED)
     losses = train(net, last=EPOCH)
     now = clock(EPOCH)
     net.before_step(now)
     _, monitors = net(Data().batch(EPOCH, net.views(now)), now)
-    loads = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    loads = run_in_two(work, tmp_path)
     for shared_losses, shared_state, shared_monitors in loads:
         assert shared_losses == pytest.approx(losses, rel=1e-10)
         for name, value in net.state_dict().items():

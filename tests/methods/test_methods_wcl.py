@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 import yaml
 from torch import Tensor, nn
+from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.load import load_backbone
@@ -23,7 +24,7 @@ from polygrain.views.batch import Batch
 
 PARAMS = Path(__file__).parents[2] / "params"
 CLOCK = Clock(seed=0, step=0, steps=10, steps_per_epoch=5)
-WORLD, IMAGES, CROPS = 2, 12, 3
+IMAGES, CROPS = 12, 3
 BASE: dict[str, Any] = {
     "hidden": 7,
     "embedding": 4,
@@ -547,28 +548,20 @@ def test_it_learns_to_tell_images_apart() -> None:
 SHARED_CELLS = ("base", "keys grad", "block", "joint", "kmeans", "classes", "multi-crop")
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def work(rank: int) -> Any:
     share = IMAGES // WORLD
     found = {}
-    try:
-        for cell in SHARED_CELLS:
-            net = method(**CELLS[cell])
-            given = batch(crops=net.local_crops, rows=slice(rank * share, (rank + 1) * share))
-            losses, gradient = gradient_of(net, given)
-            torch.distributed.all_reduce(gradient)
-            found[cell] = (losses, gradient / WORLD, dict(net.named_buffers()))
-    finally:
-        torch.distributed.destroy_process_group()
-    torch.save(found, f"{folder}/rank{rank}.pt")
+    for cell in SHARED_CELLS:
+        net = method(**CELLS[cell])
+        given = batch(crops=net.local_crops, rows=slice(rank * share, (rank + 1) * share))
+        losses, gradient = gradient_of(net, given)
+        torch.distributed.all_reduce(gradient)
+        found[cell] = (losses, gradient / WORLD, dict(net.named_buffers()))
+    return found
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    other: Any = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(tmp_path)))
-    other.start()  # rank 0 is this process
-    worker(0, str(tmp_path))
-    other.join()
-    found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    found = run_in_two(work, tmp_path)
     for cell in SHARED_CELLS:
         net = method(**CELLS[cell])
         losses, gradient = gradient_of(net, batch(crops=net.local_crops))

@@ -1,18 +1,18 @@
 """Two gloo processes against one: gathered rows, batch norm, NT-Xent; value and gradient in float64."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from two_processes import WORLD, run_in_two
 
 from polygrain.nn.batch_norm import SynchronisedBatchNorm, synchronise
 from polygrain.nn.contrastive import nt_xent
 from polygrain.nn.distributed import gather_rows, sum_over_processes, world
 from polygrain.nn.heads import Head
-
-WORLD = 2
 
 
 def network() -> nn.Module:
@@ -49,8 +49,7 @@ def run(name: str, x_1: Tensor, x_2: Tensor) -> tuple[Tensor, Tensor, dict[str, 
     return loss.detach(), gradient, dict(net.named_buffers())
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def work(rank: int) -> Any:
     assert world() == (rank, WORLD)
     half = slice(3 * rank, 3 * rank + 3)
     results = {}
@@ -62,18 +61,13 @@ def worker(rank: int, folder: str) -> None:
         results[name] = (loss, gradient, buffers)
     rows = gather_rows(torch.full((2, 1), float(rank)))
     results["rows"] = rows, sum_over_processes(torch.tensor([rank + 1.0]))
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tensor, ...]]]:
     folder: Path = tmp_path_factory.mktemp("gloo")
-    other = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(folder)))
-    other.start()  # rank 0 is this process
-    worker(0, str(folder))
-    other.join()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run_in_two(work, folder)
 
 
 @pytest.mark.parametrize("name", ["global", "anchors"])

@@ -9,11 +9,10 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch.nn.functional import normalize
+from two_processes import WORLD, run_in_two
 
 from polygrain.nn import groups as module
 from polygrain.nn.groups import assign, moved_groups, occupancy, pair_purity, spherical_kmeans
-
-WORLD = 2
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -191,19 +190,13 @@ def results(rows: Tensor) -> dict[str, Tensor]:
     return {"moved": moved.detach(), "gradient": rows.grad, "kmeans": spherical_kmeans(rows.detach(), groups, 4)}
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def work(rank: int) -> Any:
     # unequal shares: 13 and 8 rows
-    torch.save(results(unit(21, 3)[:13] if rank == 0 else unit(21, 3)[13:]), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return results(unit(21, 3)[:13] if rank == 0 else unit(21, 3)[13:])
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    other: Any = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(tmp_path)))
-    other.start()  # rank 0 is this process
-    worker(0, str(tmp_path))
-    other.join()
-    shared = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    shared = run_in_two(work, tmp_path)
     whole = results(unit(21, 3))
     for name in ("moved", "kmeans"):
         assert torch.equal(shared[0][name], shared[1][name])
