@@ -1,6 +1,6 @@
 # The whole workflow: real data -> pre-training -> frozen features -> protocols -> tables.
 # snakemake --cores all reports/table1.pdf          the default scale, all seeds
-# snakemake --cores all reports/smoke-seeds1/table1.pdf    the same graph in a minute
+# snakemake --cores all reports/smoke-seeds1/table1.pdf    the same graph in minutes
 from snakemake.utils import min_version
 
 min_version("9.27")
