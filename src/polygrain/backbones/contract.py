@@ -27,9 +27,23 @@ class Encoded:
 
 
 class Backbone(nn.Module):
-    """Base of our backbones: `forward(x [B, C, S, S]) -> Encoded`, and the feature `width` D as an attribute."""
+    """Base of our backbones: `forward(x [B, C, S, S]) -> Encoded`, and the feature `width` D as an attribute.
+
+    Those with tokens to work on before the final norm have `trunk` and `finish`, whose chain is `forward`, that `norm`
+    (the identity where there is none), and say how many `class_tokens` come first.
+    """
 
     width: int
+    norm: nn.Module
+    class_tokens: int = 0
+
+    def trunk(self, images_BCSS: Tensor) -> Tensor:
+        """All tokens [B, T, D] before the final norm. Raises UserError where a network does not show them."""
+        raise UserError(f"backbone {type(self).__name__.lower()}: shows no tokens before its norm; use vit or resnet")
+
+    def finish(self, tokens_BTD: Tensor) -> Encoded:
+        """The final norm of tokens that `trunk` gave, at their three grains. Raises as `trunk` does."""
+        raise UserError(f"backbone {type(self).__name__.lower()}: shows no tokens before its norm; use vit or resnet")
 
     def encode_crops(self, crops: Sequence[Tensor], *, joint_norm: bool = False) -> list[Encoded]:
         """Encode crops [B, C, S, S] of one or several sizes; a result per crop, in their order.

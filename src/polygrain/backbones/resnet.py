@@ -6,13 +6,14 @@ and, with bottleneck blocks (version 1.5: the stride is in the 3x3 convolution),
 several sizes can share their batch statistics (SMoG section 3).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from polygrain.backbones.contract import Backbone, Encoded, from_map
+from polygrain.backbones.contract import Backbone, Encoded, from_map, from_tokens
 from polygrain.provenance.errors import UserError
 
 EXPANSION = 4  # a bottleneck gives this many times its inner width
@@ -60,6 +61,7 @@ class ResNet(Backbone):
         super().__init__()
         expansion = EXPANSION if bottleneck else 1
         self.width = widths[-1] * expansion
+        self.norm = nn.Identity()
         self.stem, self.stem_pool = stem, stem_pool
         self.stem_norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.Sequential()
@@ -79,6 +81,15 @@ class ResNet(Backbone):
     def forward(self, images_BCSS: Tensor) -> Encoded:
         """Encode images of any side; the map's side is S over the product of all strides, rounded up at each."""
         return self.encode_jointly([images_BCSS])[0]
+
+    def trunk(self, images_BCSS: Tensor) -> Tensor:
+        """The map's cells row by row, [B, N, D]; no norm follows them."""
+        encoded: Encoded = self(images_BCSS)
+        return encoded.tokens
+
+    def finish(self, tokens_BND: Tensor) -> Encoded:
+        """Cells of a square map, and their mean."""
+        return from_tokens(tokens_BND, tokens_BND.mean(dim=1), math.isqrt(tokens_BND.shape[1]))
 
     def encode_jointly(self, batches: list[Tensor]) -> list[Encoded]:
         """One set of statistics over all pixels of all sizes, which moves the running ones once.

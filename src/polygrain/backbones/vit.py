@@ -52,6 +52,7 @@ class VisionTransformer(Backbone):
     The patch embedding keeps torch's initialisation of a convolution.
     """
 
+    class_tokens = 1
     class_position: Tensor
     positions: Tensor
 

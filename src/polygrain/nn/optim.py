@@ -44,6 +44,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, *, base: float, schedule
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
+def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Write this step's weight decay into every group that is decayed."""
+    for group in optimizer.param_groups:
+        if group["decay"]:
+            group["weight_decay"] = value
+
+
 class Lars(torch.optim.Optimizer):
     """Momentum SGD whose gradients are scaled per tensor to the length of the weights (You et al. 2017).
 

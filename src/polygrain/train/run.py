@@ -17,15 +17,15 @@ from polygrain.methods.load import load_method
 from polygrain.nn.clip import clip_each, clip_global
 from polygrain.nn.clock import Clock
 from polygrain.nn.optim import build as build_optimizer
-from polygrain.nn.optim import set_learning_rate
-from polygrain.nn.schedules import learning_rate
+from polygrain.nn.optim import set_learning_rate, set_weight_decay
+from polygrain.nn.phases import Stopwatch
+from polygrain.nn.schedules import cosine, learning_rate
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import json_line, write_text
 from polygrain.train.checkpoint import save_checkpoint
 from polygrain.train.data import PretrainingData
 from polygrain.train.guard import locked
 from polygrain.train.state import Identity, State, load_state, save_state
-from polygrain.train.stopwatch import Stopwatch
 
 
 def pretrain(
@@ -132,8 +132,14 @@ class Training:
         return build_optimizer(chosen["name"], self.method.parameter_groups(), **chosen["values"])
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, clock: Clock) -> float:
-        """Write this step's learning rate into the optimiser and return it. Warm-up is given as a share of the run."""
-        schedule = self.config["optimizer"]["schedule"]
+        """Write this step's learning rate and weight decay into the optimiser and return the rate.
+
+        Warm-up is given as a share of the run.
+        """
+        schedule, final = self.config["optimizer"]["schedule"], self.config["optimizer"]["final_weight_decay"]
+        if final is not None:
+            start = self.config["optimizer"]["values"]["weight_decay"]
+            set_weight_decay(optimizer, cosine(start, final, clock.step, clock.steps))
         rate = learning_rate(
             schedule["name"],
             base=schedule["base"],

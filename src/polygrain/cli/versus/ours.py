@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 from polygrain.cli.versus.shared import complete, two_views
 from polygrain.nn.clock import Clock
 from polygrain.nn.groups import assign, moved_groups, spherical_kmeans
+from polygrain.nn.phases import Stopwatch
 from polygrain.nn.random import permutation
 from polygrain.train.data import PretrainingData
 from polygrain.train.run import Training
 from polygrain.train.state import Identity
-from polygrain.train.stopwatch import Stopwatch
 
 ENDLESS = 10**9
 KMEANS_ROUNDS = 10

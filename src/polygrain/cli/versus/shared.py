@@ -9,8 +9,8 @@ from torch import Tensor
 from polygrain.backbones.load import load_backbone
 from polygrain.nn.clock import Clock
 from polygrain.nn.heads import Head
+from polygrain.nn.phases import Stopwatch
 from polygrain.train.data import PretrainingData
-from polygrain.train.stopwatch import Stopwatch
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from polygrain.cli.versus.shared import complete, two_views
 from polygrain.data.packed import Packed
 from polygrain.nn.optim import build as build_optimizer
 from polygrain.nn.optim import set_learning_rate, split_by_decay
+from polygrain.nn.phases import Stopwatch
 from polygrain.provenance.errors import UserError
 from polygrain.train.data import PretrainingData
-from polygrain.train.stopwatch import Stopwatch
 from polygrain.views.recipe import Jitter, Recipe
 
 
