@@ -1,5 +1,6 @@
 """The verbs around DVC: put a finished build on record, and check that the record still holds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
@@ -11,13 +12,15 @@ from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.pipeline import Job, stage_name
 from polygrain.provenance.record import record
 
+PUBLISHED = "reports/published"
 
-def jobs_of(project: Project, target: str) -> list[Job]:
-    """The jobs behind a table as DVC stages; their staleness files are brought up to date on the way."""
-    stages = table_stages(project, Table.parse(target))
-    for stage in stages:
+
+def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
+    """The jobs behind tables as DVC stages, shared ones once; brings their staleness files up to date on the way."""
+    stages = {stage.name: stage for target in targets for stage in table_stages(project, Table.parse(target))}
+    for stage in stages.values():
         write_inputs(project, stage)
-    return [_job(stage) for stage in stages]
+    return [_job(stage) for stage in stages.values()]
 
 
 def _job(stage: Stage) -> Job:
@@ -31,18 +34,28 @@ def _job(stage: Stage) -> Job:
     )
 
 
-def published(target: str) -> dict[Path, Path]:
-    """Which outputs of a table have a small recorded copy in git."""
-    table = Table.parse(target)
-    copies = Path("reports/published", *table.folder.parts[1:])
-    return {table.folder / f"{table.name}.{kind}": copies / f"{table.name}.{kind}" for kind in FORMATS}
+def published(targets: Sequence[str]) -> dict[Path, Path]:
+    """Which outputs of tables have a small recorded copy in git."""
+    copies: dict[Path, Path] = {}
+    for table in map(Table.parse, targets):
+        for kind in FORMATS:
+            file = f"{table.name}.{kind}"
+            copies[table.folder / file] = Path(PUBLISHED, *table.folder.parts[1:], file)
+    return copies
 
 
-def record_table(project: Project, target: str) -> None:
-    """Write dvc.yaml and dvc.lock for a finished table and publish its copies."""
-    jobs = jobs_of(project, target)
-    record(jobs, project.root, published(target))
-    show_in_readme(project, target)
+def recorded_targets(project: Project) -> list[str]:
+    """The tables that have published copies; the default table where there is none yet."""
+    found = (path.relative_to(project.root / PUBLISHED) for path in (project.root / PUBLISHED).rglob("*.md"))
+    return sorted(str(Path("reports", path.with_suffix(".pdf"))) for path in found) or ["reports/table1.pdf"]
+
+
+def record_tables(project: Project, targets: Sequence[str]) -> None:
+    """Write dvc.yaml and dvc.lock for finished tables and publish their copies. The lock then holds these alone."""
+    jobs = jobs_of(project, targets)
+    record(jobs, project.root, published(targets))
+    for target in targets:
+        show_in_readme(project, target)
     print(f"recorded {len(jobs)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
 
 
@@ -52,21 +65,24 @@ def show_in_readme(project: Project, target: str) -> None:
     before, start, rest = readme.read_text().partition(f"<!-- {table.name} -->\n")
     _, end, after = rest.partition(f"<!-- /{table.name} -->")
     if table == Table(table.name) and start and end:
-        markdown = project.root / published(target)[table.folder / f"{table.name}.md"]
+        markdown = project.root / published([target])[table.folder / f"{table.name}.md"]
         write_if_changed(readme, f"{before}{start}{markdown.read_text()}{end}{after}")
 
 
-def check_table(project: Project, target: str, *, mark: bool) -> int:
-    """Print the verdict on the recorded claim; 0 when it holds or is honestly marked stale, 1 when not.
+def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int:
+    """Print the verdict on the recorded claims; 0 when they hold or are honestly marked stale, 1 when not.
 
-    With `mark`, a published table that is stale says so in its first line from now on, and a current one does not.
+    Without targets those that have published copies. With `mark`, a published table that is stale says so in its first
+    line from now on, and a current one does not.
     """
-    jobs = jobs_of(project, target)
+    targets = targets or recorded_targets(project)
+    jobs, copies = jobs_of(project, targets), published(targets)
     if mark:
-        mark_tables(jobs, project.root, published(target))
-        show_in_readme(project, target)
-    result = verdict(jobs, project.root, published(target))
+        mark_tables(jobs, project.root, copies)
+        for target in targets:
+            show_in_readme(project, target)
+    result = verdict(jobs, project.root, copies)
     for line in result.lines:
         print(line)
-    print(f"{target}: the recorded claim {result.state}")
+    print(f"{', '.join(targets)}: the recorded claim {result.state}")
     return 1 if result.state == "fails" else 0

@@ -58,9 +58,10 @@ def parser() -> argparse.ArgumentParser:
     )
     _verb(verbs, "show", show, "print a run's resolved configuration and where each value was set").add_argument("run")
     _verb(verbs, "plan", plan, "print the jobs behind a table with declared minutes and memory").add_argument("target")
-    _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies").add_argument("target")
+    recording = _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies")
+    recording.add_argument("targets", nargs="+", metavar="target")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
-    lock.add_argument("target", nargs="?", default="reports/table1.pdf")
+    lock.add_argument("targets", nargs="*", metavar="target", help="default: every table that has published copies")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
@@ -127,18 +128,18 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def record(options: argparse.Namespace) -> int:
-    """Commit a finished build to DVC and publish its copies."""
-    from polygrain.cli.claims import record_table
+    """Commit finished builds to DVC and publish their copies."""
+    from polygrain.cli.claims import record_tables
 
-    record_table(_project(), options.target)
+    record_tables(_project(), options.targets)
     return 0
 
 
 def check_lock(options: argparse.Namespace) -> int:
     """Exit 1 when the claim in dvc.lock is not what HEAD would build."""
-    from polygrain.cli.claims import check_table
+    from polygrain.cli.claims import check_tables
 
-    return check_table(_project(), options.target, mark=options.mark)
+    return check_tables(_project(), options.targets, mark=options.mark)
 
 
 def diagnose(options: argparse.Namespace) -> int:

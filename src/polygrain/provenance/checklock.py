@@ -17,6 +17,7 @@ from polygrain.provenance.pipeline import Job, check_published, dvc_yaml, inputs
 
 STALE = b"> **Stale:**"
 _AGAIN = "rebuild and run `polygrain record`"
+_LONGEST = 200  # characters of two values that a line may quote
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def _check_parameters(job: Job, root: Path, stage: Locked) -> Iterator[Problem]:
     for key in sorted({*then, *now}):
         before, after = (_printed(values, key) for values in (then, now))
         if before != after:
-            line = f"{job.name}: {key} in {job.config} was {before}, now it is {after}; {_AGAIN}"
+            change = f"was {before}, now it is {after}" if len(before + after) < _LONGEST else "changed"
+            line = f"{job.name}: {key} in {job.config} {change}; {_AGAIN}"
             yield Problem(line, job.name, stale=True)
 
 
