@@ -1,6 +1,8 @@
 # The whole workflow: real data -> pre-training -> frozen features -> protocols -> tables.
 # snakemake --cores all reports/table1.pdf          the default scale, all seeds
 # snakemake --cores all reports/smoke-seeds1/table1.pdf    the same graph in minutes
+# snakemake --cores all reports/table2.pdf          the granularity ablation of every method
+# snakemake --cores all reports/ledger.pdf          where descriptions and releases differ; trains nothing
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -30,3 +32,4 @@ rule all:
 localrules:
     all,
     table,
+    ledger,

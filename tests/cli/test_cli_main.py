@@ -30,12 +30,13 @@ def test_the_command_line_is_frozen():
         "features": ["--workflow", "directory"],
         "evaluate": ["--workflow", "directory"],
         "table": ["--workflow", "target"],
+        "ledger": ["method"],
         "show": ["run"],
         "plan": ["target"],
-        "record": ["target"],
-        "check-lock": ["--mark", "target"],
+        "record": ["targets"],
+        "check-lock": ["--mark", "targets"],
         "doctor": ["--unlock"],
-        "bench": ["--steps", "run"],
+        "bench": ["--steps", "runs"],
         "versus": ["--parts", "--rounds", "--steps"],
     }
 
@@ -47,6 +48,8 @@ def test_the_command_line_is_frozen():
         (["show", "runs/cpu/fashion-mnist/simclrr/base/seed0"], "no method 'simclrr'; did you mean 'simclr'?"),
         (["plan", "reports/table1.docx"], "not a table; a table is reports/NAME.pdf"),
         (["plan", "reports/cpu-seeds9/table1.pdf"], "the table has 3 seeds, 9 asked"),
+        (["plan", "reports/smoke/ledger.pdf"], "reports/smoke/ledger.pdf: the ledger has no scale"),
+        (["ledger", "wlc"], "no ledger of 'wlc'; did you mean 'wcl'?"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, words, capsys, monkeypatch):

@@ -707,6 +707,13 @@ def test_values_that_do_not_fit_are_refused(values: dict[str, Any], told: str) -
         method(**values)
 
 
+def test_without_a_number_every_image_of_an_epoch_is_a_group() -> None:
+    net = started(groups=None)
+    assert net.groups.shape == (1, BATCH * EPOCH, BASE["embedding"])
+    found = net.groups[0] @ net.memory[0].T
+    torch.testing.assert_close(found.max(dim=0).values, torch.ones(BATCH * EPOCH, dtype=torch.float64))
+
+
 def test_an_epoch_of_another_length_is_refused() -> None:
     with pytest.raises(UserError, match="an epoch of 24 images, but it has 5 steps of 6"):
         method().start_epoch(Clock(0, 0, 10, 5), Data())

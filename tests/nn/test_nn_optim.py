@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from polygrain.nn.optim import OPTIMIZERS, build, set_learning_rate, split_by_decay
+from polygrain.nn.optim import OPTIMIZERS, build, set_learning_rate, set_weight_decay, split_by_decay
 from polygrain.provenance.errors import UserError
 
 VALUES: dict[str, dict[str, Any]] = {
@@ -150,6 +150,46 @@ def test_rates_of_groups() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0, 0.0]
     set_learning_rate(optimizer, base=1.0, scheduled=0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1, 1.0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_that_moves_is_used_in_the_very_step_and_by_decayed_groups_alone(name: str) -> None:
+    """Steps under decay a, b, c are the same as one step each of optimisers made with a, b, c that share a state."""
+    weights, gradients = problem(2)
+    moved, decays = tensors(weights), [0.0, 0.5, 0.1]
+    optimizer = build(name, groups(moved), **{**VALUES[name], "weight_decay": 9.0})
+    made = tensors(weights)
+    state: dict[str, Any] | None = None
+    for t, decay in enumerate(decays):
+        untouched = optimizer.param_groups[1]["weight_decay"]
+        set_weight_decay(optimizer, decay)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [decay, untouched]
+        advance(optimizer, moved, gradients, range(t, t + 1))
+        fresh = build(name, groups(made), **{**VALUES[name], "weight_decay": decay})
+        if state is not None:
+            for group in state["param_groups"]:
+                group["weight_decay"] = decay if group["decay"] else 0.0
+            fresh.load_state_dict(state)
+        advance(fresh, made, gradients, range(t, t + 1))
+        state = fresh.state_dict()
+    for key in moved:
+        assert torch.equal(moved[key], made[key]), key
+    constant = tensors(weights)
+    advance(build(name, groups(constant), **{**VALUES[name], "weight_decay": 9.0}), constant, gradients, range(3))
+    assert torch.equal(constant["bias"], moved["bias"]), "not decayed, so untouched by any of it"
+    assert not torch.equal(constant["matrix"], moved["matrix"])
+
+
+def test_moved_weight_decay_golden() -> None:
+    # AdamW without gradient: w <- w (1 - rate * decay), here 1 - 0.5 * 0.2 and then 1 - 0.5 * 0.4
+    w = nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))
+    optimizer = build("adamw", [{"params": [w], "name": "a", "decay": True}], **VALUES["adamw"])
+    for decay in (0.2, 0.4):
+        w.grad = torch.zeros(1, 1, dtype=torch.float64)
+        set_learning_rate(optimizer, base=1.0, scheduled=0.5)
+        set_weight_decay(optimizer, decay)
+        optimizer.step()
+    assert w.item() == pytest.approx(2.0 * 0.9 * 0.8, rel=1e-15)
 
 
 def test_split_by_decay() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from polygrain.config.project import Project
@@ -31,13 +32,15 @@ from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file
 from polygrain.train import loader
-from polygrain.train.data import PretrainingData
+from polygrain.train.data import PretrainingData, _cut
 from polygrain.train.guard import locked
 from polygrain.train.run import Training, pretrain
 from polygrain.train.state import Identity, save_state
-from polygrain.views.batch import Batch, make_batch, plain_view
+from polygrain.views.apply import erase
+from polygrain.views.batch import Batch, draw_views, finish_batch, make_batch, plain_view
 from polygrain.views.draw import draw
-from polygrain.views.recipe import Recipe
+from polygrain.views.randaugment import fill_of, randaugment
+from polygrain.views.recipe import Recipe, read_recipes
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
 IDENTITY = Identity("config", "code", "environment", "data")
@@ -46,8 +49,19 @@ RECIPES: dict[str, Any] = {
     "global": {**CROP, "grey": 0.2, "jitter": {"probability": 0.8, "brightness": 0.4, "hue": 0.1}},
     "local": {**CROP, "size": 12, "scale": [0.1, 0.4], "blur": {"probability": 0.5, "sigma": [0.1, 1.0]}},
     "weak": CROP,
-}
+    "overlapping": {**CROP, "overlap": {"minimum": 0.2}},
+    "strong": {
+        **CROP, "interpolation": "bicubic", "erasing": {"probability": 0.5, "area": [0.02, 0.33], "ratio": [0.3, 3.3]},
+        "randaugment": {
+            "probability": 0.8, "count": 2, "magnitude": 9, "deviation": 0.5,
+            "operations": ["auto-contrast", "equalise", "posterise", "sharpness", "shear-y", "translate-x"],
+        },
+    },
+    "cubic": {**CROP, "interpolation": "bicubic"},
+    "mixed": {"mixed": {"weak": "cubic", "strong": "strong", "probability": 0.5, "coin": "shared"}},
+}  # fmt: skip
 VIEWS = ("global", "global", "local")
+ALL = ("weak", "overlapping", "strong", "mixed", "local")
 TRAIN, VALIDATION, UNLABELLED = 36, 6, 9  # of 3 classes
 
 
@@ -116,7 +130,8 @@ def either(request: pytest.FixtureRequest) -> Path:
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
     geometry = [part for one in batch.geometry for part in (one.box, one.flip, torch.as_tensor(one.source))]
-    return [*batch.views, *geometry, batch.indices, batch.labels_for_monitoring]
+    coins = [coin for coin in batch.weak if coin is not None]
+    return [*batch.views, *geometry, *coins, batch.indices, batch.labels_for_monitoring]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -186,8 +201,85 @@ def test_a_batch_of_encoded_images_is_torchvisions_crops_of_the_files(encoded: P
     assert len({tuple(size) for size in torch.as_tensor(batch.geometry[0].source).tolist()}) > 4
 
 
+def test_strong_views_of_encoded_images_are_made_of_the_whole_image(encoded: Path) -> None:
+    """Flip, operations and crop in this order, on the decoded image; what a mixed view did not ask for is not done."""
+    data, opened = PretrainingData(encoded, config()), open_encoded(encoded)
+    batch = data.batch(clock(6), ("weak", "strong", "mixed"))
+    coin, recipes, changed = batch.weak[2], read_recipes(RECIPES), 0
+    assert coin is not None
+    assert batch.weak[:2] == [None, None]
+    for row, position in enumerate(batch.indices.tolist()):
+        image = opened.decode(position)
+        for view, name in ((1, "strong"), (2, "cubic" if coin[row] else "strong")):
+            recipe = recipes[name]
+            assert isinstance(recipe, Recipe)
+            drawn = draw(
+                recipe, seed=4, epoch=1, indices=batch.indices[row : row + 1], view=view, source=tuple(image.shape[1:])
+            )
+            assert torch.equal(batch.geometry[view].box[row], drawn.box[0])
+            assert torch.equal(batch.geometry[view].flip[row], drawn.flip[0])
+            whole = image
+            if drawn.randaugment is not None:
+                whole = randaugment(image[None], drawn.randaugment, drawn.flip, fill_of(opened.mean))[0]
+                changed += not torch.equal(whole, image)
+            pixels = reference.resized_crop(
+                whole, *drawn.box[0].tolist(), [24, 24], InterpolationMode.BICUBIC, antialias=True
+            )
+            pixels = reference.hflip(pixels) if drawn.flip[0] else pixels
+            expected = reference.normalize(pixels.float() / 255, opened.mean, opened.std)
+            if drawn.erasing is not None:
+                expected = erase(expected[None], drawn.erasing)[0]
+            torch.testing.assert_close(batch.views[view][row], expected, atol=1e-6, rtol=0)
+    assert changed > 6
+    assert 0 < coin.sum() < 8
+
+
+def test_pixels_and_encoded_images_agree_on_strong_views(encoded: Path, pixels: Path) -> None:
+    """Images of one size by both ways: same draws; pixels within rounding, as only one way rounds behind the crop."""
+    data = PretrainingData(pixels, config())
+    batch = data.batch(clock(0), ALL)
+    packed = open_packed(pixels)
+    images = torch.from_numpy(packed.images[batch.indices.numpy()])
+
+    class Decoded:
+        def decode(self, position: int) -> torch.Tensor:
+            return images[position]
+
+    source = torch.tensor([[28, 28]] * 8)
+    recipes = [read_recipes(RECIPES)[name] for name in ALL]
+    drawn = draw_views(recipes, batch.indices, seed=4, epoch=0, source=source)
+    views = [torch.empty(8, 3, recipe.size, recipe.size, dtype=torch.uint8) for recipe in recipes]
+    cuts = tuple(_cut(recipe, one, data.mean) for recipe, one in zip(recipes, drawn, strict=True))
+    loader.cut_job(Decoded(), loader.Job(np.arange(8), cuts), views)  # type: ignore[arg-type]
+    finished = finish_batch(
+        views, drawn, batch.labels_for_monitoring, batch.indices, recipes, source=source, mean=data.mean, std=data.std
+    )
+    for view, other, recipe in zip(finished.views, batch.views, recipes, strict=True):
+        close = (view - other).abs() < 1.02 / 255 / 0.2
+        # 8-bit bicubic cuts to 0..255 between the two axes, which noise of full contrast meets often
+        assert close.double().mean() > (0.93 if recipe.interpolation == "bicubic" else 0.999999)
+    for one, other_coin in zip(finished.weak, batch.weak, strict=True):
+        assert (one is None) == (other_coin is None)
+        assert one is None or torch.equal(one, other_coin)
+
+
+def test_an_overlapping_view_needs_a_view_before_it(either: Path) -> None:
+    with pytest.raises(UserError, match="the first view has a recipe with 'overlap'"):
+        PretrainingData(either, config()).batch(clock(0), ("overlapping", "weak"))
+
+
+def test_a_mixed_recipe_of_an_unknown_one_is_refused_at_once(either: Path) -> None:
+    faulty = {**RECIPES, "mixed": {"mixed": {**RECIPES["mixed"]["mixed"], "weak": "cubik"}}}
+    with pytest.raises(
+        UserError, match=r"augmentation.mixed.mixed.weak: no recipe named 'cubik'.* did you mean 'cubic'"
+    ):
+        PretrainingData(either, config(augmentation=faulty))
+
+
 def test_an_unknown_recipe_names_those_that_there_are(either: Path) -> None:
-    with pytest.raises(UserError, match="augmentation: no recipe named 'globl'; there are global, local, weak"):
+    with pytest.raises(
+        UserError, match="augmentation: no recipe named 'globl'; there are cubic, global, local, mixed, "
+    ):
         PretrainingData(either, config()).batch(clock(0), ("globl",))
 
 
@@ -204,6 +296,14 @@ def test_workers_change_no_bit(encoded: Path, monkeypatch: pytest.MonkeyPatch, s
     for workers in (0, 1, 2, 3):
         data = PretrainingData(encoded, config(workers=workers))
         assert all(same(data.batch(clock(step), VIEWS), expected[step]) for step in range(9))
+
+
+def test_workers_change_no_bit_of_strong_and_mixed_views(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PretrainingData(encoded, config())
+    expected = [whole.batch(clock(step), ALL) for step in range(3)]
+    monkeypatch.setattr(loader, "CHUNK", 3)
+    data = PretrainingData(encoded, config(workers=2))
+    assert all(same(data.batch(clock(step), ALL), expected[step]) for step in range(3))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -449,7 +549,7 @@ ORPHANS = """
 import json, sys
 from pathlib import Path
 from polygrain.nn.clock import Clock
-from polygrain.train.data import PretrainingData
+from polygrain.train.data import PretrainingData, _cut
 from polygrain.train.guard import locked
 with locked(Path(sys.argv[3])):
     data = PretrainingData(Path(sys.argv[2]), json.loads(sys.argv[1]))

@@ -25,7 +25,7 @@ from polygrain.nn.clock import Clock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file, write_text
 from polygrain.train.run import Training, pretrain
-from polygrain.train.state import Identity
+from polygrain.train.state import Identity, State, save_state
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
 IDENTITY = Identity("config", "code", "environment", "data")
@@ -89,8 +89,6 @@ def test_a_run_is_the_same_bits_twice_and_in_pieces(method, data, tmp_path):
         assert training.step == {1: 0, 4: 1, 9: 4}[stop]
         while training.step < stop:
             training.take_step()
-        from polygrain.train.state import save_state
-
         save_state(training.state_path, training.state())
     assert run(config, data, folder) == straight
     assert not (folder / "scratch/state.pt").exists()
@@ -251,6 +249,54 @@ def test_every_image_is_seen_once_an_epoch_and_the_clock_says_when(data):
     first, second = torch.cat(seen[:per_epoch]), torch.cat(seen[per_epoch:])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 320
     assert not torch.equal(first, second)
+
+
+def decays(config: dict[str, Any], data: Path, resumed: State | None = None) -> list[list[float]]:
+    """Weight decay by group, as each step of a run meets it."""
+    training = Training(config, data, Path("unused"), IDENTITY, resume=False)
+    optimizer, used = training.optimizer, list[list[float]]()
+    assert optimizer is not None
+    optimizer.register_step_pre_hook(
+        lambda chosen, *_: used.append([group["weight_decay"] for group in chosen.param_groups])
+    )
+    if resumed is not None:
+        training.step = resumed.step
+        optimizer.load_state_dict(resumed.optimizer)
+    while training.step < config["steps"]:
+        training.take_step()
+    return used
+
+
+def test_weight_decay_moves_by_half_a_cosine_in_decayed_groups_alone(data):
+    """Mugs section 6.2: from 0.04 at step 0 towards 0.4 past the last one; half way it is the mean."""
+    config = config_of("simclr")
+    config["optimizer"]["values"]["weight_decay"] = 0.04
+    assert config["optimizer"]["final_weight_decay"] is None
+    assert decays(config, data) == [[0.04, 0.0]] * 12
+    config["optimizer"]["final_weight_decay"] = 0.4
+    used = decays(config, data)
+    expected = [0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
+    assert [first for first, _ in used] == pytest.approx(expected)
+    assert (used[0][0], used[6][0]) == pytest.approx((0.04, 0.22))
+    assert {second for _, second in used} == {0.0}
+    training = Training(config, data, Path("unused"), IDENTITY, resume=False)
+    for _ in range(5):
+        training.take_step()
+    assert decays(config, data, training.state()) == used[5:], "a resumed run goes on where the schedule stands"
+
+
+def test_a_run_whose_weight_decay_moves_is_the_same_bits_in_pieces_and_other_bits_than_a_constant_one(data, tmp_path):
+    config = config_of("simclr")
+    constant = run(config, data, tmp_path / "constant")
+    config["optimizer"]["final_weight_decay"] = 0.5
+    straight = run(config, data, tmp_path / "straight")
+    assert sha(straight) != sha(constant)
+    (tmp_path / "pieces/scratch").mkdir(parents=True)
+    training = Training(config, data, tmp_path / "pieces/scratch/state.pt", IDENTITY, resume=False)
+    for _ in range(7):
+        training.take_step()
+    save_state(training.state_path, training.state())
+    assert run(config, data, tmp_path / "pieces") == straight
 
 
 @pytest.mark.gpu

@@ -1,8 +1,13 @@
-"""Milliseconds to draw and make 128 views per recipe, one AVX2 thread: `python tests/views/speed_views.py`. No test."""
+"""Milliseconds to draw and make 128 views per recipe, one AVX2 thread: `python tests/views/speed_views.py`. No test.
+
+What is measured are the recipes of params/augmentation themselves, each as the second view of a batch whose first view
+is `plain` and is subtracted; then the same for one photograph of 375 x 500 as a loader's worker meets it.
+"""
 
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from polygrain.provenance.pins import pin_process, pin_torch
@@ -11,42 +16,65 @@ pin_process(sys.argv)
 pin_torch()
 
 import torch  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 
-from polygrain.views.apply import apply  # noqa: E402
-from polygrain.views.draw import draw  # noqa: E402
-from polygrain.views.recipe import Recipe  # noqa: E402
+from polygrain.views.batch import draw_views, make_batch  # noqa: E402
+from polygrain.views.crop import cut  # noqa: E402
+from polygrain.views.draw import RandAugmentDraw  # noqa: E402
+from polygrain.views.randaugment import randaugment  # noqa: E402
+from polygrain.views.recipe import OPERATIONS, ViewRecipe, read_recipes  # noqa: E402
 
-CROP = {"size": 32, "scale": [0.2, 1.0], "ratio": [0.75, 1.3333333333333333], "flip": 0.5}
-GREY = {"jitter": {"probability": 0.8, "brightness": 0.4, "contrast": 0.4}}
-COLOUR = {"jitter": {**GREY["jitter"], "saturation": 0.2, "hue": 0.1}, "grey": 0.2}
-BLUR = {"blur": {"probability": 0.5, "sigma": [0.1, 0.5]}}
-CASES: list[tuple[str, int, int, dict[str, Any]]] = [
-    ("grey 28 -> 32: crop, flip", 1, 28, CROP),
-    ("grey 28 -> 32: crop, flip, jitter", 1, 28, CROP | GREY),
-    ("grey 28 -> 32: crop, flip, jitter, blur", 1, 28, CROP | GREY | BLUR),
-    ("grey 28 -> 16: crop, flip, jitter", 1, 28, CROP | GREY | {"size": 16, "scale": [0.08, 0.4]}),
-    ("colour 32 -> 32: crop, flip, jitter, greyscale", 3, 32, CROP | COLOUR),
-    ("colour 64 -> 64: crop, flip, jitter, greyscale, blur", 3, 64, CROP | COLOUR | BLUR | {"size": 64}),
-]
+FOLDER = Path(__file__).parents[2] / "params/augmentation"
+CASES = [("grey", 1, 28, 32, 16), ("colour", 3, 32, 32, 16), ("colour", 3, 64, 64, 32)]
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    """Best of 30 by the process's own clock, so that a busy machine does not count."""
+def milliseconds(work: Callable[[], object], times: int = 30) -> float:
+    """Best of many by the process's own clock, so that a busy machine does not count."""
     spent = []
-    for _ in range(30):
+    for _ in range(times):
         start = time.process_time()
         work()
         spent.append(time.process_time() - start)
     return 1e3 * min(spent)
 
 
-for label, channels, side, mapping in CASES:
-    recipe = Recipe.from_mapping(mapping)
-    images = torch.randint(0, 256, (128, channels, side, side), dtype=torch.uint8)
+def recipes_of(name: str, size: int, local: int) -> dict[str, ViewRecipe]:
+    sides = {"input_size": size, "dataset": {"local_side": local}}
+    config = OmegaConf.create(sides | {"augmentation": OmegaConf.load(FOLDER / f"{name}.yaml")})
+    mapping: Any = OmegaConf.to_container(config, resolve=True)
+    return read_recipes(mapping["augmentation"])
 
-    def drawing(recipe: Recipe = recipe, side: int = side) -> Any:
-        return draw(recipe, seed=0, epoch=0, indices=torch.arange(128), view=0, source=(side, side))
 
-    drawn, mean = drawing(), [0.3] * channels
-    applied = milliseconds(lambda d=drawn, i=images, r=recipe, m=mean: apply(i, d, r, m, m))  # type: ignore[misc]
-    print(f"{label:54s} draw {milliseconds(drawing):5.2f} ms  apply {applied:5.2f} ms")
+def batches() -> None:
+    indices = torch.arange(128)
+    for name, channels, side, size, local in CASES:
+        recipes = recipes_of(name, size, local)
+        images, mean = torch.randint(0, 256, (128, channels, side, side), dtype=torch.uint8), [0.3] * channels
+
+        def draw(*views: ViewRecipe, source: tuple[int, int] = (side, side)) -> object:
+            return draw_views(views, indices, seed=0, epoch=0, source=source)
+
+        def make(*views: ViewRecipe, images: Any = images, mean: list[float] = mean) -> object:
+            return make_batch(images, indices, indices, views, seed=0, epoch=0, mean=mean, std=mean)
+
+        plain = recipes["plain"]
+        alone = [milliseconds(lambda d=do: d(plain)) for do in (draw, make)]  # type: ignore[misc]
+        for view, recipe in recipes.items():
+            both = [milliseconds(lambda d=do, r=recipe: d(plain, r)) for do in (draw, make)]  # type: ignore[misc]
+            drawn, made = (two - one for two, one in zip(both, alone, strict=True))
+            print(f"{name} {side} -> {size}/{local}: {view:12s} draw {drawn:5.2f} ms  draw and make {made:6.2f} ms")
+
+
+def photograph() -> None:
+    image = torch.randint(0, 256, (3, 375, 500), dtype=torch.uint8)
+    print(f"photograph: cut to 224      {milliseconds(lambda: cut(image, (20, 30, 300, 300), True, 224)):6.1f} ms")
+    for code, name in enumerate(OPERATIONS):
+        for cubic in (False, True) if code == 3 or code > 10 else (False,):
+            numbers = torch.tensor([[code]]), torch.tensor([[7.3]], dtype=torch.float64), torch.tensor([[cubic]])
+            drawn, still = RandAugmentDraw(*numbers), torch.tensor([False])
+            spent = milliseconds(lambda d=drawn, f=still: randaugment(image[None], d, f, [1, 2, 3]), 5)  # type: ignore[misc]
+            print(f"photograph: {f'{name} bicubic' if cubic else name:20s} {spent:6.1f} ms")
+
+
+batches()
+photograph()

@@ -1,8 +1,11 @@
 """Crop, resize, flip and blur against torchvision's functions, image by image; geometry against painted coordinates."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from polygrain.views.apply import apply, geometric, photometric, plain_view
@@ -30,6 +33,34 @@ def test_crop_resize_flip_is_torchvisions(channels: int, size: int) -> None:
         expected = reference.resized_crop(image, *box, [size, size], antialias=True)
         expected = reference.hflip(expected) if mirrored else expected
         torch.testing.assert_close(view, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 28, 64])
+def test_bicubic_is_torchvisions(channels: int, size: int) -> None:
+    images = _images(len(BOXES), channels, 28, 28).float() / 255
+    flip = torch.tensor([False, True, False, True, True, False])
+    made = crop_resize_flip(images, torch.tensor(BOXES), flip, size, "bicubic")
+    for image, box, mirrored, view in zip(images, BOXES, flip, made, strict=True):
+        expected = reference.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        expected = reference.hflip(expected) if mirrored else expected
+        torch.testing.assert_close(view, expected, atol=5e-6, rtol=0)
+    assert made.max() > 1.0
+    drawn = Parameters(torch.tensor(BOXES), flip, None, None, None, None)
+    recipe = Recipe(size, (0.2, 1.0), (0.75, 1.3), 0.5, interpolation="bicubic")
+    assert torch.equal(geometric((images * 255).round().byte(), drawn, recipe), made.clamp(0.0, 1.0))
+
+
+def test_bicubic_is_pillows_up_to_rounding() -> None:
+    """The kernel is Pillow's, a = -0.5. Contrast is low: Pillow cuts to 0..255 between the two axes, we behind both."""
+    image = _images(1, 1, 60, 60)[0] // 3 + 80
+    for box, size in (((0, 0, 60, 60), 24), ((5, 7, 20, 20), 48)):
+        top, left, height, width = box
+        pil = Image.fromarray(image[0].numpy()).crop((left, top, left + width, top + height))
+        expected = torch.from_numpy(np.array(pil.resize((size, size), Image.Resampling.BICUBIC)))
+        mine = crop_resize_flip(image[None].float(), torch.tensor([box]), None, size, "bicubic")[0, 0].clamp(0, 255)
+        assert (mine - expected).abs().max() < 1.02
+        assert (cut(image, box, False, size, "bicubic")[0].float() - mine).abs().max() < 1.02
 
 
 def test_source_that_is_not_square() -> None:
@@ -165,6 +196,8 @@ def test_cut_in_eight_bits_is_torchvisions() -> None:
                 expected = reference.resized_crop(image, *box, [size, size], antialias=True)
                 assert torch.equal(cut(image, box, False, size), expected)
                 assert torch.equal(cut(image, box, True, size), expected.flip(-1))
+                expected = reference.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+                assert torch.equal(cut(image, box, True, size, "bicubic"), expected.flip(-1))
                 # and the same law as the batched crop, whose pixels are not rounded
                 unrounded = crop_resize_flip(image[None].float(), torch.tensor([box]), None, size)[0]
                 assert (cut(image, box, False, size).float() - unrounded).abs().max() < 1.02

@@ -4,13 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 
 from polygrain.provenance.errors import UserError
-from polygrain.views.recipe import Recipe
+from polygrain.views.recipe import (
+    OPERATIONS,
+    Blur,
+    Erasing,
+    Jitter,
+    Mixed,
+    Overlap,
+    RandAugment,
+    Recipe,
+    Solarise,
+    read_recipes,
+)
 
 CROP: dict[str, Any] = {"size": 32, "scale": [0.2, 1.0], "ratio": [0.75, 1.25], "flip": 0.5}
 JITTER = {"probability": 0.8, "brightness": 0.4}
+RANDAUGMENT = {"probability": 0.5, "operations": ["rotate", "invert"], "count": 2, "magnitude": 9, "deviation": 0.5}
+ERASING = {"probability": 0.25, "area": [0.02, 0.33], "ratio": [0.3, 3.3]}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +48,29 @@ JITTER = {"probability": 0.8, "brightness": 0.4}
         ({"scale": [0.9, 0.2]}, "'scale' must be a pair 0 < low <= high"),
         ({"scale": 0.2}, "'scale' must be a pair"),
         ({"ratio": [0.75]}, "'ratio' must be a pair"),
+        ({"interpolation": "nearest"}, "'interpolation' must be one of bilinear, bicubic, not 'nearest'"),
+        ({"overlap": {"minimum": 1.2}}, "'overlap.minimum' must be a number between 0 and 1"),
+        ({"overlap": {"maximum": 0.2}}, "overlap: unknown key 'maximum'; did you mean 'minimum'"),
+        ({"randaugment": {"probability": 0.5}}, "randaugment: key 'operations' is missing"),
+        (
+            {"randaugment": {**RANDAUGMENT, "operations": ["invrt"]}},
+            "no operation named 'invrt'; did you mean 'invert'",
+        ),
+        ({"randaugment": {**RANDAUGMENT, "operations": ["rotate"] * 2}}, "names an operation twice"),
+        ({"randaugment": {**RANDAUGMENT, "operations": "rotate"}}, "'randaugment.operations' must be a list of names"),
+        (
+            {"randaugment": {**RANDAUGMENT, "count": 3}},
+            "'randaugment.count' must be a whole number between 1 and the 2",
+        ),
+        ({"randaugment": {**RANDAUGMENT, "count": 0}}, "'randaugment.count' must be a whole number"),
+        (
+            {"randaugment": {**RANDAUGMENT, "magnitude": 11}},
+            "'randaugment.magnitude' must be a number between 0 and 10",
+        ),
+        ({"randaugment": {**RANDAUGMENT, "deviation": -1}}, "'randaugment.deviation' must be a number at least 0"),
+        ({"erasing": {**ERASING, "area": [0.0, 0.3]}}, "'erasing.area' must be a pair 0 < low <= high"),
+        ({"erasing": {**ERASING, "ratio": [0.3]}}, "'erasing.ratio' must be a pair"),
+        ({"erasing": {**ERASING, "before_normalise": 1}}, "'erasing.before_normalise' must be true or false, not 1"),
     ],
 )
 def test_faults_are_named(change: dict[str, Any], message: str) -> None:
@@ -50,29 +88,102 @@ def test_missing_key_is_named(key: str) -> None:
 
 def test_parts_that_never_happen_are_left_out() -> None:
     off = {"blur": {"probability": 0, "sigma": [0.1, 2.0]}, "solarise": {"probability": 0.0}}
+    off |= {"randaugment": {**RANDAUGMENT, "probability": 0.0}, "erasing": {**ERASING, "probability": 0.0}}
     assert Recipe.from_mapping(CROP | off | {"jitter": {"probability": 0.8}}) == Recipe.from_mapping(CROP)
 
 
-def test_grey_yaml_holds_the_named_recipes_without_colour() -> None:
-    path = Path(__file__).parents[2] / "params/augmentation/grey.yaml"
-    sides = {"input_size": 32, "dataset": {"local_side": 16}}
+NAMES = {"global", "weak", "local", "plain", "global_a", "global_b", "local_a", "local_b"}
+NAMES |= {"anchor", "overlapping", "weak_a", "weak_b", "weak_local", "strong", "strong_local"}
+MIXED = {"mixed_a": ("weak_a", "strong", True), "mixed_b": ("weak_b", "strong", True)}
+MIXED |= {"mixed_local": ("weak_local", "strong_local", False)}
+FILES = ["grey", "colour", "imagenet"]
+COLOUR_OPERATIONS = {"invert", "solarise", "solarise-add", "colour"}
+
+
+def _file(name: str) -> tuple[dict[str, Recipe], dict[str, Mixed]]:
+    path = Path(__file__).parents[2] / f"params/augmentation/{name}.yaml"
+    size, local = (224, 96) if name == "imagenet" else (32, 16)
+    sides = {"input_size": size, "dataset": {"local_side": local}}
     config = OmegaConf.create(sides | {"augmentation": OmegaConf.load(path)})
     mapping: Any = OmegaConf.to_container(config, resolve=True)
-    recipes = {name: Recipe.from_mapping(value) for name, value in mapping["augmentation"].items()}
-    assert {name: recipe.size for name, recipe in recipes.items()} == {
-        "global": 32,
-        "weak": 32,
-        "local": 16,
-        "plain": 32,
-        "global_a": 32,
-        "global_b": 32,
-        "local_a": 16,
-        "local_b": 16,
+    read = read_recipes(mapping["augmentation"])
+    mixed = {name: recipe for name, recipe in read.items() if isinstance(recipe, Mixed)}
+    return {name: recipe for name, recipe in read.items() if isinstance(recipe, Recipe)}, mixed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_holds_the_named_recipes(name: str) -> None:
+    recipes, mixed = _file(name)
+    assert set(recipes) == NAMES
+    size, local = (224, 96) if name == "imagenet" else (32, 16)
+    assert {one: recipe.size for one, recipe in recipes.items()} == {
+        one: local if "local" in one else size for one in NAMES
     }
+    found = {one: (recipe.weak, recipe.strong, recipe.shared) for one, recipe in mixed.items()}
+    assert found == {one: (recipes[weak], recipes[strong], shared) for one, (weak, strong, shared) in MIXED.items()}
+    assert all(recipe.probability == 0.5 for recipe in mixed.values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_recipes_of_mgc_and_mugs_hold_what_the_papers_say_and_small_images_allow(name: str) -> None:
+    """mgc.md section 4; mugs.md sections 5.2 and 10.2."""
+    recipes, _ = _file(name)
+    small, grey = name != "imagenet", name == "grey"
+    assert {one for one, recipe in recipes.items() if recipe.overlap} == {"overlapping"}
+    assert recipes["overlapping"].overlap == Overlap(0.2)
+    for one, blur, solarise in (
+        ("anchor", 1.0, False), ("overlapping", 0.1, True), ("weak_a", 1.0, False), ("weak_b", 0.1, True),
+        ("weak_local", 0.5, False),
+    ):  # fmt: skip
+        recipe = recipes[one]
+        assert recipe.jitter == (Jitter(0.8, 0.4, 0.4) if grey else Jitter(0.8, 0.4, 0.4, 0.2, 0.1))
+        assert recipe.blur == (None if grey else Blur(blur, (0.1, 0.3 if small else 2.0)))
+        assert recipe.solarise == (Solarise(0.2) if solarise else None)
+        assert recipe.grey == (0.0 if grey else 0.2)
+        assert (recipe.randaugment, recipe.erasing, recipe.flip) == (None, None, 0.5)
+    for one in ("strong", "strong_local"):
+        recipe = recipes[one]
+        operations = tuple(it for it in OPERATIONS if not grey or it not in COLOUR_OPERATIONS)
+        assert recipe.randaugment == RandAugment(0.5, operations, 2, 6.0 if small else 9.0, 0.5)
+        assert recipe.erasing == Erasing(0.25, (0.02, 0.33), (0.3, 3.3))
+        assert (recipe.jitter, recipe.blur, recipe.solarise, recipe.grey, recipe.flip) == (None, None, None, 0.0, 0.5)
+    large, local = ((0.3, 1.0), (0.1, 0.4)) if small else ((0.25, 1.0), (0.05, 0.25))
+    for one in ("weak_a", "weak_b", "strong"):
+        assert recipes[one].scale == large
+        assert recipes[one].interpolation == ("bilinear" if small else "bicubic")
+    for one in ("weak_local", "strong_local"):
+        assert recipes[one].scale == local
+        assert recipes[one].interpolation == ("bilinear" if small else "bicubic")
+    for one in ("anchor", "overlapping"):
+        assert recipes[one].scale == (0.2, 1.0)
+        assert recipes[one].interpolation == "bilinear"
+    assert len({recipe.ratio for one, recipe in recipes.items() if one != "plain"}) == 1
+
+
+def test_grey_yaml_has_no_colour_and_no_blur() -> None:
+    recipes, _ = _file("grey")
     for recipe in recipes.values():
         assert recipe.grey == 0.0
+        assert recipe.blur is None
         assert recipe.jitter is None or recipe.jitter.saturation == recipe.jitter.hue == 0.0
     assert recipes["global"].jitter is not None
     assert recipes["weak"].jitter is None
     assert recipes["plain"].flip == 0.0
-    assert {name for name, recipe in recipes.items() if recipe.solarise} == {"global_b", "local_b"}
+    solarised = {name for name, recipe in recipes.items() if recipe.solarise}
+    assert solarised == {"global_b", "local_b", "overlapping", "weak_b"}
+
+
+def test_every_recipe_fits_the_schema_and_the_schema_is_closed() -> None:
+    root = Path(__file__).parents[2]
+    schema = yaml.safe_load((root / "workflow/schemas/run.schema.yaml").read_text())
+    validator = Draft202012Validator({"$ref": "#/$defs/recipe", "$defs": schema["$defs"]})
+    sides = {"input_size": 32, "dataset": {"local_side": 16}}
+    for name in FILES:
+        loaded = OmegaConf.load(root / f"params/augmentation/{name}.yaml")
+        mapping: Any = OmegaConf.to_container(OmegaConf.create(sides | {"augmentation": loaded}), resolve=True)
+        for recipe in mapping["augmentation"].values():
+            validator.validate(recipe)
+            for key, part in recipe.items():
+                if isinstance(part, dict):
+                    assert not validator.is_valid({**recipe, key: {**part, "misspelt": 1}})
+            assert not validator.is_valid({**recipe, "misspelt": 1})

@@ -56,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it"
     )
+    deviations = _verb(
+        verbs, "ledger", print_ledger, "print where a method's description, its release and our rebuild differ"
+    )
+    deviations.add_argument("method", nargs="?", default="", help="default: all methods")
     _verb(verbs, "show", show, "print a run's resolved configuration and where each value was set").add_argument("run")
     _verb(verbs, "plan", plan, "print the jobs behind a table with declared minutes and memory").add_argument("target")
     recording = _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies")
@@ -71,9 +75,9 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "bench",
         measure,
-        "print where a run's training step spends its time, and what a verb costs to start",
+        "print where a training step spends its time, and what a verb costs to start",
     )
-    bench.add_argument("run")
+    bench.add_argument("runs", nargs="*", help="default: every method at cpu scale")
     bench.add_argument("--steps", type=int, default=60)
     versus = _verb(verbs, "versus", compare, "compare speed and memory with lightly: a step, views, SMoG's groups")
     versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
@@ -108,6 +112,15 @@ def write_table(options: argparse.Namespace) -> int:
     from polygrain.cli.work import run_table
 
     run_table(options.target, workflow=options.workflow)
+    return 0
+
+
+def print_ledger(options: argparse.Namespace) -> int:
+    """Print the ledger of all methods, or of one, as Markdown."""
+    from polygrain.config.ledger import read_ledger
+    from polygrain.report.ledger import render_markdown
+
+    print(render_markdown(read_ledger(_project(), options.method)), end="")
     return 0
 
 
@@ -150,11 +163,11 @@ def diagnose(options: argparse.Namespace) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Time the training step of a run and the start of each verb."""
+    """Time the training step of one or several runs and the start of each verb."""
     _pin()
-    from polygrain.cli.bench import bench
+    from polygrain.cli.bench.run import bench
 
-    bench(_project(), options.run, options.steps)
+    bench(_project(), options.runs, options.steps)
     return 0
 
 

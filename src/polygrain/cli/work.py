@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polygrain
 from polygrain.config.inputs import write_inputs
+from polygrain.config.ledger import NAME as LEDGER
 from polygrain.config.project import Project
 from polygrain.config.stages import VERBS, Stage, frozen_stage, stage_of
 from polygrain.config.tables import Table, frozen_table, table_stage
@@ -41,9 +42,15 @@ def run_table(target: str, *, workflow: bool) -> None:
         write_inputs(project, stage)
 
     def build() -> None:
-        from polygrain.report.build import build_table
+        outputs = {path.suffix.lstrip("."): path for path in stage.outputs}
+        if table.name == LEDGER:
+            from polygrain.report.ledger import build_ledger
 
-        build_table(stage.config, Path(), {path.suffix.lstrip("."): path for path in stage.outputs})
+            build_ledger(stage.config["lines"], outputs)
+        else:
+            from polygrain.report.build import build_table
+
+            build_table(stage.config, Path(), outputs)
 
     _guarded(stage, workflow, build)
 

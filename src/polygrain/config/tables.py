@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from polygrain.config import ledger
 from polygrain.config.budget import facts
+from polygrain.config.compose import Config
 from polygrain.config.project import Project
 from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
@@ -23,6 +25,7 @@ from polygrain.provenance.files import canonical_json, sha256_bytes
 
 DEFAULT_SCALE = "cpu"
 FORMATS = ("pdf", "csv", "md", "tex")
+_ABSENT = object()
 _FOLDER = re.compile(rf"(?P<scale>{SEGMENT}?)(?:-seeds(?P<seeds>[1-9]\d*))?")
 
 
@@ -86,6 +89,8 @@ def rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table_stages(project: Project, table: Table) -> list[Stage]:
     """Every stage that a table needs, itself last."""
+    if table.name == ledger.NAME:
+        return [table_stage(project, table)]
     spec = specification(project, table)
     runs = [run for row in rows(spec) for run in row_runs(spec, row, table)]
     datasets = {name: None for run in runs for name in evaluated(configuration(project, run), run)}
@@ -98,8 +103,12 @@ def table_stages(project: Project, table: Table) -> list[Stage]:
 def table_stage(project: Project, table: Table) -> Stage:
     """The job that writes one table.
 
-    Its configuration names the inputs of every run, so the claim id follows from it.
+    Its configuration names the inputs of every run, so the claim id follows from it. The ledger is a table without
+    runs.
     """
+    outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS)
+    if table.name == ledger.NAME:
+        return ledger.ledger_stage(project, table.folder, outputs)
     spec = specification(project, table)
     resolved: dict[str, Any] = {**spec, "groups": []}
     inputs: list[Path] = []
@@ -110,7 +119,8 @@ def table_stage(project: Project, table: Table) -> Stage:
         for row in group["rows"]:
             for run in row_runs(spec, row, table):
                 datasets.update(dict.fromkeys(evaluated(configuration(project, run), run)))
-                inputs.extend(run_stages(project, run)[-1].outputs)
+                inputs.extend((run.path / "metrics.jsonl", *run_stages(project, run)[-1].outputs))
+    _check_settings(table, resolved)
     manifests = [Path("data", name, "manifest.json") for name in datasets]
     sources = [Path("params", "reported", name) for name in spec.get("reported_sources", [])]
     files = (*manifests, *sources, *inputs)
@@ -127,7 +137,7 @@ def table_stage(project: Project, table: Table) -> Stage:
         config=resolved,
         entries=("polygrain.report.build",),
         inputs=files,
-        outputs=tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS),
+        outputs=outputs,
         minutes=1,
         memory=1000,
     )
@@ -144,14 +154,39 @@ def frozen_table(table: Table) -> Stage:
 
 
 def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Table) -> dict[str, Any]:
-    """A row with its runs, what they cost, and the hashes of what decides them."""
+    """A row with its runs, what they cost, the settings that the table shows, and the hashes of what decides them."""
     runs = row_runs(spec, row, table)
+    config = configuration(project, runs[0])
     return {
         **row,
         "runs": [str(run.path) for run in runs],
-        "facts": facts(configuration(project, runs[0])),
+        "facts": facts(config),
+        "settings": _settings(config, [column["setting"] for column in spec["columns"] if "setting" in column]),
         "inputs": {str(run.path): _hashes(project, run) for run in runs},
     }
+
+
+def _settings(config: Config, keys: list[str]) -> dict[str, Any]:
+    """The values of dotted keys, of those that this run has: another method's constructor takes other values."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT:
+            found[key] = value
+    return found
+
+
+def _check_settings(table: Table, resolved: dict[str, Any]) -> None:
+    """Refuse a column that no row could fill."""
+    for column in resolved["columns"]:
+        key = column.get("setting")
+        if key and not any(key in row["settings"] for row in rows(resolved)):
+            raise UserError(
+                f"params/table/{table.name}.yaml: column '{column['id']}': no run of this table has the key '{key}';"
+                " polygrain show RUN prints the keys"
+            )
 
 
 def _hashes(project: Project, run: Run) -> dict[str, str]:

@@ -43,6 +43,7 @@ from polygrain.nn.distributed import gather_rows, sum_over_processes, world
 from polygrain.nn.groups import assign, moved_groups, occupancy, pair_purity, spherical_kmeans
 from polygrain.nn.heads import Head
 from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.phases import phase
 from polygrain.nn.random import permutation
 from polygrain.nn.schedules import linear
 from polygrain.provenance.errors import UserError
@@ -70,7 +71,8 @@ class SMoG(nn.Module):
     """Online and momentum network, groups, and a memory of an epoch's embeddings.
 
     backbone: the network that is evaluated. images, batch: pre-training images and those of a step, of all processes.
-    groups, heads: K and H. temperature: tau. momentum: m; with 0 both networks share their weights.
+    groups, heads: K (None: one per image of an epoch, which is instance discrimination) and H. temperature: tau.
+    momentum: m; with 0 both networks share their weights.
     beta_start, beta_end: momentum of the groups; both 1: they stand still between resets.
     reset: what is renewed every `reset_epochs`; the first groups come from k-means in any case.
     kmeans_iterations: rounds of k-means. hidden, embedding: widths of the heads; activation: the projection's.
@@ -99,7 +101,7 @@ class SMoG(nn.Module):
         *,
         images: int,
         batch: int,
-        groups: int,
+        groups: int | None,
         heads: int,
         temperature: float,
         momentum: float,
@@ -127,6 +129,7 @@ class SMoG(nn.Module):
     ) -> None:
         super().__init__()
         slots = images // batch * batch
+        groups = slots if groups is None else groups
         if groups > slots:
             raise UserError(f"method.values.groups {groups} exceeds the {slots} images of an epoch; take fewer groups")
         if min(groups, heads, large, targets, micro_batches) < 1 or small < 0 or batch % micro_batches:
@@ -200,7 +203,8 @@ class SMoG(nn.Module):
         """Renew groups and momentum network where it is time; then move the momentum network's parameters."""
         if clock.step % max(1, round(self.reset_epochs * clock.steps_per_epoch)) == 0:
             if self.reset in ("both", "groups") or clock.step == 0:
-                self.groups = torch.stack([self._cluster(head, clock) for head in range(len(self.groups))])
+                with phase("rest: k-means"):
+                    self.groups = torch.stack([self._cluster(head, clock) for head in range(len(self.groups))])
             if self.reset in ("both", "momentum"):
                 ema.copy_parameters(self.momentum_backbone, self.backbone)
                 ema.copy_parameters(self.momentum_projector, self.projector)
@@ -218,15 +222,18 @@ class SMoG(nn.Module):
         moved, terms = [], []
         for head, old_KD in enumerate(self.groups):
             features_BD = self._group_features(parts, head)
-            moved.append(moved_groups(old_KD, features_BD, assign(features_BD, old_KD), beta))
+            with phase("rest: groups"):
+                moved.append(moved_groups(old_KD, features_BD, assign(features_BD, old_KD), beta))
             for number, part in enumerate(parts, start=1):
                 bank_KD = moved[head] if self.logit_groups == "new" and number == len(parts) else old_KD
-                targets_SB = assign(part.momentum.flatten(0, 1), old_KD).view(self.targets, -1)
+                with phase("rest: groups"):
+                    targets_SB = assign(part.momentum.flatten(0, 1), old_KD).view(self.targets, -1)
                 terms.append(group_loss(part.predictor, bank_KD, targets_SB, self.temperature))
         online_LBD = torch.cat([part.online.detach() for part in parts], dim=1)
         momentum_BD = torch.cat([part.momentum[0] for part in parts])
         self._moved = torch.stack(moved).detach(), online_LBD[: len(self.memory)]
-        monitors = self._monitors(online_LBD[0], momentum_BD, batch.labels_for_monitoring, moved[0].detach())
+        with phase("rest: monitors"):
+            monitors = self._monitors(online_LBD[0], momentum_BD, batch.labels_for_monitoring, moved[0].detach())
         return {"group": sum_over_processes(torch.stack(terms).mean()) / world()[1]}, monitors
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ Views pass network and heads one after the other, so batch norm is per view. Gra
 Over the first `weak_phase` of the run (the warm-up of the learning rate) both views take the milder recipe `weak`.
 
 Multi-crop (`local_crops` > 0): V small crops per image, in one further pass, are anchors only. Keys are the B global
-rows of one view (no gradient); both views count half. `local_instance` is InfoNCE with the crop's own image (head g);
-`local_weak_class` is L_sup whose positives are the own image and the K keys nearest to the crop (head phi).
+rows of one view (no gradient); both views count half. Added to the instance term: InfoNCE with the crop's own image
+(head g); to the weak-class term: L_sup whose positives are the own image and the K keys nearest to the crop (head phi).
 
 Deviations (sections of the specification in brackets).
 * Described against released [4.1, 7]: `nce_block` = 128 lets gradient reach a row as key only from anchors of its block
@@ -51,6 +51,7 @@ from polygrain.nn.heads import Head
 from polygrain.nn.monitors import alignment, effective_rank, spread
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.nn.optim import split_by_decay
+from polygrain.nn.phases import phase
 from polygrain.provenance.errors import UserError
 from polygrain.views.batch import Batch
 
@@ -62,9 +63,10 @@ class WCL(nn.Module):
 
     backbone: the network that is evaluated.
     hidden, embedding: widths inside and at the end of a head of three linear layers.
+    grains: the terms that there are; what the others would need is not built.
     shared_head: one head serves as both.
     temperature, weak_temperature: t of the terms of the instance grain, and of the weak class.
-    instance_weight, weak_weight: factors of the grains' terms; what a 0 leaves unused is not built.
+    instance_weight, weak_weight: factors of the grains' terms.
     nce_block: None, or images of a block between which keys of L_NCE carry no gradient.
     keys_grad: gradient through the keys of L_sup.
     label_source: whose positives supervise view v: `swapped` the other view's, `own`, `intersection` those that both
@@ -78,7 +80,7 @@ class WCL(nn.Module):
     decay_shortcut_norms: a quirk of the release, see above; finds nothing where no module is called shortcut or
     downsample.
 
-    Raises UserError for weights that are both 0, and for a `label_k` that does not fit the generator.
+    Raises UserError without grains, for a weight of 0, and for a `label_k` that does not fit the generator.
     """
 
     encoder_name = "backbone."
@@ -88,6 +90,7 @@ class WCL(nn.Module):
         self,
         backbone: Backbone,
         *,
+        grains: list[Literal["instance", "weak-class"]],
         hidden: int,
         embedding: int,
         shared_head: bool,
@@ -106,19 +109,19 @@ class WCL(nn.Module):
         decay_shortcut_norms: bool,
     ) -> None:
         super().__init__()
-        if instance_weight == 0 and weak_weight == 0:
-            raise UserError("method.values: instance_weight and weak_weight are both 0; give one of them a weight")
+        if not grains or 0 in (instance_weight, weak_weight):
+            raise UserError("method.values: name at least one grain, and leave one out by grains, not by a weight of 0")
         if (label_k is not None) != (label_generator in ("knn", "direct", "kmeans")):
             need = "null" if label_k is not None else "a number"
             raise UserError(f"method.values.label_k is {label_k}; label_generator {label_generator} needs {need}")
         self.backbone = backbone
         weak_head = "instance" if shared_head else "weak"
         graph_head = "instance" if label_source == "instance_head" else weak_head
-        used = {name for name, weight in (("instance", instance_weight), (weak_head, weak_weight)) if weight}
-        if weak_weight and label_generator != "classes":
+        used = {{"instance": "instance", "weak-class": weak_head}[grain] for grain in grains}
+        if "weak-class" in grains and label_generator != "classes":
             used.add(graph_head)
         self.heads = nn.ModuleDict({name: Head(backbone.width, hidden, embedding, layers=3) for name in sorted(used)})
-        self.weak_head, self.graph_head = weak_head, graph_head
+        self.grains, self.weak_head, self.graph_head = grains, weak_head, graph_head
         self.temperature, self.weak_temperature = temperature, weak_temperature
         self.instance_weight, self.weak_weight = instance_weight, weak_weight
         self.nce_block, self.keys_grad = nce_block, keys_grad
@@ -126,7 +129,7 @@ class WCL(nn.Module):
         self.weak_phase = weak_phase
         self.local_crops, self.local_neighbours = local_crops, local_neighbours
         self.decay_shortcut_norms = decay_shortcut_norms
-        self.uses_labels = label_generator == "classes" and weak_weight != 0
+        self.uses_labels = label_generator == "classes" and "weak-class" in grains
 
     def views(self, clock: Clock) -> tuple[str, ...]:
         """Ask for two full-size views of the recipe that is due, then for the small crops."""
@@ -151,9 +154,10 @@ class WCL(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute each grain's term over the global batch, and how embeddings and weak labels fare.
 
-        Monitors: `alignment`, `spread` and `rank` of head g, with `weak_` before them of head phi; `component_mean`
-        and `component_max`, images of a weak class; `purity`, the share of positive pairs of one true class, and `hit`,
-        the share of anchors that have such a pair, both over labelled images only.
+        Monitors: `alignment`, `spread` and `rank` of head g, or of phi where g is not trained, and of the other head
+        with its name before them; `component_mean` and `component_max`, images of a weak class; `purity`, the share of
+        positive pairs of one true class, and `hit`, the share of anchors that have such a pair, both over labelled
+        images only; what small crops add to either grain's term.
 
         Raises UserError for more neighbours or clusters than the batch holds, and for unknown classes where
         `label_generator` is `classes`.
@@ -164,20 +168,26 @@ class WCL(nn.Module):
         }
         class_B = gather_rows(batch.labels_for_monitoring)
         self._check_size(len(class_B))
-        losses, monitors = {}, _embedding_monitors(pairs)
-        if self.instance_weight:
+        losses: dict[str, Tensor] = {}
+        with phase("rest: monitors"):
+            monitors = _embedding_monitors(pairs, "instance" if "instance" in self.grains else self.weak_head)
+        if "instance" in self.grains:
             z_1_BD, z_2_BD = pairs["instance"]
             losses["instance"] = self.instance_weight * nt_xent(z_1_BD, z_2_BD, self.temperature, block=self.nce_block)
-        if self.weak_weight:
-            positives = self._positives(pairs, class_B)
+        if "weak-class" in self.grains:
+            with phase("rest: graph"):
+                positives = self._positives(pairs, class_B)
             terms = [
                 sup_con(u_BD, positive_BB, self.weak_temperature, keys_grad=self.keys_grad)
                 for u_BD, positive_BB in zip(pairs[self.weak_head], positives, strict=True)
             ]
-            losses["weak_class"] = self.weak_weight * (terms[0] + terms[1]) / 2
-            monitors |= _label_monitors(positives, class_B)
+            losses["weak-class"] = self.weak_weight * (terms[0] + terms[1]) / 2
+            with phase("rest: monitors"):
+                monitors |= _label_monitors(positives, class_B)
         if self.local_crops:
-            losses |= self._local_terms(batch.views[2:], pairs)
+            for grain, term in self._local_terms(batch.views[2:], pairs).items():
+                losses[grain] = losses[grain] + term
+                monitors[f"local_{grain}"] = term.detach()
         return losses, monitors
 
     def _check_size(self, images: int) -> None:
@@ -215,29 +225,30 @@ class WCL(nn.Module):
         images = len(next(iter(pairs.values()))[0])
         own_AB = torch.eye(images, dtype=torch.bool, device=pooled_bVd.device).repeat_interleave(len(crops), dim=0)
         losses = {}
-        if self.instance_weight:
+        if "instance" in self.grains:
             terms = [sup_con_to_bank(anchors["instance"], z_BD, own_AB, self.temperature) for z_BD in pairs["instance"]]
-            losses["local_instance"] = self.instance_weight * (terms[0] + terms[1]) / 2
-        if self.weak_weight:
+            losses["instance"] = self.instance_weight * (terms[0] + terms[1]) / 2
+        if "weak-class" in self.grains:
             u_AD = anchors[self.weak_head]
             terms = [
                 sup_con_to_bank(u_AD, bank_BD, own_AB | self._near(u_AD, bank_BD), self.weak_temperature)
                 for bank_BD in pairs[self.weak_head]
             ]
-            losses["local_weak_class"] = self.weak_weight * (terms[0] + terms[1]) / 2
+            losses["weak-class"] = self.weak_weight * (terms[0] + terms[1]) / 2
         return losses
 
     def _near(self, u_AD: Tensor, bank_BD: Tensor) -> Tensor:
         if self.local_neighbours == 0:
             return torch.zeros(len(u_AD), len(bank_BD), dtype=torch.bool, device=u_AD.device)
-        _, near_AK = topk_cosine(u_AD, bank_BD, self.local_neighbours, byte_budget=1 << 27)
-        return graph.links(near_AK, len(bank_BD))
+        with phase("rest: neighbours"):
+            _, near_AK = topk_cosine(u_AD, bank_BD, self.local_neighbours, byte_budget=1 << 27)
+            return graph.links(near_AK, len(bank_BD))
 
 
-def _embedding_monitors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+def _embedding_monitors(pairs: Mapping[str, Pair], chief: str) -> dict[str, Tensor]:
     monitors = {}
     for name, (first_BD, second_BD) in pairs.items():
-        prefix = "" if name == "instance" else f"{name}_"
+        prefix = "" if name == chief else f"{name}_"
         monitors[f"{prefix}alignment"] = alignment(first_BD, second_BD)
         monitors[f"{prefix}spread"] = spread(first_BD)
         monitors[f"{prefix}rank"] = effective_rank(first_BD)

@@ -21,11 +21,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed cell. Accuracies and their differences are in percent, facts in their own unit."""
+    """One printed cell. Accuracies and their differences are in percent, facts in their own unit, settings are text."""
 
     unit: str
     main: str
-    """The number, or `ABSENT`."""
+    """The number or text, or `ABSENT`."""
     spread: str = ""
     """The standard deviation without its sign, empty when there is none."""
     mean: float | None = None
@@ -54,6 +54,8 @@ class TableRow:
     notes: tuple[str, ...]
     reconstructed: bool
     cells: tuple[Cell, ...]
+    collapsed: str = ""
+    """The seeds that collapsed and by which values; empty when none did."""
 
 
 @dataclass(frozen=True)

@@ -34,17 +34,18 @@ def mark_differences(spec: Spec, results: Results, cells: Cells) -> list[str]:
     found: list[tuple[str, int, str, Difference]] = []
     for name in spec.compare.columns:
         place = next(place for place, column in enumerate(spec.columns) if column.id == name)
-        reference = _best_reference(spec, spec.compare, cells, place)
-        for row in spec.rows:
-            if reference is None or row.label in spec.compare.reference or not cells[row.label][place].n:
-                continue
-            try:
-                difference = _difference(spec, spec.compare, results, row, reference, place)
-            except MissingError as reason:
-                cell = cells[row.label][place]
-                cells[row.label][place] = replace(cell, notes=(*cell.notes, f"Not compared: {reason}."))
-            else:
-                found.append((row.label, place, reference.label, difference))
+        for group in spec.groups:
+            reference = _best_reference(group.rows if spec.compare.by_group else spec.rows, spec.compare, cells, place)
+            for row in group.rows:
+                if reference is None or row.label in spec.compare.reference or not cells[row.label][place].n:
+                    continue
+                try:
+                    difference = _difference(spec, spec.compare, results, row, reference, place)
+                except MissingError as reason:
+                    cell = cells[row.label][place]
+                    cells[row.label][place] = replace(cell, notes=(*cell.notes, f"Not compared: {reason}."))
+                else:
+                    found.append((row.label, place, reference.label, difference))
     _write(found, spec.compare.level, cells)
     return [_significance_rule(spec, spec.compare, len(found))]
 
@@ -57,12 +58,14 @@ def _write(found: Sequence[tuple[str, int, str, Difference]], level: float, cell
         cells[label][place] = replace(cells[label][place], comparison=comparison)
 
 
-def _best_reference(spec: Spec, compare: Compare, cells: Mapping[str, Sequence[Cell]], place: int) -> Row | None:
-    """The reference row with the highest mean (the first of equals); None when one of them is missing."""
-    rows = [row for row in spec.rows if row.label in compare.reference]
+def _best_reference(
+    among: Sequence[Row], compare: Compare, cells: Mapping[str, Sequence[Cell]], place: int
+) -> Row | None:
+    """The reference row with the highest mean (the first of equals); None when there is none or one is missing."""
+    rows = [row for row in among if row.label in compare.reference]
     means = [cells[row.label][place].mean for row in rows]
     known = [mean for mean in means if mean is not None]
-    return rows[known.index(max(known))] if len(known) == len(means) else None
+    return rows[known.index(max(known))] if known and len(known) == len(means) else None
 
 
 def _difference(spec: Spec, compare: Compare, results: Results, row: Row, reference: Row, place: int) -> Difference:
@@ -82,6 +85,8 @@ def _significance_rule(spec: Spec, compare: Compare, family: int) -> str:
     *others, last = names
     best = "better" if len(names) == 2 else "best"
     reference = f"the {best} of {', '.join(others)} and {last} in that column" if others else last
+    if compare.by_group:
+        reference = f"the reference row of its group ({'; '.join(names)})"
     over = "seeds and test images" if len(spec.seeds) > 1 else "test images"
     return (
         f"↑ ↓: better or worse than {reference}, p < {compare.level:g} after the Holm correction over {family} "
@@ -100,6 +105,8 @@ def mark_best(spec: Spec, cells: Cells) -> list[str]:
     if not groups:
         return []
     names = " and ".join(f"“{group.label}”" for group in groups)
+    if len(groups) == len(spec.groups) > 1:
+        names = "each group"
     return [
         f"Bold: highest mean within {names}, among at least two rows whose encoder passes lie within "
         f"{round(100 * TOLERANCE)} % of the median there."

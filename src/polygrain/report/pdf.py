@@ -60,8 +60,8 @@ def pdf_source(table: Table) -> str:
 def _table(table: Table) -> Iterator[str]:
     pairs = paired(table)
     aligns, lefts, rights = ["left"], ["0pt"], ["8pt"]
-    for pair in pairs:
-        aligns += ["right", "left"] if pair else ["right"]
+    for column, pair in zip(table.columns, pairs, strict=True):
+        aligns += ["right", "left"] if pair else ["left" if column.setting else "right"]
         lefts += ["6pt", "0pt"] if pair else ["6pt"]
         rights += ["0pt", "6pt"] if pair else ["6pt"]
     rights[-1] = "0pt"
@@ -87,8 +87,9 @@ def _heads(table: Table, pairs: Sequence[bool]) -> Iterator[str]:
     yield "[],"
     for column in table.columns:
         mark = _mark(marks(table, [column.note] if column.note else []))
+        align = "left" if column.setting else "center"
         yield (
-            f"table.cell(colspan: {widths[column.id]}, align: center, inset: (x: 6pt, y: 4pt))"
+            f"table.cell(colspan: {widths[column.id]}, align: {align}, inset: (x: 6pt, y: 4pt))"
             f"[{typst(column.label)}{mark}],"
         )
 

@@ -13,7 +13,7 @@ CSV_HEADER = (
     *("row_group", "row", "column_group", "column", "unit", "mean", "sd", "n", "text", "best"),
     *("reference", "difference", "low", "high", "p", "p_holm", "note"),
 )
-RECONSTRUCTED = "‡"
+RECONSTRUCTED, COLLAPSED = "‡", "†"
 
 
 def marks(table: Table, notes: Sequence[str]) -> str:
@@ -24,7 +24,8 @@ def marks(table: Table, notes: Sequence[str]) -> str:
 
 def row_marks(table: Table, row: TableRow) -> str:
     """The marks behind a row's label."""
-    return ",".join(part for part in (RECONSTRUCTED if row.reconstructed else "", marks(table, row.notes)) if part)
+    symbols = (COLLAPSED if row.collapsed else "", RECONSTRUCTED if row.reconstructed else "")
+    return ",".join(part for part in (*symbols, marks(table, row.notes)) if part)
 
 
 def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]]]:
@@ -46,6 +47,7 @@ def render_csv(table: Table) -> str:
     for group in table.groups:
         for row in group.rows:
             notes = [*row.notes, *(["Has reconstructed parts."] if row.reconstructed else [])]
+            notes += [f"Collapsed: {row.collapsed}."] if row.collapsed else []
             for column, cell in zip(table.columns, row.cells, strict=True):
                 place = (group.label, row.label, column.group, column.label)
                 writer.writerow((*place, *_csv_cell(cell), " ".join([*notes, *cell.notes])))
@@ -71,7 +73,7 @@ def render_markdown(table: Table) -> str:
         f"**{markdown(table.name)}. {markdown(table.title)}.** {markdown(table.caption)}",
         "",
         _markdown_line(["", *heads]),
-        _markdown_line([":--", *["--:"] * len(heads)]),
+        _markdown_line([":--", *(":--" if column.setting else "--:" for column in table.columns)]),
     ]
     for group in table.groups:
         lines.append(_markdown_line([f"**{markdown(group.label)}**", *[""] * len(heads)]))
@@ -98,7 +100,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
 def _markdown_row(table: Table, row: TableRow) -> str:
     cells = [markdown(row.label) + _markdown_marks(row_marks(table, row))]
     for cell in row.cells:
-        main = f"**{cell.main}**" if cell.best else cell.main
+        main = f"**{cell.main}**" if cell.best else markdown(cell.main)
         spread = f" ± {cell.spread}" if cell.spread else ""
         cells.append(main + spread + _markdown_marks(_after(table, cell)))
     return _markdown_line(cells)
@@ -120,7 +122,7 @@ def render_latex(table: Table) -> str:
         rf"\caption{{\textbf{{{latex(table.title)}.}} {latex(table.caption)}}}",
         rf"\label{{tab:{_label(table.name)}}}",
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\begin{{tabular}}{{@{{}}l{''.join('r@{}l' if pair else 'r' for pair in pairs)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}l{''.join(_latex_aligns(table.columns))}@{{}}}}",
         r"\toprule",
         *_latex_heads(table, pairs),
     ]
@@ -133,6 +135,11 @@ def render_latex(table: Table) -> str:
     lines += [rf"{latex(text)}\par" for text in table.legend]
     footer = f"{table.footer.text} ({table.footer.claim_id})"
     return "\n".join([*lines, rf"\texttt{{{latex(footer)}}}", r"\end{minipage}", r"\end{table}"]) + "\n"
+
+
+def _latex_aligns(columns: Sequence[Column]) -> Iterator[str]:
+    for column in columns:
+        yield "r@{}l" if column.protocol else "l" if column.setting else "r"
 
 
 def _label(name: str) -> str:

@@ -14,7 +14,7 @@ from polygrain.provenance.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a value of a protocol, a fact of the run, or a number that a source reports."""
+    """One column: a value of a protocol, a fact of the run, one of its settings, or a number that a source reports."""
 
     id: str
     label: str
@@ -26,6 +26,8 @@ class Column:
     """Name of a value in `results/{protocol}.json`, such as `fashion-mnist/1%/top1`."""
     fact: str = ""
     """Name of a fact that the workflow knows before a run, such as `images_seen`."""
+    setting: str = ""
+    """Dotted key of a run's configuration, such as `method.grains`; printed as text."""
     reported: bool = False
 
     @property
@@ -47,6 +49,8 @@ class Row:
     """Which parts are ours because no source specifies them; empty when there are none."""
     runs: tuple[str, ...]
     facts: Mapping[str, float]
+    settings: Mapping[str, Any]
+    """Dotted key -> value in the configuration of the row's runs."""
     inputs: Mapping[str, Mapping[str, str]]
     """Run directory -> hashes of its config, code and environment."""
 
@@ -67,6 +71,8 @@ class Compare:
 
     columns: tuple[str, ...]
     reference: tuple[str, ...]
+    by_group: bool
+    """Against the reference rows of the own group only."""
     level: float
     draws: int
 
@@ -104,9 +110,9 @@ class Spec:
 
 
 _GROUP = ("label", "best", "rows")
-_ROW = ("label", "method", "variant", "note", "reconstructed", "runs", "facts", "inputs")
-_COLUMN = ("id", "label", "group", "note", "protocol", "value", "fact", "reported")
-_COMPARE = ("columns", "reference", "level", "draws")
+_ROW = ("label", "method", "variant", "note", "reconstructed", "runs", "facts", "settings", "inputs")
+_COLUMN = ("id", "label", "group", "note", "protocol", "value", "fact", "setting", "reported")
+_COMPARE = ("columns", "reference", "by_group", "level", "draws")
 _CITATION = ("row", "column", "record")
 
 
@@ -206,6 +212,7 @@ def _row(keys: _Keys) -> Row:
         reconstructed=keys.text("reconstructed", ""),
         runs=tuple(keys.items("runs", str)),
         facts=facts,
+        settings=keys.get("settings", Mapping, {}),
         inputs=keys.get("inputs", Mapping),
     )
 
@@ -219,12 +226,13 @@ def _column(keys: _Keys) -> Column:
         protocol=keys.text("protocol", ""),
         value=keys.text("value", ""),
         fact=keys.text("fact", ""),
+        setting=keys.text("setting", ""),
         reported=keys.get("reported", bool, False),
     )
-    kinds = (bool(column.protocol and column.value), bool(column.fact), column.reported)
+    kinds = (bool(column.protocol and column.value), bool(column.fact), bool(column.setting), column.reported)
     if sum(kinds) != 1 or bool(column.protocol) != bool(column.value):
         raise UserError(
-            f"{keys.where}: column '{column.id}' needs exactly one of protocol + value, fact, or reported: true"
+            f"{keys.where}: column '{column.id}' needs exactly one of protocol + value, fact, setting, reported: true"
         )
     return column
 
@@ -236,6 +244,7 @@ def _compare(keys: _Keys) -> Compare:
     return Compare(
         columns=tuple(keys.items("columns", str)),
         reference=tuple(clean(keys.where, label) for label in keys.items("reference", str)),
+        by_group=keys.get("by_group", bool, False),
         level=level,
         draws=draws,
     )
@@ -264,6 +273,9 @@ def _check_compare(spec: Spec, compare: Compare, rows: list[str], columns: list[
         raise UserError("table.compare: needs at least one column and one reference row")
     for label in compare.reference:
         _known("compare.reference", "row", label, rows)
+    for group in spec.groups:
+        if compare.by_group and sum(row.label in compare.reference for row in group.rows) > 1:
+            raise UserError(f"table.compare: by_group, but '{group.label}' has several reference rows; leave it one")
     for name in compare.columns:
         _known("compare.columns", "column", name, columns)
         if not next(column.predictions for column in spec.columns if column.id == name):

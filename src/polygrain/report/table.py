@@ -5,9 +5,11 @@ missing and says why. Which cells are bold or carry an arrow is decided in `mark
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from polygrain.provenance.errors import UserError
 from polygrain.report.cells import ABSENT, Cell, Footer, Table, TableGroup, TableRow
+from polygrain.report.collapse import LIMITS, collapsed
 from polygrain.report.marks import mark_best, mark_differences
 from polygrain.report.measured import MissingError, Results
 from polygrain.report.reported import Record
@@ -18,14 +20,17 @@ from polygrain.report.statistics import mean_and_spread
 def make_table(spec: Spec, results: Results, records: Mapping[str, Record], footer: Footer) -> Table:
     """Fill a specification from result files and reported records. Raises UserError on malformed files."""
     cells = {row.label: [_cell(spec, row, column, results, records) for column in spec.columns] for row in spec.rows}
+    fallen = {row.label: collapsed(results.root, row, spec.seeds) for row in spec.rows}
     legend = [
         _legend_of_numbers(spec),
         *mark_differences(spec, results, cells),
         *mark_best(spec, cells),
         *_reconstructed(spec),
+        *_collapsed(fallen),
     ]
     groups = tuple(
-        TableGroup(group.label, tuple(_row(row, cells[row.label]) for row in group.rows)) for group in spec.groups
+        TableGroup(group.label, tuple(_row(row, cells[row.label], fallen[row.label]) for row in group.rows))
+        for group in spec.groups
     )
     return Table(
         name=spec.name,
@@ -38,13 +43,15 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
     )
 
 
-def _row(row: Row, cells: Sequence[Cell]) -> TableRow:
-    return TableRow(row.label, (row.note,) if row.note else (), bool(row.reconstructed), tuple(cells))
+def _row(row: Row, cells: Sequence[Cell], fallen: str) -> TableRow:
+    return TableRow(row.label, (row.note,) if row.note else (), bool(row.reconstructed), tuple(cells), fallen)
 
 
 def _cell(spec: Spec, row: Row, column: Column, results: Results, records: Mapping[str, Record]) -> Cell:
     if column.fact:
         return _fact(row, column)
+    if column.setting:
+        return _setting(row, column)
     if column.reported:
         return _reported(spec.reported, row, column, records)
     try:
@@ -69,6 +76,21 @@ def _fact(row: Row, column: Column) -> Cell:
         return Cell(unit=unit, main=ABSENT, notes=(f"Missing: the run declares no {unit}.",))
     value = float(row.facts[column.fact])
     return Cell(unit=unit, main=count(value), mean=value, n=len(row.runs))
+
+
+def _setting(row: Row, column: Column) -> Cell:
+    if column.setting not in row.settings:
+        return Cell(unit="", main=ABSENT, notes=(f"Missing: the run has no {column.setting}.",))
+    return Cell(unit="", main=setting_text(row.settings[column.setting]) or ABSENT, n=len(row.runs))
+
+
+def setting_text(value: Any) -> str:
+    """A value of a configuration for people: lists are joined, switches are on or off, null is none."""
+    if isinstance(value, list):
+        return ", ".join(map(setting_text, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
+    return str(value)
 
 
 def _reported(citations: Sequence[Citation], row: Row, column: Column, records: Mapping[str, Record]) -> Cell:
@@ -101,3 +123,11 @@ def _legend_of_numbers(spec: Spec) -> str:
 def _reconstructed(spec: Spec) -> list[str]:
     parts = [f"{row.label}: {row.reconstructed}" for row in spec.rows if row.reconstructed]
     return [f"‡ Has parts that no source specifies. {'; '.join(parts)}."] if parts else []
+
+
+def _collapsed(fallen: Mapping[str, str]) -> list[str]:
+    parts = [f"{label}: {seeds}" for label, seeds in fallen.items() if seeds]
+    limits = f"spread below {LIMITS['spread']:g} or effective rank below {LIMITS['rank']:g}"
+    return (
+        [f"† Collapsed ({limits} at the last step; both 0 for equal embeddings). {'; '.join(parts)}."] if parts else []
+    )

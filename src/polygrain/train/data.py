@@ -18,8 +18,9 @@ from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
 from polygrain.train.loader import Cut, Job, Loader
 from polygrain.views.batch import Batch, draw_views, finish_batch, make_batch, plain_view
-from polygrain.views.draw import Parameters
-from polygrain.views.recipe import Recipe
+from polygrain.views.draw import Drawn
+from polygrain.views.randaugment import fill_of
+from polygrain.views.recipe import ViewRecipe, read_recipes
 
 Views = Callable[[Clock], tuple[str, ...]]
 
@@ -33,7 +34,7 @@ class Request:
 
     rows: Tensor
     epoch: int
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[ViewRecipe, ...]
 
 
 class Images(Protocol):
@@ -75,7 +76,7 @@ class PretrainingData:
         self.positions = torch.from_numpy(chosen(self.data, pretrain["split"], pretrain["images"]))
         self.batch_size: int = pretrain["batch"]
         self.seed: int = config["seed"]
-        self.recipes = {name: Recipe.from_mapping(recipe) for name, recipe in config["augmentation"].items()}
+        self.recipes = read_recipes(config["augmentation"])
         self.device = torch.device(pretrain["device"])
         self.mean, self.std = statistics(self.data, config["statistics"])
         self.labels = self._labels(self.positions)
@@ -143,7 +144,7 @@ class PretrainingData:
         """End what was begun for the next steps, so that its workers are free."""
         self._stream, self._next = iter(()), None
 
-    def _recipes(self, views: tuple[str, ...]) -> tuple[Recipe, ...]:
+    def _recipes(self, views: tuple[str, ...]) -> tuple[ViewRecipe, ...]:
         missing = [name for name in views if name not in self.recipes]
         if missing:
             raise UserError(
@@ -213,7 +214,7 @@ class EncodedImages:
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Yield the batches asked for; workers run ahead."""
         setting = self.setting
-        begun: deque[tuple[Request, list[Parameters], Tensor]] = deque()
+        begun: deque[tuple[Request, list[Drawn], Tensor]] = deque()
 
         def jobs() -> Iterator[Job]:
             for request in requests:
@@ -221,10 +222,7 @@ class EncodedImages:
                 source = torch.from_numpy(self.data.sizes(positions.numpy()))
                 drawn = draw_views(request.recipes, positions, seed=setting.seed, epoch=request.epoch, source=source)
                 begun.append((request, drawn, source))
-                cuts = (
-                    Cut(recipe.size, one.box.numpy(), one.flip.numpy())
-                    for recipe, one in zip(request.recipes, drawn, strict=True)
-                )
+                cuts = (_cut(*each, setting.mean) for each in zip(request.recipes, drawn, strict=True))
                 yield Job(positions.numpy(), tuple(cuts))
 
         for cuts in self.loader.stream(jobs()):
@@ -247,6 +245,18 @@ class EncodedImages:
         for cuts in self.loader.stream(jobs):
             view = cuts[0].to(self.setting.device, non_blocking=True)
             yield plain_view(view, size, self.setting.mean, self.setting.std)
+
+
+def _cut(recipe: ViewRecipe, drawn: Drawn, mean: Sequence[float]) -> Cut:
+    """What the loader does of a view: all that is done to the decoded image, up to the flip."""
+    return Cut(
+        recipe.size,
+        drawn.box.numpy(),
+        drawn.flip.numpy(),
+        interpolation=recipe.interpolation,
+        randaugment=tuple(part.numpy() for part in drawn.randaugment.parts) if drawn.randaugment else (),
+        fill=tuple(fill_of(mean)),
+    )
 
 
 def _images(data: DataSet, setting: Setting, workers: int, batch_size: int) -> Images:

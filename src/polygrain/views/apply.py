@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polygrain.nn.random import normal
 from polygrain.views.colour import colour_jitter, solarise, to_grey
 from polygrain.views.crop import blur_radius, crop_resize_flip, gaussian_blur
-from polygrain.views.draw import Parameters
+from polygrain.views.draw import ErasingDraw, Parameters
+from polygrain.views.randaugment import fill_of, randaugment
 from polygrain.views.recipe import Recipe
 
 
@@ -16,22 +18,26 @@ def apply(
 ) -> Tensor:
     """Make the views that `parameters` describe: uint8 images [B, C, H, W] to float32 [B, C, size, size].
 
-    Order: crop, resize and flip; jitter; greyscale; blur; solarise; normalise with `mean` and `std` per channel
-    (0..1 scale). Pixels stay float between the operations, where torchvision on uint8 rounds after each.
+    Order: RandAugment, in 8 bits; crop, resize and flip; jitter; greyscale; blur; solarise; normalise with `mean` and
+    `std` per channel (0..1 scale); erasing. Pixels stay float behind the crop, where torchvision on uint8 rounds after
+    each operation.
     """
+    if parameters.randaugment is not None:
+        images_BCHW = randaugment(images_BCHW, parameters.randaugment, parameters.flip, fill_of(mean))
     return photometric(geometric(images_BCHW, parameters, recipe), parameters, recipe, mean, std)
 
 
 def geometric(images_BCHW: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
-    """The first half of `apply`: crop, resize and flip, to float32 views in 0..1."""
+    """The middle of `apply`: crop, resize and flip, to float32 views in 0..1."""
     flip_B = parameters.flip if recipe.flip > 0 else None
-    return crop_resize_flip(unit(images_BCHW), parameters.box, flip_B, recipe.size)
+    views = crop_resize_flip(unit(images_BCHW), parameters.box, flip_B, recipe.size, recipe.interpolation)
+    return views.clamp_(0.0, 1.0) if recipe.interpolation == "bicubic" else views
 
 
 def photometric(
     views: Tensor, parameters: Parameters, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """The second half of `apply`: everything after the flip, on float32 views in 0..1, which may be overwritten."""
+    """The rest of `apply`: everything after the flip, on float32 views in 0..1, which may be overwritten."""
     if recipe.jitter and parameters.jitter:
         views = colour_jitter(views, parameters.jitter, recipe.jitter)
     if parameters.grey is not None and views.shape[1] > 1:
@@ -40,7 +46,11 @@ def photometric(
         views = gaussian_blur(views, parameters.sigma, blur_radius(recipe.blur.sigma[1], recipe.size))
     if recipe.solarise and parameters.solarise is not None:
         views = solarise(views, parameters.solarise, recipe.solarise.threshold)
-    return _normalise(views, mean, std)
+    if parameters.erasing is None or recipe.erasing is None:
+        return _normalise(views, mean, std)
+    if recipe.erasing.before_normalise:
+        return _normalise(erase(views, parameters.erasing), mean, std)
+    return erase(_normalise(views, mean, std), parameters.erasing)
 
 
 def plain_view(images_BCHW: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -59,6 +69,19 @@ def plain_view(images_BCHW: Tensor, size: int, mean: Sequence[float], std: Seque
 def unit(images_BCHW: Tensor) -> Tensor:
     """A float32 copy of uint8 images, in 0..1."""
     return images_BCHW.float().div_(255.0)
+
+
+def erase(views_BCSS: Tensor, drawn: ErasingDraw) -> Tensor:
+    """Fill each view's box with standard normal noise, in place: a function of its key, the place and the channel."""
+    channels, size = views_BCSS.shape[1], views_BCSS.shape[-1]
+    pixel_S = torch.arange(size, device=views_BCSS.device)
+    top, left, height, width = drawn.box[:, :, None].unbind(dim=1)
+    down_BS, across_BS = (pixel_S >= top) & (pixel_S < top + height), (pixel_S >= left) & (pixel_S < left + width)
+    image, row, column = (down_BS[:, :, None] & across_BS[:, None]).nonzero().unbind(dim=1)
+    channel_C = torch.arange(channels, device=views_BCSS.device)
+    noise = normal(drawn.key[image, None], (row * size + column)[:, None], channel_C)
+    views_BCSS[image, :, row, column] = noise.to(views_BCSS.dtype)
+    return views_BCSS
 
 
 def _normalise(views_BCSS: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -3,8 +3,8 @@
 Legend: B samples, C channels, S side of a view.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from polygrain.nn.clock import Clock
 from polygrain.views.apply import apply, photometric, plain_view, unit
-from polygrain.views.draw import Parameters, Source, draw
-from polygrain.views.recipe import Recipe
+from polygrain.views.draw import Drawn, MixedParameters, Parameters, Source, draw_view
+from polygrain.views.recipe import Mixed, Recipe, ViewRecipe
 
 __all__ = ["Batch", "DataPasses", "Geometry", "draw_views", "finish_batch", "make_batch", "plain_view"]
 
@@ -46,13 +46,15 @@ class Batch:
     """One step's input: `views` float32 [B, C, S, S] each (sizes may differ), their `geometry`, `indices` int64 [B].
 
     `labels_for_monitoring` int64 [B] never enters a self-supervised loss; a monitor may say with it how pure a
-    grouping is.
+    grouping is. `weak`: per view bool [B], True where the coin of a mixed recipe chose its weak side, None for a view
+    without a coin.
     """
 
     views: list[Tensor]
     geometry: list[Geometry]
     indices: Tensor
     labels_for_monitoring: Tensor
+    weak: list[Tensor | None] = field(default_factory=list)
 
 
 class DataPasses(Protocol):
@@ -71,7 +73,7 @@ def make_batch(
     images_uint8: Tensor,
     labels: Tensor,
     indices: Tensor,
-    recipes: Sequence[Recipe],
+    recipes: Sequence[ViewRecipe],
     *,
     seed: int,
     epoch: int,
@@ -85,26 +87,32 @@ def make_batch(
     source = (images_uint8.shape[-2], images_uint8.shape[-1])
     drawn = draw_views(recipes, indices.cpu(), seed=seed, epoch=epoch, source=source)
     drawn = [one.to(images_uint8.device) for one in drawn]
-    views = [apply(images_uint8, one, recipe, mean, std) for one, recipe in zip(drawn, recipes, strict=True)]
-    return Batch(views, [Geometry(one.box, one.flip, source) for one in drawn], indices, labels)
+
+    def make(images: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
+        return apply(images, parameters, recipe, mean, std)
+
+    views = [_by_side(make, images_uint8, one, recipe) for one, recipe in zip(drawn, recipes, strict=True)]
+    return _batch(views, drawn, source, indices, labels)
 
 
-def draw_views(
-    recipes: Sequence[Recipe], indices: Tensor, *, seed: int, epoch: int, source: Source
-) -> list[Parameters]:
-    """Draw one view per recipe of the samples `indices`, int64 [B]; a view's number is its recipe's position."""
-    return [
-        draw(recipe, seed=seed, epoch=epoch, indices=indices, view=view, source=source)
-        for view, recipe in enumerate(recipes)
-    ]
+def draw_views(recipes: Sequence[ViewRecipe], indices: Tensor, *, seed: int, epoch: int, source: Source) -> list[Drawn]:
+    """Draw one view per recipe of the samples `indices`, int64 [B]; a view's number is its recipe's position.
+
+    Raises UserError when the first recipe asks for overlap with the first view.
+    """
+    drawn: list[Drawn] = []
+    for view, recipe in enumerate(recipes):
+        first = drawn[0].box if drawn else None
+        drawn.append(draw_view(recipe, seed=seed, epoch=epoch, indices=indices, view=view, source=source, first=first))
+    return drawn
 
 
 def finish_batch(
     cuts_uint8: Sequence[Tensor],
-    drawn: Sequence[Parameters],
+    drawn: Sequence[Drawn],
     labels: Tensor,
     indices: Tensor,
-    recipes: Sequence[Recipe],
+    recipes: Sequence[ViewRecipe],
     *,
     source: Tensor,
     mean: Sequence[float],
@@ -114,9 +122,28 @@ def finish_batch(
 
     What was drawn and the sizes `source`, int64 [B, 2], go to the device of the views.
     """
-    views, geometry = [], []
-    for cut, one, recipe in zip(cuts_uint8, drawn, recipes, strict=True):
-        here = one.to(cut.device)
-        views.append(photometric(unit(cut), here, recipe, mean, std))
-        geometry.append(Geometry(here.box, here.flip, source.to(cut.device)))
-    return Batch(views, geometry, indices, labels)
+
+    def finish(cut: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
+        return photometric(unit(cut), parameters, recipe, mean, std)
+
+    here = [one.to(cut.device) for cut, one in zip(cuts_uint8, drawn, strict=True)]
+    views = [_by_side(finish, *each) for each in zip(cuts_uint8, here, recipes, strict=True)]
+    return _batch(views, here, source.to(indices.device), indices, labels)
+
+
+def _by_side(
+    make: Callable[[Tensor, Parameters, Recipe], Tensor], images_BCHW: Tensor, drawn: Drawn, recipe: ViewRecipe
+) -> Tensor:
+    """Views float32 [B, C, S, S] by `make`; each side of a mixed recipe is made of its own images only."""
+    if isinstance(drawn, Parameters):
+        assert isinstance(recipe, Recipe)
+        return make(images_BCHW, drawn, recipe)
+    assert isinstance(recipe, Mixed)
+    sides = zip(drawn.rows, drawn.sides, (recipe.weak, recipe.strong), strict=True)
+    return drawn.together([make(images_BCHW[rows], side, law) for rows, side, law in sides if len(rows)])
+
+
+def _batch(views: list[Tensor], drawn: Sequence[Drawn], source: Source, indices: Tensor, labels: Tensor) -> Batch:
+    geometry = [Geometry(one.box, one.flip, source) for one in drawn]
+    weak = [one.weak if isinstance(one, MixedParameters) else None for one in drawn]
+    return Batch(views, geometry, indices, labels, weak)

@@ -1,22 +1,23 @@
 """All decisions about a view, drawn before any pixel is touched, so that crop geometry is data.
 
 Every draw is a pure function of (seed, epoch, view number, sample index, purpose): a sample gets the same view in any
-batch, order, worker or process. The law of the crop is that of torchvision's RandomResizedCrop.
+batch, order, worker or process.
 
-Legend: B images, T tries.
+Legend: B images, K operations one after the other.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from polygrain.nn.random import hash64, uniform
-from polygrain.views.recipe import Jitter, Recipe
+from polygrain.nn.random import hash64, normal, uniform
+from polygrain.views.boxes import crop_box, erased_box, overlapping_box
+from polygrain.views.recipe import OPERATIONS, Erasing, Jitter, Mixed, RandAugment, Recipe, ViewRecipe
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-_TRIES = 10
 
 Source = tuple[int, int] | Tensor
 """Height and width of the images, px: one pair for all, or int64 [B, 2]."""
@@ -40,11 +41,56 @@ class JitterDraw:
 
 
 @dataclass(frozen=True)
+class RandAugmentDraw:
+    """Operations of a batch: `operation` int64 [B, K] (place in OPERATIONS; -1: none), in the order of doing them.
+
+    `magnitude` float64 [B, K], -10..10, negative where an operation that has two directions goes the other way; `cubic`
+    bool [B, K] says how an operation that moves pixels interpolates.
+    """
+
+    operation: Tensor
+    magnitude: Tensor
+    cubic: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All three."""
+        return self.operation, self.magnitude, self.cubic
+
+    def widened(self, count: int) -> "RandAugmentDraw":
+        """The same with `count` operations, those that are added being none."""
+        more = (0, count - self.operation.shape[1])
+        return RandAugmentDraw(pad(self.operation, more, value=-1), pad(self.magnitude, more), pad(self.cubic, more))
+
+    def to(self, device: torch.device) -> "RandAugmentDraw":
+        """Copy to another device."""
+        return RandAugmentDraw(*(part.to(device) for part in self.parts))
+
+
+def _nothing(images: int) -> RandAugmentDraw:
+    empty = torch.zeros(images, 0)
+    return RandAugmentDraw(empty.long(), empty.double(), empty.bool())
+
+
+@dataclass(frozen=True)
+class ErasingDraw:
+    """`box` int64 [B, 4] in pixels of the view, of height 0 where nothing is erased; `key` int64 [B] of the noise."""
+
+    box: Tensor
+    key: Tensor
+
+    def to(self, device: torch.device) -> "ErasingDraw":
+        """Copy to another device."""
+        return ErasingDraw(self.box.to(device), self.key.to(device))
+
+
+@dataclass(frozen=True)
 class Parameters:
     """What was drawn for a batch of B views; a part that its recipe never applies is None.
 
     `box` int64 [B, 4] = top, left, height, width in source pixels; `flip`, `grey`, `solarise` bool [B]; `sigma`
-    float32 [B] in pixels of the view, 0 where a view is not blurred.
+    float32 [B] in pixels of the view, 0 where a view is not blurred. RandAugment acts before the crop: where it moves
+    pixels, `box` lies in the image that it leaves, and it does not say where they come from.
     """
 
     box: Tensor
@@ -53,58 +99,120 @@ class Parameters:
     grey: Tensor | None
     sigma: Tensor | None
     solarise: Tensor | None
+    randaugment: RandAugmentDraw | None = None
+    erasing: ErasingDraw | None = None
 
     def to(self, device: torch.device) -> "Parameters":
         """Copy to another device."""
-        moved = [None if part is None else part.to(device) for part in (self.grey, self.sigma, self.solarise)]
-        jitter = None if self.jitter is None else self.jitter.to(device)
-        return Parameters(self.box.to(device), self.flip.to(device), jitter, *moved)
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in parts}
+        return Parameters(**moved)
 
 
-def draw(recipe: Recipe, *, seed: int, epoch: int, indices: Tensor, view: int, source: Source) -> Parameters:
-    """Draw view number `view` of the samples `indices` (int64 [B]), whose images have `source` = (H, W) pixels."""
+@dataclass(frozen=True)
+class MixedParameters:
+    """What was drawn for B views of a mixed recipe: `weak` bool [B] where the coin chose the weak side.
+
+    `sides` hold the draws of the weak and of the strong side, each for its own images only, which are `rows` of the
+    batch (int64, ascending); `place` int64 [B] says where each sample is when the two sides are put together.
+    """
+
+    weak: Tensor
+    sides: tuple[Parameters, Parameters]
+    rows: tuple[Tensor, Tensor]
+    place: Tensor
+
+    @property
+    def box(self) -> Tensor:
+        """The boxes that were used, int64 [B, 4]."""
+        return self.together([side.box for side in self.sides])
+
+    @property
+    def flip(self) -> Tensor:
+        """The flips that were used, bool [B]."""
+        return self.together([side.flip for side in self.sides])
+
+    @property
+    def randaugment(self) -> RandAugmentDraw | None:
+        """The operations of both sides, none where a side has no RandAugment."""
+        if all(side.randaugment is None for side in self.sides):
+            return None
+        count = max(side.randaugment.operation.shape[1] for side in self.sides if side.randaugment)
+        sides = [(side.randaugment or _nothing(len(side.box))).widened(count).parts for side in self.sides]
+        return RandAugmentDraw(*(self.together(list(parts)) for parts in zip(*sides, strict=True)))
+
+    def together(self, parts: list[Tensor]) -> Tensor:
+        """One row per sample, in the batch's order, of what the weak and the strong side hold."""
+        return torch.cat(parts)[self.place]
+
+    def to(self, device: torch.device) -> "MixedParameters":
+        """Copy to another device."""
+        sides = (self.sides[0].to(device), self.sides[1].to(device))
+        rows = (self.rows[0].to(device), self.rows[1].to(device))
+        return MixedParameters(self.weak.to(device), sides, rows, self.place.to(device))
+
+
+Drawn = Parameters | MixedParameters
+
+
+def draw_view(
+    recipe: ViewRecipe, *, seed: int, epoch: int, indices: Tensor, view: int, source: Source, first: Tensor | None
+) -> Drawn:
+    """As `draw`, for mixed recipes too; `first` int64 [B, 4] are the boxes of view 0, which a recipe may refer to."""
+    if isinstance(recipe, Recipe):
+        return draw(recipe, seed=seed, epoch=epoch, indices=indices, view=view, source=source, first=first)
+    weak_B = _coin(recipe, seed, epoch, indices, view)
+    order_B = torch.argsort(~weak_B, stable=True)
+    rows = (order_B[: int(weak_B.sum())], order_B[int(weak_B.sum()) :])
+    sides = [
+        draw(
+            side,
+            seed=seed,
+            epoch=epoch,
+            indices=indices[chosen],
+            view=view,
+            source=source[chosen] if isinstance(source, Tensor) else source,
+            first=None if first is None else first[chosen],
+        )
+        for side, chosen in zip((recipe.weak, recipe.strong), rows, strict=True)
+    ]
+    return MixedParameters(weak_B, (sides[0], sides[1]), rows, torch.argsort(order_B))
+
+
+def _coin(recipe: Mixed, seed: int, epoch: int, indices: Tensor, view: int) -> Tensor:
+    """Bool [B]: True is weak. A shared coin leaves the view out of the counters; so all views that share it agree."""
+    coin_B = uniform(seed, "coin", epoch, indices) if recipe.shared else uniform(seed, "own coin", epoch, view, indices)
+    return coin_B < recipe.probability
+
+
+def draw(
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    indices: Tensor,
+    view: int,
+    source: Source,
+    first: Tensor | None = None,
+) -> Parameters:
+    """Draw view number `view` of the samples `indices` (int64 [B]), whose images have `source` = (H, W) pixels.
+
+    `first`: int64 [B, 4], the boxes of view 0, for a recipe whose crops overlap it. Raises UserError when such a recipe
+    is asked for view 0 itself.
+    """
     key_B = hash64(seed, "view", epoch, view, indices)
     size_B2 = torch.as_tensor(source, device=key_B.device).expand(len(key_B), 2)
     blur, solarise = recipe.blur, recipe.solarise
     return Parameters(
-        box=_crop(recipe, key_B, size_B2),
+        box=overlapping_box(recipe, key_B, size_B2, first) if recipe.overlap else crop_box(recipe, key_B, size_B2),
         flip=uniform(key_B, "flip") < recipe.flip,
         jitter=_jitter(recipe.jitter, key_B) if recipe.jitter else None,
         grey=uniform(key_B, "grey") < recipe.grey if recipe.grey else None,
         sigma=_sigma(blur.probability, blur.sigma, key_B) if blur else None,
         solarise=uniform(key_B, "solarise") < solarise.probability if solarise else None,
+        randaugment=_randaugment(recipe.randaugment, key_B) if recipe.randaugment else None,
+        erasing=_erasing(recipe.erasing, recipe.size, key_B) if recipe.erasing else None,
     )
-
-
-def _crop(recipe: Recipe, key_B: Tensor, size_B2: Tensor) -> Tensor:
-    """Boxes [B, 4] by torchvision's law: ten tries at once, the first that fits is taken, else the central crop."""
-    height_B1, width_B1 = size_B2[:, :1], size_B2[:, 1:]
-    tries = torch.arange(_TRIES, device=key_B.device)
-    key_BT1 = hash64(key_B[:, None], "crop", tries)[..., None]
-    area, ratio, down, right = uniform(key_BT1, torch.arange(4, device=key_B.device)).unbind(-1)
-    area_BT = height_B1 * width_B1 * (recipe.scale[0] + area * (recipe.scale[1] - recipe.scale[0]))
-    low, high = (math.log(end) for end in recipe.ratio)
-    ratio_BT = torch.exp(low + ratio * (high - low))
-    w_BT = torch.sqrt(area_BT * ratio_BT).round().long()
-    h_BT = torch.sqrt(area_BT / ratio_BT).round().long()
-    fits_BT = (w_BT > 0) & (w_BT <= width_B1) & (h_BT > 0) & (h_BT <= height_B1)
-    top_BT = (down * (height_B1 - h_BT + 1)).floor().long()
-    left_BT = (right * (width_B1 - w_BT + 1)).floor().long()
-    # argmax of a mask is not promised to be its first true place; the smallest number of a fitting try is
-    first_B = torch.where(fits_BT, tries, _TRIES - 1).amin(dim=1)
-    box_BT4 = torch.stack((top_BT, left_BT, h_BT, w_BT), dim=-1)
-    box_B4 = box_BT4.gather(1, first_B[:, None, None].expand(-1, 1, 4))[:, 0]
-    return torch.where(fits_BT.any(dim=1)[:, None], box_B4, _central(recipe, size_B2))
-
-
-def _central(recipe: Recipe, size_B2: Tensor) -> Tensor:
-    """The largest central boxes [B, 4] within the ratio bounds, for sources that no try fits."""
-    height_B, width_B = size_B2.unbind(dim=1)
-    low, high = recipe.ratio
-    ratio_B = width_B.double() / height_B
-    h_B = torch.where(ratio_B < low, (width_B.double() / low).round().long(), height_B)
-    w_B = torch.where(ratio_B > high, (height_B.double() * high).round().long(), width_B)
-    return torch.stack(((height_B - h_B) // 2, (width_B - w_B) // 2, h_B, w_B), dim=1)
 
 
 def _jitter(jitter: Jitter, key_B: Tensor) -> JitterDraw:
@@ -121,3 +229,25 @@ def _jitter(jitter: Jitter, key_B: Tensor) -> JitterDraw:
 def _sigma(probability: float, bounds: tuple[float, float], key_B: Tensor) -> Tensor:
     sigma_B = bounds[0] + uniform(key_B, "blur sigma") * (bounds[1] - bounds[0])
     return torch.where(uniform(key_B, "blur") < probability, sigma_B, 0.0).float()
+
+
+def _randaugment(values: RandAugment, key_B: Tensor) -> RandAugmentDraw:
+    """The operations of smallest hash, so without replacement; each is then left out or done at its own magnitude."""
+    key_B1, place_K = key_B[:, None], torch.arange(values.count, device=key_B.device)
+    code_A = torch.tensor([OPERATIONS.index(name) for name in values.operations], device=key_B.device)
+    order_BA = torch.argsort(hash64(key_B1, "randaugment order", code_A), dim=1, stable=True)
+    magnitude_BK = values.magnitude + values.deviation * normal(key_B1, "randaugment magnitude", place_K)
+    coins_BK3 = uniform(key_B1[..., None], "randaugment", place_K[:, None], torch.arange(3, device=key_B.device))
+    done_BK, back_BK, cubic_BK = (coins_BK3 < coins_BK3.new_tensor([values.probability, 0.5, 0.5])).unbind(-1)
+    magnitude_BK = magnitude_BK.clamp(0.0, 10.0)
+    return RandAugmentDraw(
+        operation=torch.where(done_BK, code_A[order_BA[:, : values.count]], -1),
+        magnitude=torch.where(back_BK, -magnitude_BK, magnitude_BK),
+        cubic=cubic_BK,
+    )
+
+
+def _erasing(values: Erasing, size: int, key_B: Tensor) -> ErasingDraw:
+    box_B4 = erased_box(values, size, key_B)
+    done_B1 = uniform(key_B, "erasing")[:, None] < values.probability
+    return ErasingDraw(torch.where(done_B1, box_B4, 0), hash64(key_B, "erasing noise"))

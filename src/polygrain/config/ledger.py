@@ -1,0 +1,86 @@
+"""The ledger: where a paper's text and its released code differ, and what is ours because no source says it.
+
+`params/ledger/{method}.yaml` holds the lines of a method. Each names the switch of a run's configuration that chooses
+between its two arms.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polygrain.config.compose import choices
+from polygrain.config.project import Project
+from polygrain.config.schema import check_schema
+from polygrain.config.stages import Stage
+from polygrain.provenance.errors import UserError, nearest
+
+NAME = "ledger"
+ARMS = {"deviation": ("described", "released"), "reconstructed": ("ours", "other")}
+"""What the two arms of a line are called, by its kind."""
+
+Line = dict[str, Any]
+
+
+def read_ledger(project: Project, method: str = "") -> list[Line]:
+    """The lines of all methods in the order of their names, or those of one, each with its `method`.
+
+    Raises UserError naming file and line of anything that is not as the schema says, and for an unknown method.
+    """
+    known = choices(project.params, NAME)
+    if method and method not in known:
+        raise UserError(f"no ledger of '{method}'{nearest(method, known)}")
+    return [line for name in ([method] if method else known) for line in _lines(project, name)]
+
+
+def _lines(project: Project, method: str) -> list[Line]:
+    where = f"params/{NAME}/{method}.yaml"
+    try:
+        content = yaml.safe_load((project.root / where).read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    check_schema(where, content, project.schemas / "ledger.schema.yaml")
+    if content["method"] != method or method not in choices(project.params, "method"):
+        raise UserError(
+            f"{where}: its method is '{content['method']}'; a ledger has the name of the method it is about"
+        )
+    names = [line["id"] for line in content["lines"]]
+    for line in content["lines"]:
+        if names.count(line["id"]) > 1:
+            raise UserError(f"{where}: line '{line['id']}' occurs more than once; give each its own id")
+        _check_arms(f"{where}: line '{line['id']}'", line)
+    return [{"method": method, **line} for line in content["lines"]]
+
+
+def _check_arms(where: str, line: Line) -> None:
+    first, second = ARMS[line["kind"]]
+    given = {name for names in ARMS.values() for name in names if line.get(name) is not None}
+    if given != {first, second}:
+        raise UserError(f"{where} is of kind {line['kind']}: it needs {first} and {second}, and no other arm")
+    if line[first]["value"] == line[second]["value"]:
+        raise UserError(f"{where} has the value {line[first]['value']!r} in both arms; give each its own")
+
+
+def arms(line: Line) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two arms of a line: described and released, or ours and the other."""
+    first, second = ARMS[line["kind"]]
+    return line[first], line[second]
+
+
+def ledger_stage(project: Project, folder: Path, outputs: tuple[Path, ...]) -> Stage:
+    """The job that typesets the ledger of all methods.
+
+    Raises UserError for a folder of a scale, and as `read_ledger` does.
+    """
+    if folder != Path("reports"):
+        raise UserError(f"{folder}/{NAME}.pdf: the ledger has no scale; it is reports/{NAME}.pdf")
+    return Stage(
+        verb=NAME,
+        directory=folder,
+        config={"inputs": [], "lines": read_ledger(project)},
+        entries=("polygrain.report.ledger",),
+        inputs=(),
+        outputs=outputs,
+        minutes=0.1,
+        memory=500,
+    )

@@ -1,0 +1,393 @@
+"""MNCL, Multi-network Contrastive Learning Based on Global and Local Representations (Li, Long, Li; arXiv 2306.15930).
+
+Grains: instance, a view against a look-alike of its image from a queue; and region, a view against averages of parts of
+another view. Three networks: the trained one, its moving average, and the trained one again without gradient.
+
+Equations. Trained network f, g with predictor h; moving average f', g'. For views v_1, v_2, v_3 of N images:
+
+    p_a = h(g(f(v_a))),  e_a = g'(f'(v_a)),  k_a = the row of the queue with the largest cosine to e_a
+    t_a(s) = f(part s of v_a), s = 1 .. n^2;  c_a(j) = g(mean of t_a over the j-th set of r parts), J sets
+    CE_T(A, B) = mean over i of -log( exp(A_i.B_i/T) / sum_k exp(A_i.B_k/T) ),   NTX_T: SimCLR's, over 2N rows
+    L_region   = 1/(2J) sum_j [ CE_T1(p_2, c_1(j)) + CE_T1(p_1, c_2(j)) ]
+    L_instance = 1/2 NTX_T2(k_3, p_1) + 1/2 NTX_T2(k_1, p_3)
+    L = w L_region + a L_instance
+
+All rows at unit length; c, k without gradient. e_3 enters the queue after the look-ups. f', g' <- m (f', g') + (1 - m)
+(f, g): the release does so between the trained passes and the passes of parts, here the step opens with it, which is
+the same since no parameter moves in between. Batch norm is per pass, in the order v_1, v_2, v_3, parts of v_1, of v_2.
+`local_gradient: tiles` is Fast-MoCo instead: with z_a = e_a and gradient through h, g and f,
+L_region = 1/(2J) sum_j [ CE_T1(h(c_1(j)), z_2) + CE_T1(h(c_2(j)), z_1) ].
+
+Deviations (specification 3 to 5), described: as the authors' figure draws it, the papers' body could not be read.
+* `local_gradient`: described `predictor`, L_region trains p; released `none`, it is a constant, as p is detached.
+* `queue_wrap`: described `ring`; released `cut` loses the rows of a batch that do not fit the end of the queue.
+* `search`: described `written`, past embeddings (before the first, k_a = e_a); released `all`, at first also noise.
+* `head_norm_scale`, `ema_init`: described `one` and `copy`; released `uniform` in (0, 1) and `independent`.
+Reconstructed: all values not at the paper's scale, biases and norms without weight decay there, and the ablations (9).
+An independent start is the copy with each tensor's entries shuffled: the same law, whatever the backbone.
+
+Legend: N images of the global batch, b of this process, P parts of a view, J sets, D width, E feature width, Q queue.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from polygrain.backbones.contract import Backbone
+from polygrain.nn import ema
+from polygrain.nn.clock import Clock
+from polygrain.nn.contrastive import nt_xent
+from polygrain.nn.distributed import gather_rows
+from polygrain.nn.heads import Head
+from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.neighbours import topk_cosine
+from polygrain.nn.optim import split_by_decay
+from polygrain.nn.phases import phase
+from polygrain.nn.queue import Queue
+from polygrain.provenance.errors import UserError
+from polygrain.views.batch import Batch
+
+Monitors = dict[str, Tensor]
+Terms = tuple[dict[str, Tensor], Monitors]
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
+    """Compute CE_T(anchor, key) (specification 5), mean over J; a scalar.
+
+    Row i of a key set is row i's positive, the set's other rows its negatives. Rows are scaled to unit length. J may be
+    1 on either side. Collapsed rows give ln N.
+    """
+    log_share_JNN = (normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT / temperature).log_softmax(dim=2)
+    return -log_share_JNN.diagonal(dim1=1, dim2=2).mean()
+
+
+def tiles(view_bCSS: Tensor, splits: int) -> Tensor:
+    """Cut views into splits x splits equal tiles, [P b, C, S / splits, S / splits]: column by column, images inside.
+
+    Raises UserError when the side is no multiple of `splits`.
+    """
+    images, channels, side = view_bCSS.shape[:3]
+    if side % splits:
+        raise UserError(f"method.values.splits {splits} does not divide a view's side of {side} px; take one that does")
+    inner = side // splits
+    cut = view_bCSS.reshape(images, channels, splits, inner, splits, inner)
+    return cut.permute(4, 2, 0, 1, 3, 5).reshape(-1, channels, inner, inner)
+
+
+def set_means(part_PbE: Tensor, size: int) -> Tensor:
+    """Average every set of `size` parts, [J, b, E], sets in lexicographic order."""
+    places_Jr = torch.tensor(list(combinations(range(len(part_PbE)), size)), device=part_PbE.device)
+    return part_PbE[places_Jr].mean(dim=1)
+
+
+class MNCL(nn.Module):
+    """Trained network with predictor, its moving average, and a queue of past embeddings.
+
+    backbone: the network that is evaluated. images, batch: pre-training images and those of a step, of all processes.
+    grains: `region`, `instance` or both; what the others need alone is neither built nor run.
+    local_gradient: `predictor` through p; `none`; `tiles` is Fast-MoCo, whose one grain is region.
+    hidden, embedding, predictor_hidden: widths inside and at the end of g, inside h.
+    region_weight, instance_weight: w and a. region_temperature, instance_temperature: T1 and T2.
+    splits, combined: n and r. parts: `tiles` of the view, or n^2 small `crops` of the image in their place.
+    combine: average `before` g or `after` it.
+    local_norm: parts move the running statistics of batch norm (`shared`), none (`no_track`), or some of their own.
+    neighbour: k_a from the queue, or k_a = e_a. queue: Q, as a share of the images if below 1; at least a batch.
+    queue_wrap, search, head_norm_scale, ema_init: deviations, see above. momentum: m.
+    third_view: v_3 is a view of its `own`, or the `first` or `second` in that role too.
+    predictor_constant: h keeps the base learning rate. decay_all: biases and norms are decayed too.
+
+    Raises UserError for values that do not fit each other.
+    """
+
+    encoder_name = "backbone."
+    uses_labels = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        images: int,
+        batch: int,
+        grains: list[Literal["region", "instance"]],
+        local_gradient: Literal["predictor", "none", "tiles"],
+        hidden: int,
+        embedding: int,
+        predictor_hidden: int,
+        region_weight: float,
+        instance_weight: float,
+        region_temperature: float,
+        instance_temperature: float,
+        splits: int,
+        combined: int,
+        parts: Literal["tiles", "crops"],
+        combine: Literal["before", "after"],
+        local_norm: Literal["shared", "no_track", "separate"],
+        neighbour: bool,
+        queue: float,
+        queue_wrap: Literal["ring", "cut"],
+        search: Literal["written", "all"],
+        head_norm_scale: Literal["one", "uniform"],
+        ema_init: Literal["copy", "independent"],
+        momentum: float,
+        third_view: Literal["own", "first", "second"],
+        predictor_constant: bool,
+        decay_all: bool,
+    ) -> None:
+        super().__init__()
+        _check(list(grains), local_gradient, splits, combined, local_norm)
+        self.backbone = backbone
+        self.projector = Head(backbone.width, hidden, embedding, layers=3, final_norm="batch_affine")
+        self.predictor = Head(embedding, predictor_hidden, embedding, layers=2)
+        for norm in _norms(self.projector, self.predictor) if head_norm_scale == "uniform" else ():
+            nn.init.uniform_(norm.weight)
+        if "instance" in grains or local_gradient == "tiles":
+            self.momentum_backbone = cast(Backbone, ema.frozen_copy(backbone))
+            self.momentum_projector = ema.frozen_copy(self.projector)
+            if ema_init == "independent":
+                _shuffle(self.momentum_backbone)
+                _shuffle(self.momentum_projector)
+        self.neighbour = neighbour and "instance" in grains
+        if self.neighbour:
+            rows = max(round(queue * images), batch) if queue < 1 else int(queue)
+            if not batch <= rows <= images:
+                raise UserError(
+                    f"method.values.queue is {rows} rows, outside the batch of {batch} to the {images} images that it"
+                    " may remember"
+                )
+            self.queue = Queue(rows, embedding, wrap=queue_wrap, unit=True)
+            self.queue_indices = Queue(rows, 1, wrap=queue_wrap, unit=False)
+        if local_norm == "separate" and "region" in grains:
+            own = [nn.BatchNorm1d(norm.num_features, affine=False) for norm in _norms(backbone, self.projector)]
+            self.part_statistics = nn.ModuleList(own)
+        third = {"own": 3, "first": 1, "second": 2}[third_view]
+        self.instance_roles, self.region_roles = (1, third), (1, 2)
+        roles = {"instance": self.instance_roles, "region": self.region_roles}
+        self.shown = sorted({role for grain in grains for role in roles[grain]})
+        self.trained = {r for grain in grains if grain == "instance" or local_gradient != "none" for r in roles[grain]}
+        self.grains, self.local_gradient, self.momentum, self.search = tuple(grains), local_gradient, momentum, search
+        self.region_weight, self.instance_weight = region_weight, instance_weight
+        self.region_temperature, self.instance_temperature = region_temperature, instance_temperature
+        self.splits, self.combined, self.parts, self.combine = splits, combined, parts, combine
+        self.local_norm = local_norm
+        self.predictor_constant, self.decay_all = predictor_constant, decay_all
+        self._newest: tuple[Tensor, Tensor] | None = None  # between forward and after_step
+
+    def views(self, clock: Clock) -> tuple[str, ...]:
+        """Ask for the views that the grains need, then for the crops of the first view and of the second."""
+        crops = 2 * self.splits**2 if self.parts == "crops" and "region" in self.grains else 0
+        return ("global",) * len(self.shown) + ("local",) * crops
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Train backbone and projector on the schedule, the predictor at a constant rate if asked for."""
+        online = nn.ModuleList([self.backbone, self.projector])
+        groups = []
+        for name, part, constant in (("online", online, False), ("predictor", self.predictor, self.predictor_constant)):
+            split = split_by_decay(part)
+            if self.decay_all:
+                split = [{"params": [p for g in split for p in g["params"]], "name": "decayed", "decay": True}]
+            groups += [{**group, "name": f"{name}_{group['name']}", "lr_constant": constant} for group in split]
+        return groups
+
+    @torch.no_grad()
+    def before_step(self, clock: Clock) -> None:
+        """Move the moving average's parameters; its batch-norm statistics are its own."""
+        if hasattr(self, "momentum_backbone"):
+            ema.update(self.momentum_backbone, self.backbone, self.momentum)
+            ema.update(self.momentum_projector, self.projector, self.momentum)
+
+    def forward(self, batch: Batch, clock: Clock) -> Terms:
+        """Compute each grain's term over the global batch. The queue is written in `after_step`.
+
+        Monitors: `region_top1` and `instance_top1`, the share of images whose own key is the most similar of the
+        batch's keys, chance and collapse 1 / N; `neighbour_agreement`, the share of labelled images whose nearest other
+        one in the batch (e_1 to e_3) has their label, as the queue holds no labels lest the state depend on them;
+        `neighbour_self`, the share of neighbours that show their own image, from an earlier epoch; `spread` and
+        `rank` of the features of view 1, in Fast-MoCo of the mean of its parts.
+        """
+        view, crops = dict(zip(self.shown, batch.views, strict=False)), batch.views[len(self.shown) :]
+        if self.local_gradient == "tiles":
+            return self._fast_moco(view, crops)
+        losses: dict[str, Tensor] = {}
+        monitors: dict[str, Tensor] = {}
+        feature, p = {}, {}
+        for role in self.shown:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and role in self.trained):
+                feature[role] = self.backbone(view[role]).pooled
+                p[role] = gather_rows(self.predictor(self.projector(feature[role])))
+        if "region" in self.grains:
+            with torch.no_grad(), self._part_norms():
+                c_1, c_2 = (_gather_sets(self._combine(self._encode(part))) for part in self._parts(view, crops))
+            p_1, p_2 = (p[role] if self.local_gradient == "predictor" else p[role].detach() for role in (1, 2))
+            losses["region"], monitors["region_top1"] = self._region([(p_2[None], c_1), (p_1[None], c_2)])
+        if "instance" in self.grains:
+            losses["instance"], told = self._instance(view, p, batch)
+            monitors |= told
+        return losses, monitors | _feature_monitors(feature[1])
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock) -> None:
+        """Put this step's embeddings into the queue, and beside them whose they are."""
+        if self.neighbour:
+            assert self._newest is not None, "after_step follows forward"
+            embedding_ND, index_N = self._newest
+            self.queue.push(embedding_ND)
+            self.queue_indices.push(index_N[:, None])
+            self._newest = None
+
+    def _fast_moco(self, view: Mapping[int, Tensor], crops: Sequence[Tensor]) -> Terms:
+        """Parts with gradient against whole views of the moving average."""
+        features, anchors = [], []
+        for part in self._parts(view, crops):
+            features.append(self._encode(part))
+            c_JbD = self._combine(features[-1])
+            anchors.append(_gather_sets(self.predictor(c_JbD.flatten(0, 1)).unflatten(0, c_JbD.shape[:2])))
+        with torch.no_grad():
+            z_1, z_2 = (gather_rows(self._embed(view[role]))[None] for role in (1, 2))
+        loss, top1 = self._region([(anchors[0], z_2), (anchors[1], z_1)])
+        return {"region": loss}, {"region_top1": top1} | _feature_monitors(features[0].mean(dim=0))
+
+    def _region(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Weighted loss, and top-1, of two pairs of anchors and keys, [J, N, D] or [1, N, D] each."""
+        terms = [one_way(anchor_JND, key_JND, self.region_temperature) for anchor_JND, key_JND in pairs]
+        return self.region_weight * (terms[0] + terms[1]) / 2, _top1(pairs)
+
+    def _instance(self, view: Mapping[int, Tensor], p: Mapping[int, Tensor], batch: Batch) -> tuple[Tensor, Monitors]:
+        first, third = self.instance_roles
+        with torch.no_grad():
+            e = {role: self._embed(view[role]) for role in sorted({first, third})}
+            with phase("rest"):
+                index_N = gather_rows(batch.indices)
+                found = {role: self._look_up(rows_bD, batch.indices) for role, rows_bD in e.items()}
+                k = {role: gather_rows(rows_bD) for role, (rows_bD, _) in found.items()}
+                e_1_ND, e_3_ND = gather_rows(e[first]), gather_rows(e[third])
+                self._newest = e_3_ND, index_N
+                own_N = gather_rows(found[third][1])
+                agreement = _agreement(e_1_ND, e_3_ND, gather_rows(batch.labels_for_monitoring))
+        terms = [nt_xent(k[a], p[b], self.instance_temperature) for a, b in ((third, first), (first, third))]
+        top1 = _top1([(p[first][None], k[third][None]), (p[third][None], k[first][None])])
+        monitors = {"instance_top1": top1, "neighbour_agreement": agreement, "neighbour_self": own_N.double().mean()}
+        return self.instance_weight * (terms[0] + terms[1]) / 2, monitors
+
+    def _embed(self, view_bCSS: Tensor) -> Tensor:
+        embedding_bD: Tensor = self.momentum_projector(self.momentum_backbone(view_bCSS).pooled)
+        return embedding_bD
+
+    def _look_up(self, e_bD: Tensor, index_b: Tensor) -> tuple[Tensor, Tensor]:
+        """The targets k of embeddings, and which of them are of the same image, bool [b]."""
+        if self.neighbour:
+            searched_Q = self.queue.written if self.search == "written" else torch.ones_like(self.queue.written)
+            place_Q = searched_Q.nonzero()[:, 0]
+            if len(place_Q):
+                _, found_b1 = topk_cosine(e_bD, self.queue.rows[place_Q], 1, byte_budget=1 << 27)
+                place_b = place_Q[found_b1[:, 0]]
+                own_b = self.queue.written[place_b] & (self.queue_indices.rows[place_b, 0] == index_b)
+                return self.queue.rows[place_b], own_b
+        return e_bD, torch.ones_like(index_b, dtype=torch.bool)
+
+    def _parts(self, view: Mapping[int, Tensor], crops: Sequence[Tensor]) -> list[Tensor]:
+        """Parts [P b, C, s, s] of view 1 and of view 2, or the crops in their place."""
+        if self.parts == "tiles":
+            return [tiles(view[role], self.splits) for role in self.region_roles]
+        half = len(crops) // 2
+        return [torch.cat(list(crops[:half])), torch.cat(list(crops[half:]))]
+
+    def _encode(self, part_RCss: Tensor) -> Tensor:
+        """Features [P, b, E] of the parts of a view."""
+        part_PbE: Tensor = self.backbone(part_RCss).pooled.unflatten(0, (self.splits**2, -1))
+        return part_PbE
+
+    def _combine(self, part_PbE: Tensor) -> Tensor:
+        """The sets c [J, b, D] of a view's parts: each the projected mean, or the mean of the projected."""
+        before = self.combine == "before"
+        rows_XbE = set_means(part_PbE, self.combined) if before else part_PbE
+        rows_XbD: Tensor = self.projector(rows_XbE.flatten(0, 1)).unflatten(0, rows_XbE.shape[:2])
+        return rows_XbD if before else set_means(rows_XbD, self.combined)
+
+    @contextmanager
+    def _part_norms(self) -> Iterator[None]:
+        """Let batch norm's running statistics alone meanwhile, or put those of the parts in their place."""
+        if self.local_norm == "shared":
+            yield
+            return
+        norms = _norms(self.backbone, self.projector)
+        kept = [{name: getattr(norm, name) for name in STATISTICS} for norm in norms]
+        others = self.part_statistics if self.local_norm == "separate" else [None] * len(norms)
+        for norm, other in zip(norms, others, strict=True):
+            for name in STATISTICS:
+                setattr(norm, name, getattr(other, name, None))
+        yield
+        for norm, own in zip(norms, kept, strict=True):
+            for name, value in own.items():
+                setattr(norm, name, value)
+
+
+def _check(grains: Sequence[str], local_gradient: str, splits: int, combined: int, local_norm: str) -> None:
+    if not grains or len(set(grains)) < len(grains):
+        raise UserError(f"method.values.grains is {list(grains)}; name region, instance or both, once each")
+    if local_gradient == "tiles" and (list(grains) != ["region"] or local_norm != "shared"):
+        raise UserError(
+            "method.values.local_gradient tiles is Fast-MoCo, which has no other grain and no other pass that moves the"
+            " running statistics; set grains: [region] and local_norm: shared"
+        )
+    if local_gradient == "none" and list(grains) == ["region"]:
+        raise UserError("method.values: local_gradient none with grains [region] trains nothing; change one of them")
+    if splits < 1 or not 1 <= combined <= splits**2:
+        raise UserError(
+            f"method.values: combined {combined} is outside the 1 to {splits**2} parts of splits {splits}; change one"
+        )
+
+
+def _norms(*networks: nn.Module) -> list[_BatchNorm]:
+    return [part for network in networks for part in network.modules() if isinstance(part, _BatchNorm)]
+
+
+@torch.no_grad()
+def _shuffle(network: nn.Module) -> None:
+    """Redraw what was drawn: shuffle the entries of every tensor. Tensors of one value, as of new norms, stay."""
+    for parameter in network.parameters():
+        order = torch.randperm(parameter.numel()).to(parameter.device)
+        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def _gather_sets(rows_JbD: Tensor) -> Tensor:
+    return gather_rows(rows_JbD.transpose(0, 1)).transpose(0, 1)
+
+
+@torch.no_grad()
+def _top1(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Share of anchors to which their own key is the most similar, ties by equal parts; mean over pairs of rows."""
+    shares = []
+    with phase("rest"):
+        for anchor_JND, key_JND in pairs:
+            cosine_JNN = normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT
+            best_JNN = cosine_JNN == cosine_JNN.amax(dim=2, keepdim=True)
+            hit_JN = best_JNN.diagonal(dim1=1, dim2=2)
+            shares.append((hit_JN / best_JNN.sum(dim=2)).mean())
+    return torch.stack(shares).mean()
+
+
+def _agreement(e_1_ND: Tensor, e_3_ND: Tensor, label_N: Tensor) -> Tensor:
+    """Share of labelled images whose nearest other labelled one has their label; 0 with fewer than two of them."""
+    known_N = label_N >= 0
+    e_1_ND, e_3_ND, label_N = e_1_ND[known_N], e_3_ND[known_N], label_N[known_N]
+    if len(label_N) < 2:
+        return e_1_ND.new_zeros(())
+    cosine_NN = normalize(e_1_ND, dim=1) @ normalize(e_3_ND, dim=1).T
+    nearest_N = cosine_NN.fill_diagonal_(float("-inf")).argmax(dim=1)
+    return (label_N[nearest_N] == label_N).double().mean()
+
+
+def _feature_monitors(feature_bE: Tensor) -> Monitors:
+    with torch.no_grad(), phase("rest"):
+        feature_NE = gather_rows(feature_bE.detach())
+        return {"spread": spread(feature_NE), "rank": effective_rank(feature_NE)}
+
+
+METHOD = MNCL

@@ -1,0 +1,428 @@
+"""Mugs (Zhou, Zhou, Si, Yu, Ng, Yan; 2022, arXiv 2203.14415): multi-granular self-supervised learning.
+
+Grains: instance (an image against others), local group (an image joined by its nearest neighbours, against other such
+groups) and group (soft assignments to learnable prototypes). A student f, h, p and an EMA teacher f', h' (without p).
+
+Equations. unit(.) is l2 normalisation; t = 1, 2 are the teacher's (weak) views of an image, s = 1, 2 the student's own
+global crops and s = 3 .. V + 2 its local ones. X are the tokens of a crop before the final norm of f, Y after it, y_c
+the class token of Y (the mean of the map where a network has none).
+
+    instance     q_s = unit(p(unit(h(y_c)))), k_t = unit(h'(y_c))
+                 l(t, s) = mean_b -log( e^{q_s.k_t/tau} / (e^{q_s.k_t/tau} + sum_j e^{q_s.n_j/tau}) ), n_j: a queue
+    local group  the same l, with own heads and queue, of y* in place of y_c: u is the mean token of a crop, J its k
+                 most similar rows of a memory M, y* = norm( block([u, M_J])_0 ), a transformer block without positions
+    group        o = c . unit(h(y_c)) for prototypes c of length g; P_t = softmax((o_t - centre)/tau_t)
+                 l(t, s) = mean_b -sum_j P_t[j] log softmax(o_s/tau_s)[j]
+    each         L = ( mean of l(1, 2), l(2, 1)  +  mean of l(t, s) over t and s > 2 ) / 2;  total sum w L / sum w
+
+Student and teacher have a memory each: the mean patch token of Y of their first global crop, of the student's only
+where it was weakly augmented. Queues take the keys of view 1, then of view 2. Centre and all these are written at the
+end of `forward`, which no gradient and no optimiser step can tell from after it. theta' <- m theta' + (1 - m) theta
+follows the optimiser's step, m rising to 1. The teacher stays in training mode, without drop path.
+
+Described against released (only abstract, framework figure and code could be read; places in brackets are sections of
+the specification):
+* `query` [3.3]: u is the mean patch token of Y, as in the memory (consistent), or the mean of all tokens of X
+  (asymmetric). Without a class token and a final norm, as in a ResNet, the two are one.
+* `pointer` [3.4]: a ring, or the release's write pointer that moves twice as far as it should.
+* `unfilled` [10.2]: rows of a memory that hold noise still are masked, or retrieved like others.
+* `weighting` [4.3]: w are factors, or switches: sum L / sum w over the w above 0.
+* Backbone `vit`, `resample` [2.1]: position tables of small crops resized, or sampled with the release's factor.
+Reconstructed: values not at the paper's scale; the ablations of section 9; batch norm in heads, where the release's
+switch was not run; as patch embedding, whose learning rate is scaled, a ResNet's first convolution.
+
+One memory serves search and retrieval; the release's second copy differs by its initial noise. `purity` compares images
+of the batch, since a memory of labels would make the checkpoint depend on them.
+
+Legend: B images, S crops of the student, T views of the teacher, R = rows of several crops, crop-major; N tokens, D
+width of a feature or an embedding, k neighbours, G = k + 1, Q queue or memory rows, P prototypes.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, logsigmoid, normalize, scaled_dot_product_attention
+
+from polygrain.backbones.contract import Backbone
+from polygrain.backbones.droppath import DropPath
+from polygrain.backbones.vit import Block
+from polygrain.nn import ema
+from polygrain.nn.clock import Clock
+from polygrain.nn.distributed import gather_rows, sum_over_processes, world
+from polygrain.nn.graph import nearest_neighbour
+from polygrain.nn.groups import occupancy
+from polygrain.nn.heads import Head
+from polygrain.nn.local_group import LocalGroup
+from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.optim import split_by_decay
+from polygrain.nn.phases import phase
+from polygrain.nn.prototypes import Prototypes
+from polygrain.nn.queue import Queue
+from polygrain.nn.schedules import cosine, linear_closed
+from polygrain.provenance.errors import UserError
+from polygrain.views.batch import Batch
+
+GRAINS = ("instance", "local-group", "group")
+
+
+def info_nce(queries_SBD: Tensor, keys_TBD: Tensor, queue_QD: Tensor, temperature: float) -> Tensor:
+    """Compute InfoNCE of every crop with every view, [T, S]; all rows of unit length, negatives from the queue alone.
+
+    A crop's negative logits serve all views. Collapsed rows and queue give ln(Q + 1).
+    """
+    others_SB = (queries_SBD @ queue_QD.T / temperature).logsumexp(dim=2)
+    own_TSB = torch.einsum("sbd,tbd->tsb", queries_SBD, keys_TBD) / temperature
+    return -logsigmoid(own_TSB - others_SB).mean(dim=2)
+
+
+def cross_entropies(logits_SBP: Tensor, targets_TBP: Tensor, temperature: float) -> Tensor:
+    """Compute the cross-entropy of every crop's assignment with every view's target, [T, S]; equal logits give ln P."""
+    log_SBP = (logits_SBP / temperature).log_softmax(dim=2)
+    return -(targets_TBP.flatten(1) @ log_SBP.flatten(1).T) / logits_SBP.shape[1]
+
+
+def over_pairs(losses_TS: Tensor, pairs: Literal["half", "flat"]) -> Tensor:
+    """Average the losses of two views and 2 + V crops over all pairs but (1, 1) and (2, 2), a scalar.
+
+    half: the two pairs of global crops weigh as much as all others together (section 4). flat: all weigh the same.
+    Without local crops there is nothing to weigh.
+    """
+    crossed_2, local_N = torch.stack([losses_TS[0, 1], losses_TS[1, 0]]), losses_TS[:, 2:].flatten()
+    if pairs == "flat" or len(local_N) == 0:
+        return torch.cat([crossed_2, local_N]).mean()
+    return (crossed_2.mean() + local_N.mean()) / 2
+
+
+class Relation(Block):
+    """A transformer block without drop path whose first output token alone is computed."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, 0.0, "relation")
+
+    def forward(self, tokens_RGD: Tensor) -> Tensor:
+        """[R, G, D] to [R, D]; what other positions ask and become is not needed."""
+        (rows, members, width), heads = tokens_RGD.shape, self.heads
+        first_R1D, normed_RGD = tokens_RGD[:, :1], self.norm1(tokens_RGD)
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = linear(normed_RGD[:, :1], weight[:width], bias[:width]).view(rows, 1, heads, -1).transpose(1, 2)
+        rest = linear(normed_RGD, weight[width:], bias[width:]).view(rows, members, 2, heads, -1)
+        key, value = rest.permute(2, 0, 3, 1, 4)
+        mixed_R1D = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        first_R1D = first_R1D + self.projection(mixed_R1D)
+        output_R1D: Tensor = first_R1D + self.mlp2(gelu(self.mlp1(self.norm2(first_R1D))))
+        return output_R1D[:, 0]
+
+
+class Features(NamedTuple):
+    """Rows of C crops of B images.
+
+    rows: by grain the projections [C * B, D], or the logits [C * B, P]. memory: [B, D], for the memory, of the first
+    crop. pooled: y_c [C * B, D]. unfilled: share of the neighbours that are none.
+    """
+
+    rows: dict[str, Tensor]
+    memory: Tensor
+    pooled: Tensor
+    unfilled: Tensor
+
+
+class Network(nn.Module):
+    """What student and teacher have alike: backbone, relation block, projectors by grain, prototypes."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        local_group: LocalGroup | None,
+        projectors: dict[str, nn.Module],
+        prototypes: Prototypes | None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.local_group, self.prototypes = backbone, local_group, prototypes
+        self.projectors = nn.ModuleDict(projectors)
+        for part in (*self.projectors.modules(), *(local_group.modules() if local_group else ())):
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def forward(self, crops: Sequence[Tensor], memory: Queue | None) -> Features:
+        """One pass over crops [B, C, S, S] of one size; with a local group a memory is needed."""
+        tokens_RND = self.backbone.trunk(torch.cat(list(crops)))
+        encoded = self.backbone.finish(tokens_RND)
+        rows, unfilled = dict[str, Tensor](), encoded.pooled.new_zeros(())
+        for grain, projector in self.projectors.items():
+            rows_RD = encoded.pooled
+            if self.local_group is not None and memory is not None and grain == "local-group":
+                group_RD, unfilled = self.local_group(tokens_RND, encoded.tokens, memory)
+                rows_RD = self.backbone.norm(group_RD)
+            rows[grain] = projector(rows_RD)
+        if self.prototypes is not None:
+            rows["group"] = self.prototypes(normalize(rows["group"], dim=1))
+        memory_BD = encoded.tokens[: len(crops[0])].detach().mean(dim=1)
+        return Features(rows, memory_BD, encoded.pooled.detach(), unfilled)
+
+
+class Mugs(nn.Module):
+    """Student, teacher, predictors, queues, memories and centre; what the grains do not need is not built.
+
+    backbone: the network of which both get a copy; the teacher's is evaluated. images, batch: pre-training images and
+    those of a step, of all processes. grains: those that are contrasted. weights, weighting: w of each grain, and what
+    it is. pairs: see `over_pairs`. local_crops: V. student_views: global crops of the student's own, of recipes
+    `mixed_*`, or the teacher's very tensors, which are weak. remember: the student's weak global crops, or all.
+    memory, pointer, unfilled: rows of a memory, its pointer, its noise. neighbours, query: k and u. aggregation: of u
+    and neighbours by the block, by their mean, or u alone. relation_heads: attention heads of the block.
+    queue, temperature: Q and tau of instance and local group.
+    prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which they stand still.
+    student_temperature, teacher_temperature, final_teacher_temperature, teacher_warmup: tau_s, and tau_t on a line,
+    both ends included, over so many epochs. centre_momentum: of the centre.
+    hidden, prediction_hidden, embedding, bottleneck: widths inside projectors and predictors, of queries and keys, and
+    before the prototypes. head_norm: batch norm in heads. prediction: whether there is p. norm_before_prediction: the
+    inner unit of q. momentum: m at the start. embedding_lr: factor of the patch embedding's learning rate.
+
+    Raises UserError for values that do not fit each other.
+    """
+
+    encoder_name = "teacher.backbone."
+    uses_labels = False
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        images: int,
+        batch: int,
+        grains: list[Literal["instance", "local-group", "group"]],
+        weights: Mapping[str, float],
+        weighting: Literal["factors", "switches"],
+        pairs: Literal["half", "flat"],
+        local_crops: int,
+        student_views: Literal["own", "teacher"],
+        remember: Literal["weak", "all"],
+        memory: int,
+        pointer: Literal["ring", "double"],
+        unfilled: Literal["masked", "retrieved"],
+        neighbours: int,
+        query: Literal["consistent", "asymmetric"],
+        aggregation: Literal["block", "mean", "query"],
+        relation_heads: int,
+        queue: int,
+        temperature: float,
+        prototypes: int,
+        norm_last_layer: bool,
+        freeze_epochs: int,
+        student_temperature: float,
+        teacher_temperature: float,
+        final_teacher_temperature: float,
+        teacher_warmup: int,
+        centre_momentum: float,
+        hidden: int,
+        prediction_hidden: int,
+        embedding: int,
+        bottleneck: int,
+        head_norm: bool,
+        prediction: bool,
+        norm_before_prediction: bool,
+        momentum: float,
+        embedding_lr: float,
+    ) -> None:
+        super().__init__()
+        _check_grains(grains, weights)
+        self.grains: list[str] = [grain for grain in GRAINS if grain in grains]
+        contrasted = [grain for grain in self.grains if grain != "group"]
+        group, local = "group" in grains, "local-group" in grains
+        _check_size("queue", queue if contrasted else batch, images, batch)
+        _check_size("memory", memory if local else batch, images, batch)
+        if not 0 <= neighbours <= memory or backbone.width % relation_heads:
+            raise UserError(
+                f"method.values: neighbours {neighbours} must be at most memory {memory}, and relation_heads"
+                f" {relation_heads} must divide the backbone's width {backbone.width}"
+            )
+        head = partial(Head, batch_norm=head_norm, activation="gelu")
+        projectors: dict[str, nn.Module] = {
+            grain: head(backbone.width, hidden, embedding, layers=3, bias=False, final_bias=False)
+            for grain in contrasted
+        }
+        if group:
+            projectors["group"] = head(backbone.width, hidden, bottleneck, layers=3)
+        relation = Relation(backbone.width, relation_heads) if local and aggregation == "block" else None
+        count = 0 if aggregation == "query" else neighbours
+        self.student = Network(
+            backbone,
+            LocalGroup(relation, neighbours=count, query=query, masked=unfilled == "masked") if local else None,
+            projectors,
+            Prototypes(bottleneck, prototypes, train_gain=not norm_last_layer) if group else None,
+        )
+        self.teacher = cast(Network, ema.frozen_copy(self.student))
+        for part in self.teacher.modules():
+            if isinstance(part, DropPath):
+                part.rate = 0.0
+        self.predictors = nn.ModuleDict(
+            {
+                grain: head(embedding, prediction_hidden, embedding, layers=2, bias=False, final_bias=False)
+                for grain in contrasted
+                if prediction
+            }
+        )
+        self.queues = nn.ModuleDict({grain: Queue(queue, embedding, wrap="ring", unit=True) for grain in contrasted})
+        self.student_memory = Queue(memory, backbone.width, wrap=pointer, unit=False) if local else None
+        self.teacher_memory = Queue(memory, backbone.width, wrap=pointer, unit=False) if local else None
+        self.register_buffer("centre", torch.zeros(prototypes if group else 0))
+        self.weights, self.weighting, self.pairs = weights, weighting, pairs
+        self.local_crops, self.student_views, self.remember = local_crops, student_views, remember
+        self.temperature, self.freeze_epochs = temperature, freeze_epochs
+        self.student_temperature, self.centre_momentum = student_temperature, centre_momentum
+        self.teacher_temperature = teacher_temperature, final_teacher_temperature, teacher_warmup
+        self.norm_before_prediction, self.momentum, self.embedding_lr = norm_before_prediction, momentum, embedding_lr
+        self._frozen = False  # between forward and after_clip
+
+    def views(self, clock: Clock) -> tuple[str, ...]:
+        """Ask for the teacher's views, the student's global crops if it has its own, and its local crops."""
+        own = ("mixed_a", "mixed_b") if self.student_views == "own" else ()
+        return ("weak_a", "weak_b", *own) + ("mixed_local",) * self.local_crops
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Train the student and its predictors; biases and tensors of one axis without decay (section 6.2).
+
+        The patch embedding, or a ResNet's first convolution, makes groups of its own learning rate.
+        """
+        backbone = self.student.backbone
+        embed = getattr(backbone, "embed", None) or getattr(backbone, "stem", None)
+        first = {id(parameter) for parameter in embed.parameters()} if isinstance(embed, nn.Module) else set()
+        groups: list[dict[str, Any]] = []
+        for group in split_by_decay(self):
+            for name, scale, inside in (("", 1.0, False), ("_embedding", self.embedding_lr, True)):
+                chosen = [parameter for parameter in group["params"] if (id(parameter) in first) == inside]
+                groups.append({**group, "params": chosen, "name": group["name"] + name, "lr_scale": scale})
+        return [group for group in groups if group["params"]]
+
+    def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute a term per grain over the global batch, and how the teacher fares; write queues, memories, centre."""
+        self._frozen = clock.epoch < self.freeze_epochs
+        taught, views = batch.views[:2], batch.views
+        own = views[2:4] if self.student_views == "own" else taught
+        with torch.no_grad():
+            target = self.teacher(taught, self.teacher_memory)
+        local = views[len(views) - self.local_crops :]
+        seen = [self.student(crops, self.student_memory) for crops in (own, local) if crops]
+        size = len(taught[0])
+        targets = {grain: rows_RD.view(2, size, -1) for grain, rows_RD in target.rows.items()}
+        targets |= {grain: normalize(targets[grain], dim=2) for grain in self.queues}
+        losses = {}
+        for grain in self.grains:
+            outputs_RD = torch.cat([self._outputs(grain, features.rows[grain]) for features in seen])
+            losses[grain] = self._term(grain, outputs_RD.view(-1, size, outputs_RD.shape[1]), targets[grain], clock)
+        with phase("rest"), torch.no_grad():
+            monitors = self._monitors(target, targets, seen[0], batch.labels_for_monitoring, clock)
+            self._write(target, targets, seen[0].memory, batch)
+        return losses, monitors
+
+    @torch.no_grad()
+    def after_clip(self) -> None:
+        """In the first epochs drop the prototypes' gradients, so that the optimiser passes them over."""
+        if self._frozen and self.student.prototypes is not None:
+            for parameter in self.student.prototypes.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock) -> None:
+        """Move the teacher after the student."""
+        ema.update(self.teacher, self.student, cosine(self.momentum, 1.0, clock.step, clock.steps))
+
+    def _outputs(self, grain: str, rows_RD: Tensor) -> Tensor:
+        """The student's queries of unit length; logits stay as they are."""
+        if grain == "group":
+            return rows_RD
+        if grain in self.predictors:
+            rows_RD = self.predictors[grain](normalize(rows_RD, dim=1) if self.norm_before_prediction else rows_RD)
+        return normalize(rows_RD, dim=1)
+
+    def _term(self, grain: str, outputs_SBD: Tensor, target_TBD: Tensor, clock: Clock) -> Tensor:
+        """A grain's part of the total."""
+        if grain == "group":
+            losses_TS = cross_entropies(outputs_SBD, self._assignments(target_TBD, clock), self.student_temperature)
+        else:
+            losses_TS = info_nce(outputs_SBD, target_TBD, self._queue(grain).rows, self.temperature)
+        factor = self.weights[grain] if self.weighting == "factors" else 1.0
+        share = factor / sum(self.weights[name] for name in self.grains)
+        return share * _mean_over_processes(over_pairs(losses_TS, self.pairs))
+
+    def _queue(self, grain: str) -> Queue:
+        return cast(Queue, self.queues[grain])
+
+    def _assignments(self, logits_TBP: Tensor, clock: Clock) -> Tensor:
+        temperature = linear_closed(*self.teacher_temperature[:2], clock.epoch, self.teacher_temperature[2])
+        return ((logits_TBP - self.centre) / temperature).softmax(dim=2)
+
+    def _write(self, target: Features, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
+        """Keep this step's keys, logits and features, those of all processes in one order."""
+        for grain in self.queues:
+            for keys_BD in targets[grain]:
+                self._queue(grain).push(gather_rows(keys_BD))
+        if "group" in targets:
+            mean_P = _mean_over_processes(targets["group"].mean(dim=(0, 1)))
+            self.centre = self.centre_momentum * self.centre + (1.0 - self.centre_momentum) * mean_P
+        if self.student_memory is None or self.teacher_memory is None:
+            return
+        self.teacher_memory.push(gather_rows(target.memory).float())
+        student_BD = gather_rows(student_BD).float()
+        if self.remember == "weak" and self.student_views == "own":
+            student_BD = student_BD[self._weak(batch)]
+        self.student_memory.push(student_BD)
+
+    def _weak(self, batch: Batch) -> Tensor:
+        """Whose global crops of the student are weak, bool [B], of all processes."""
+        weak_B = batch.weak[2]
+        if weak_B is None:
+            raise UserError("augmentation.mixed_a tosses no coin between two recipes; set method.values.remember: all")
+        return gather_rows(weak_B.to(torch.uint8)).bool()
+
+    def _monitors(
+        self, target: Features, targets: dict[str, Tensor], student: Features, labels_B: Tensor, clock: Clock
+    ) -> dict[str, Tensor]:
+        """How the teacher fares, before this step is written: features of view 1, assignments of both, neighbours.
+
+        `purity` is the share of images whose nearest other one in the batch, by what the memory holds, has their label.
+        """
+        pooled_BD, labels_B = gather_rows(target.pooled[: len(labels_B)]), gather_rows(labels_B)
+        monitors = {"spread": spread(pooled_BD), "rank": effective_rank(pooled_BD)}
+        if "group" in targets:
+            share_TBP = self._assignments(targets["group"], clock)
+            mean_P = _mean_over_processes(share_TBP.mean(dim=(0, 1)))
+            monitors["batch_entropy"] = torch.special.entr(mean_P).sum()
+            monitors["sample_entropy"] = _mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean())
+            monitors["occupancy"], _ = occupancy(gather_rows(share_TBP[0].argmax(dim=1)), len(mean_P))
+        if self.teacher_memory is not None:
+            same_B = labels_B[nearest_neighbour(gather_rows(target.memory))] == labels_B
+            monitors["purity"] = (same_B & (labels_B >= 0)).sum() / (labels_B >= 0).sum().clamp(min=1)
+            monitors["teacher_unfilled"] = _mean_over_processes(target.unfilled)
+            monitors["student_unfilled"] = _mean_over_processes(student.unfilled)
+        return monitors
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    return sum_over_processes(value) / world()[1]
+
+
+def _check_grains(grains: Sequence[str], weights: Mapping[str, float]) -> None:
+    if not grains or len(set(grains)) < len(grains) or not set(grains) <= set(GRAINS):
+        raise UserError(f"method.values.grains: one or more of {', '.join(GRAINS)}, each once, not {list(grains)}")
+    if set(weights) != set(GRAINS) or min(weights[grain] for grain in grains) <= 0:
+        raise UserError(
+            f"method.values.weights: give a number for each of {', '.join(GRAINS)}, above 0 for those in grains; to"
+            " leave a grain out take it out of grains"
+        )
+
+
+def _check_size(name: str, size: int, images: int, batch: int) -> None:
+    if not batch <= size <= images:
+        raise UserError(
+            f"method.values.{name} {size} must hold a batch of {batch} and no more than the {images} images"
+        )
+
+
+METHOD = Mugs

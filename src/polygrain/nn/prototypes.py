@@ -1,0 +1,21 @@
+"""Learnable prototypes that rows are assigned to (the last layer of DINO's and Mugs's group heads)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+class Prototypes(nn.Module):
+    """A linear layer with weight normalisation: P prototypes, unit `direction` [P, D] times `gain` [P, 1] each.
+
+    Directions start as torch's linear layers do, gains at 1; without `train_gain` they stay there.
+    """
+
+    def __init__(self, inputs: int, prototypes: int, *, train_gain: bool) -> None:
+        super().__init__()
+        self.direction = nn.Linear(inputs, prototypes, bias=False).weight
+        self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=train_gain)
+
+    def forward(self, rows_RD: Tensor) -> Tensor:
+        """Logits [R, P] of rows [R, D]."""
+        return rows_RD @ (self.gain * normalize(self.direction, dim=1)).T

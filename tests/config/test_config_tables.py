@@ -1,0 +1,86 @@
+"""The granularity ablation, columns of settings, and the metrics that a table reads."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from polygrain.config.project import Project
+from polygrain.config.tables import Table, rows, specification, table_stage
+from polygrain.provenance.errors import UserError
+
+PROJECT = Project(Path(__file__).resolve().parents[2])
+
+
+@pytest.fixture(scope="module")
+def ablation() -> dict[str, Any]:
+    return table_stage(PROJECT, Table("table2", "smoke", 1)).config
+
+
+def grains(config: dict[str, Any], method: str) -> list[list[str]]:
+    return [row["settings"]["method.grains"] for row in rows(config) if row["method"] == method]
+
+
+def test_every_method_is_ablated_grain_by_grain(ablation: dict[str, Any]) -> None:
+    assert [{row["method"] for row in group["rows"]} for group in ablation["groups"]] == [
+        {"mgc"},
+        {"mncl"},
+        {"mugs"},
+        {"wcl"},
+        {"smog"},
+    ]
+    three = {"patch", "region", "instance"}, {"instance", "local-group", "group"}
+    for method, whole in zip(("mgc", "mugs"), three, strict=True):
+        subsets = {frozenset(found) for found in grains(ablation, method)}
+        assert len(grains(ablation, method)) == len(subsets) == 7
+        assert max(subsets, key=len) == whole
+    assert {frozenset(found) for found in grains(ablation, "mncl")} == {
+        frozenset({"instance"}),
+        frozenset({"region"}),
+        frozenset({"instance", "region"}),
+    }
+    assert grains(ablation, "wcl")[:2] == [["instance"], ["weak-class"]]
+    assert set(map(tuple, grains(ablation, "smog"))) == {("group",)}
+
+
+def test_each_group_is_judged_against_its_whole_method(ablation: dict[str, Any]) -> None:
+    for group in ablation["groups"]:
+        (reference,) = (row for row in group["rows"] if row["label"] in ablation["compare"]["reference"])
+        assert reference.get("variant", "base") == "base"
+    assert ablation["compare"]["by_group"]
+
+
+def test_rows_spend_the_same(ablation: dict[str, Any]) -> None:
+    """A step of smoke scale is coarse: what is left over is less than one."""
+    budget = yaml.safe_load((PROJECT.params / "scale/smoke.yaml").read_text())["pretrain"]["encoder_passes"]
+    for row in rows(ablation):
+        assert 0 <= budget - row["facts"]["encoder_passes"] < 16 * 64, row["label"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT.params / "table").glob("*.yaml")))
+def test_a_table_reads_the_metrics_of_every_run(name: str) -> None:
+    stage = table_stage(PROJECT, Table(name, "smoke", 1))
+    runs = [run for row in rows(stage.config) for run in row["runs"]]
+    assert {Path(run, "metrics.jsonl") for run in runs} <= set(stage.inputs)
+    assert len(set(stage.inputs)) == len(stage.inputs)
+
+
+def test_a_column_whose_setting_no_run_has_is_refused(tmp_path: Path) -> None:
+    for name in ("params", "workflow", "src"):
+        shutil.copytree(PROJECT.root / name, tmp_path / name)
+    shutil.copy(PROJECT.root / "requirements.lock", tmp_path)
+    project, path = Project(tmp_path), tmp_path / "params/table/table1.yaml"
+    column = "  - {id: set, label: K, setting: method.values.groups}\n"
+    text = path.read_text().replace("columns:\n", f"columns:\n{column}", 1)
+    path.write_text(text)
+    settings = [row["settings"] for row in rows(table_stage(project, Table("table1", "smoke", 1)).config)]
+    assert settings.count({}) == len(settings) - 1
+    assert {"method.values.groups": 100} in settings
+    path.write_text(text.replace("values.groups", "values.gruops"))
+    with pytest.raises(UserError, match=r"table1\.yaml: column 'set': no run of this table has the key"):
+        table_stage(project, Table("table1", "smoke", 1))
+    path.write_text(text.replace("method.values.groups", "groups"))
+    with pytest.raises(UserError, match=r"key 'columns.0.setting': 'groups' does not match"):
+        specification(project, Table("table1"))

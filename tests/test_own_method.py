@@ -1,0 +1,192 @@
+"""README's section 'Add your own method', done to the letter in a copy of the project with the real verbs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from polygrain.provenance.files import canonical_json, sha256_file, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SECTION = (REPOSITORY / "README.md").read_text().split("\n## Add your own method\n")[1].split("\n## ")[0]
+FILES = dict(re.findall(r"^`([\w/.-]+)`[^\n]*\n\n```(?:python|yaml)\n(.*?)```", SECTION, re.DOTALL | re.MULTILINE))
+COMMANDS = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)[0].splitlines()
+METHOD = "barlow-twins"
+CPU, SMOKE = (f"runs/{scale}/fashion-mnist/{METHOD}/base/seed0" for scale in ("cpu", "smoke"))
+YAML = f"params/method/{METHOD}.yaml"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the project, and commands in it."""
+
+    root: Path
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.root / "src")}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        return subprocess.run(
+            ["bash", "-c", command], cwd=self.root, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    def good(self, command: str) -> str:
+        done = self.run(command)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """A copy with the section's files, and noise for data."""
+    root = tmp_path_factory.mktemp("own") / "project"
+    root.mkdir()
+    for name in ("params", "src", "workflow", "tests"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("Snakefile", "pyproject.toml", "requirements.lock", "README.md"):
+        shutil.copy2(REPOSITORY / name, root / name)
+    for name, text in FILES.items():
+        assert not (root / name).exists(), f"{name} is in the package already: take another example"
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    pack(root / "data" / "fashion-mnist")
+    return Copy(root)
+
+
+def pack(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 56, (600, 1, 28, 28)) + 20 * np.arange(10).repeat(60)[:, None, None, None]
+    np.save(folder / "images.npy", pixels.astype(np.uint8))
+    np.save(folder / "labels.npy", np.arange(10).repeat(60))
+    order = generator.permutation(600)
+    np.savez(folder / "splits.npz", train=np.sort(order[:560]), validation=order[560:580], test=order[580:])
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        for name in ("images.npy", "labels.npy", "splits.npz")
+    }
+    content = {"format": 1, "name": "noise", "mean": [0.5], "std": [0.3], "label_subsets": {}, "files": files}
+    write_text(folder / "manifest.json", canonical_json(content))
+
+
+def test_it_takes_fewer_lines_than_it_says_and_a_hundred() -> None:
+    assert sorted(FILES) == [
+        "params/method/barlow-twins.yaml",
+        "params/variant/barlow-twins/embedding-512.yaml",
+        "src/polygrain/methods/barlow_twins.py",
+    ]
+    lines = sum(len(text.splitlines()) for text in FILES.values())
+    assert lines < 100
+    assert f"{lines} lines in all" in SECTION
+
+
+def test_it_keeps_the_rules_of_the_package(project: Copy) -> None:
+    path = "src/polygrain/methods/barlow_twins.py"
+    project.good(f"ruff check {path} && ruff format --check {path} && lint-imports")
+    for name in FILES:
+        assert name.endswith(".py") or "# Cost" in (project.root / name).read_text()
+
+
+def test_show_names_every_value_and_its_origin(project: Copy) -> None:
+    said = project.good(COMMANDS[0])
+    assert COMMANDS[0] == f"polygrain show {CPU}"
+    for key, value in {
+        "name": METHOD,
+        "encoder_passes": "6",
+        "values.hidden": "256",
+        "values.off_diagonal": "0.005",
+    }.items():
+        line = next(line for line in said.splitlines() if line.startswith(f"method.{key} "))
+        assert value in line
+        assert f"{YAML}:" in line
+    cell = project.good(COMMANDS[0].replace("base", "embedding-512"))
+    line = next(line for line in cell.splitlines() if line.startswith("method.values.embedding "))
+    assert "512" in line
+    assert "params/variant/barlow-twins/embedding-512.yaml:4" in line
+
+
+def test_it_trains_with_the_real_verb(project: Copy) -> None:
+    assert COMMANDS[1] == f"polygrain pretrain {SMOKE}"
+    project.good(COMMANDS[1])
+    run = project.root / SMOKE
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["instance"] == lines[-1]["loss"] < lines[0]["loss"]
+    assert all(np.isfinite(list(line.values())).all() and line["gradient_norm"] > 0 for line in lines)
+    names = load_file(run / "checkpoint.safetensors")
+    assert any(name.startswith("backbone.") for name in names)
+    assert any(name.startswith("head.") for name in names)
+    code = json.loads((run / "code/pretrain.json").read_text())
+    assert "polygrain.methods.barlow_twins" in code, "an edit of the method must make its runs stale"
+    record = json.loads((project.root / "records" / SMOKE / "pretrain.json").read_text())
+    assert "polygrain.methods.barlow_twins" in record["modules"]
+
+
+def test_the_workflow_knows_its_jobs(project: Copy) -> None:
+    assert COMMANDS[2].startswith("snakemake --cores all runs/cpu/fashion-mnist/barlow-twins/{base,embedding-512}/")
+    said = project.good(COMMANDS[2].replace("--cores all", "--cores 1 -n"))
+    jobs = dict(re.findall(r"^(pretrain|features|evaluate) +(\d+)$", said, re.MULTILINE))
+    assert jobs == {"pretrain": "2", "features": "2", "evaluate": "2"}
+
+
+def test_a_row_puts_it_into_the_table(project: Copy) -> None:
+    row = re.search(r"^`(- \{label: Barlow Twins.*\})`", SECTION, re.MULTILINE)
+    assert row is not None
+    before = project.good("polygrain plan reports/table1.pdf")
+    table = project.root / "params/table/table1.yaml"
+    text = table.read_text()
+    neighbour = next(line for line in text.splitlines() if "method: simclr" in line)
+    indent = neighbour[: len(neighbour) - len(neighbour.lstrip())]
+    table.write_text(text.replace(neighbour, f"{neighbour}\n{indent}{row[1]}"))
+    try:
+        after = project.good("polygrain plan reports/table1.pdf")
+    finally:
+        table.write_text(text)
+    assert METHOD not in before
+    assert all(f"{METHOD}/base/seed{seed}" in after for seed in range(3))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("off_diagonal: 0.005", "off_diagnal: 0.005", "unknown key 'off_diagnal'; did you mean 'off_diagonal'?"),
+        (", off_diagonal: 0.005", "", "key 'off_diagonal' (float) is missing"),
+        ("hidden: 256", "hidden: wide", "key 'hidden' must be int, not 'wide'"),
+        ("grains: [instance]", "grains: [instances]", "instances"),
+        ("name: barlow-twins", "name: barlow-twin", "no module 'barlow-twin' in polygrain.methods"),
+    ],
+)
+def test_a_mistake_in_its_file_is_one_clear_line(project: Copy, old: str, new: str, words: str) -> None:
+    path = project.root / YAML
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    try:
+        for verb in ("show", "pretrain"):
+            done = project.run(f"polygrain {verb} {SMOKE}")
+            assert done.returncode == 2
+            assert len(done.stderr.splitlines()) == 1
+            assert done.stderr.startswith(f"polygrain {verb}: ")
+            assert words in done.stderr
+    finally:
+        path.write_text(text)
+
+
+def test_the_tests_for_any_method_find_it(project: Copy) -> None:
+    assert COMMANDS[3] == f"pytest -k {METHOD} tests/train tests/methods/test_methods_backbones.py"
+    said = project.good(f"{COMMANDS[3]} -p no:cacheprovider --verbose")
+    passed = re.findall(rf"::(test_\w+)\[.*{METHOD}.*\] PASSED", said)
+    assert set(passed) >= {
+        "test_a_run_is_the_same_bits_twice_and_in_pieces",
+        "test_labels_do_not_touch_what_claims_to_learn_without_them",
+        "test_the_declared_encoder_passes_are_what_a_run_does",
+        "test_a_cell_takes_steps_at_the_cost_that_it_declares",
+        "test_a_method_trains_either_family_on_small_images",
+        "test_a_method_trains_either_family_at_224_px_with_its_small_crops",
+    }
