@@ -128,6 +128,7 @@ def test_it_trains_with_the_real_verb(project: Copy) -> None:
     assert "polygrain.methods.barlow_twins" in record["modules"]
 
 
+@pytest.mark.workflow
 def test_the_workflow_knows_its_jobs(project: Copy) -> None:
     assert COMMANDS[2].startswith("snakemake --cores all runs/cpu/fashion-mnist/barlow-twins/{base,embedding-512}/")
     said = project.good(COMMANDS[2].replace("--cores all", "--cores 1 -n"))
@@ -135,6 +136,7 @@ def test_the_workflow_knows_its_jobs(project: Copy) -> None:
     assert jobs == {"pretrain": "2", "features": "2", "evaluate": "2"}
 
 
+@pytest.mark.workflow
 def test_a_row_puts_it_into_the_table(project: Copy) -> None:
     row = re.search(r"^`(- \{label: Barlow Twins.*\})`", SECTION, re.MULTILINE)
     assert row is not None
@@ -148,8 +150,8 @@ def test_a_row_puts_it_into_the_table(project: Copy) -> None:
         after = project.good("polygrain plan reports/table1.pdf")
     finally:
         table.write_text(text)
-    assert METHOD not in before
-    assert all(f"{METHOD}/base/seed{seed}" in after for seed in range(3))
+    jobs = [int(re.search(r"^pretrain +(\d+) ", said, re.MULTILINE)[1]) for said in (before, after)]  # type: ignore[index]
+    assert jobs[1] == jobs[0] + 3, "one per seed"
 
 
 @pytest.mark.parametrize(
@@ -168,25 +170,25 @@ def test_a_mistake_in_its_file_is_one_clear_line(project: Copy, old: str, new: s
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
     try:
-        for verb in ("show", "pretrain"):
-            done = project.run(f"polygrain {verb} {SMOKE}")
-            assert done.returncode == 2
-            assert len(done.stderr.splitlines()) == 1
-            assert done.stderr.startswith(f"polygrain {verb}: ")
-            assert words in done.stderr
+        done = project.run(f"polygrain show {SMOKE}")
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert done.stderr.startswith("polygrain show: ")
+        assert words in done.stderr
     finally:
         path.write_text(text)
 
 
+@pytest.mark.workflow
 def test_the_tests_for_any_method_find_it(project: Copy) -> None:
     assert COMMANDS[3] == f"pytest -k {METHOD} tests/train tests/methods/test_methods_backbones.py"
     said = project.good(f"{COMMANDS[3]} -p no:cacheprovider --verbose")
     passed = re.findall(rf"::(test_\w+)\[.*{METHOD}.*\] PASSED", said)
-    assert set(passed) >= {
+    for name in (
         "test_a_run_is_the_same_bits_twice_and_in_pieces",
-        "test_labels_do_not_touch_what_claims_to_learn_without_them",
-        "test_the_declared_encoder_passes_are_what_a_run_does",
-        "test_a_cell_takes_steps_at_the_cost_that_it_declares",
+        "test_labels_do_not_touch",
+        "test_the_declared_encoder_passes",
+        "test_a_cell_takes_steps",
         "test_a_method_trains_either_family_on_small_images",
-        "test_a_method_trains_either_family_at_224_px_with_its_small_crops",
-    }
+        "test_a_method_trains_either_family_at_224_px",
+    ):
+        assert any(each.startswith(name) for each in passed), name

@@ -156,3 +156,11 @@ def test_trunk_and_finish_are_the_two_halves() -> None:
         assert torch.equal(getattr(finished, part), getattr(whole, part))
     normed = functional.layer_norm(tokens, (48,), backbone.norm.weight, backbone.norm.bias, eps=1e-6)
     torch.testing.assert_close(whole.pooled, normed[:, 0])
+
+
+def test_an_image_can_be_the_mean_of_its_patches():
+    images = torch.rand(2, 3, 32, 32)
+    by_class, by_mean = (_load({**SMALL, "pooled": pooled}) for pooled in ("class", "mean"))
+    tokens, mean = by_class(images).tokens, by_mean(images).pooled
+    assert torch.equal(mean, tokens.mean(dim=1))
+    assert not torch.allclose(by_class(images).pooled, mean)

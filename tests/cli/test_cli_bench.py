@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.resnet import ResNet
+from polygrain.cli.bench import meter as meter_module
 from polygrain.cli.bench import run as bench_run
 from polygrain.cli.bench.meter import CALLS, MEASURING, Meter, metered
 from polygrain.cli.bench.run import PARTS, WARM_UP, Cost, bench, describe, measure, overview
@@ -291,6 +292,7 @@ def test_a_part_that_sleeps_is_booked_where_it_belongs_and_all_shares_add_up(
     slowed(Training, "_refuse_non_finite", clock, lambda *_: 16, monkeypatch)
     slowed(Training, "_hook", clock, lambda _, name, *__: 32 if name == "after_step" else 0, monkeypatch)
     slowed(ResNet, "encode_jointly", clock, lambda *_: 64, monkeypatch)
+    slowed(meter_module, "_hook", clock, lambda *_: 1000, monkeypatch)  # the measurement itself: nobody's
     cost = measure(config_of("wcl"), data, steps=3)
     assert clock.now > 0
     assert cost.components == pytest.approx(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from polygrain.backbones.resnet import ResNet
+from polygrain.backbones.vit import VisionTransformer
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
 from polygrain.config.stages import stage_of
@@ -44,8 +45,8 @@ def test_a_cell_takes_steps_at_the_cost_and_on_the_grains_that_it_declares(
         spent.append(inputs[0].shape[0] * area * (3 if output.requires_grad else 1))
 
     for module in training.method.modules():
-        if isinstance(module, ResNet):
-            module.stem.register_forward_hook(count)
+        if isinstance(module, ResNet | VisionTransformer):
+            (module.stem if isinstance(module, ResNet) else module.embed).register_forward_hook(count)
     terms: list[set[str]] = []
     training.method.register_forward_hook(lambda _, inputs, output: terms.append(set(output[0])))
     batch, declared = training.data.batch_size, config["method"]

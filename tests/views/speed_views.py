@@ -7,6 +7,7 @@ is `plain` and is subtracted; then the same for one photograph of 375 x 500 as a
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,9 @@ def batches() -> None:
         def make(*views: ViewRecipe, images: Any = images, mean: list[float] = mean) -> object:
             return make_batch(images, indices, indices, views, seed=0, epoch=0, mean=mean, std=mean)
 
-        plain = recipes["plain"]
-        alone = [milliseconds(lambda d=do: d(plain)) for do in (draw, make)]  # type: ignore[misc]
+        alone = [milliseconds(partial(do, recipes["plain"])) for do in (draw, make)]
         for view, recipe in recipes.items():
-            both = [milliseconds(lambda d=do, r=recipe: d(plain, r)) for do in (draw, make)]  # type: ignore[misc]
+            both = [milliseconds(partial(do, recipes["plain"], recipe)) for do in (draw, make)]
             drawn, made = (two - one for two, one in zip(both, alone, strict=True))
             print(f"{name} {side} -> {size}/{local}: {view:12s} draw {drawn:5.2f} ms  draw and make {made:6.2f} ms")
 
@@ -71,8 +71,8 @@ def photograph() -> None:
     for code, name in enumerate(OPERATIONS):
         for cubic in (False, True) if code == 3 or code > 10 else (False,):
             numbers = torch.tensor([[code]]), torch.tensor([[7.3]], dtype=torch.float64), torch.tensor([[cubic]])
-            drawn, still = RandAugmentDraw(*numbers), torch.tensor([False])
-            spent = milliseconds(lambda d=drawn, f=still: randaugment(image[None], d, f, [1, 2, 3]), 5)  # type: ignore[misc]
+            work = partial(randaugment, image[None], RandAugmentDraw(*numbers), torch.tensor([False]), [1, 2, 3])
+            spent = milliseconds(work, 5)
             print(f"photograph: {f'{name} bicubic' if cubic else name:20s} {spent:6.1f} ms")
 
 

@@ -29,12 +29,16 @@ def build(
     drop_path: float,
     positions: Literal["learned", "sincos"] = "learned",
     resample: Literal["size", "factor"] = "size",
+    pooled: Literal["class", "mean"] = "class",
 ) -> "VisionTransformer":
     """A transformer whose position table fits views of `image_size` px; other multiples of `patch` px are served too.
 
     `drop_path` is the rate of the last block. `positions: sincos` are MGC's: fixed, none for the class token. For other
     views the table is resized bicubically to their grid (`resample: size`), or sampled as Mugs's release does, with the
-    factor (g + 0.1) / G (`resample: factor`). Raises UserError when patch does not divide image_size or heads width.
+    factor (g + 0.1) / G (`resample: factor`). An image's vector is its class token, or (`pooled: mean`) the mean of its
+    patch tokens, for a method such as MGC that trains no class token.
+
+    Raises UserError when patch does not divide image_size or heads width.
     """
     for whole, part, names in ((image_size, patch, "patch"), (width, heads, "heads")):
         if whole % part:
@@ -43,7 +47,9 @@ def build(
         raise UserError(f"backbone vit: positions sincos need a width that 4 divides, not {width}")
     excess = 0.1 if resample == "factor" else 0.0
     grid, learned = image_size // patch, positions == "learned"
-    return VisionTransformer(channels, grid, patch, width, depth, heads, drop_path, learned=learned, excess=excess)
+    network = VisionTransformer(channels, grid, patch, width, depth, heads, drop_path, learned=learned, excess=excess)
+    network.mean_pooled = pooled == "mean"
+    return network
 
 
 class VisionTransformer(Backbone):
@@ -53,6 +59,7 @@ class VisionTransformer(Backbone):
     """
 
     class_tokens = 1
+    mean_pooled = False
     class_position: Tensor
     positions: Tensor
 
@@ -115,7 +122,8 @@ class VisionTransformer(Backbone):
     def finish(self, tokens_BTD: Tensor) -> Encoded:
         """The final norm, and its tokens at their three grains."""
         tokens_BTD = self.norm(tokens_BTD)
-        return from_tokens(tokens_BTD[:, 1:], tokens_BTD[:, 0], math.isqrt(tokens_BTD.shape[1] - 1))
+        pooled_BD = tokens_BTD[:, 1:].mean(dim=1) if self.mean_pooled else tokens_BTD[:, 0]
+        return from_tokens(tokens_BTD[:, 1:], pooled_BD, math.isqrt(tokens_BTD.shape[1] - 1))
 
 
 class Block(nn.Module):
