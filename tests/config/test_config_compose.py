@@ -88,8 +88,8 @@ def test_later_layers_win(project):
         ),
         (
             "optimizer/adamw.yaml",
-            "weight_decay:",
-            "weight_decya:",
+            "  weight_decay:",
+            "  weight_decya:",
             "optimizer.values: unknown key 'weight_decya'",
         ),
         ("optimizer/adamw.yaml", "name: adamw", "name: adamm", "is not one of"),

@@ -176,4 +176,6 @@ def test_erased_boxes_follow_their_law() -> None:
 def test_tall_boxes_come_from_large_ratios_and_none_is_as_large_as_the_view() -> None:
     box = _erased(500, probability=1.0, ratio=[3.0, 3.3])
     assert (box[:, 2] > 2 * box[:, 3]).all()
-    assert _erased(50, probability=1.0, area=[1.0, 1.0], ratio=[1.0, 1.0]).tolist() == [[0, 0, 0, 0]] * 50
+    for ratio in (4.0, 0.25):  # one side of 16, the other of 32: as long as the view
+        assert _erased(50, probability=1.0, area=[0.25, 0.25], ratio=[ratio, ratio]).tolist() == [[0, 0, 0, 0]] * 50
+        assert (_erased(50, size=31, probability=1.0, area=[0.2, 0.2], ratio=[ratio, ratio])[:, 2:] > 0).all()

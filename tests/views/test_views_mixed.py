@@ -66,6 +66,19 @@ def test_each_image_is_that_of_the_recipe_its_coin_chose(name: str, weak: str, s
     assert 16 < _coin(mixed, 1).sum() < 48
 
 
+def test_a_side_may_overlap_the_first_view() -> None:
+    """Each image's side looks at that image's own first box."""
+    mapping = {**MAPPING, "weak": {**MAPPING["weak"], "overlap": {"minimum": 0.5}}}
+    recipes = read_recipes(mapping)
+    drawn = {
+        name: draw_views([recipes["other"], recipes[name]], torch.arange(64), seed=5, epoch=1, source=(28, 28))[1]
+        for name in ("shared", "weak", "strong")
+    }
+    mixed = drawn["shared"]
+    assert isinstance(mixed, MixedParameters)
+    assert torch.equal(mixed.box, torch.where(mixed.weak[:, None], drawn["weak"].box, drawn["strong"].box))
+
+
 def test_coins_are_shared_or_own() -> None:
     batch = _batch(("weak", "shared", "other", "shared_other", "own", "own"), torch.arange(64))
     assert batch.weak[0] is None
