@@ -24,7 +24,7 @@ lint: .venv/ready
 	PATH="$(CURDIR)/$(bin):$$PATH" snakemake --lint
 
 unit: .venv/ready
-	$(bin)/pytest -m "not workflow and not repro"
+	$(bin)/pytest -n 2 --dist loadfile -m "not workflow and not repro"
 
 # End to end at smoke scale; one session, because the built checkout is shared.
 workflow: .venv/ready
