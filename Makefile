@@ -32,7 +32,7 @@ workflow: .venv/ready
 
 # Where the time of a training step goes, what a verb costs to start, and speed and memory against the library lightly.
 bench: .venv/ready
-	$(bin)/polygrain bench runs/cpu/fashion-mnist/simclr/base/seed0
+	$(bin)/polygrain bench
 	$(bin)/polygrain versus
 
 # The virtual environment. uv, itself pinned in the lock, installs the rest from it, five times faster than pip.

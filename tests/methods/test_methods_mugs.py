@@ -958,6 +958,12 @@ def test_sizes_of_what_is_not_built_are_free() -> None:
     assert method(grains=["group", "instance"], memory=41).grains == ["instance", "group"]
 
 
+def test_a_row_per_image() -> None:
+    net = method(memory=None, queue=None)
+    assert net.teacher_memory is not None
+    assert [len(net.teacher_memory.rows), len(net.get_buffer("queues.instance.rows"))] == [40, 40]
+
+
 def test_views_without_a_coin_are_refused_where_one_is_needed() -> None:
     net = method()
     given = batch(net, 0)

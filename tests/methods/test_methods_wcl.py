@@ -327,7 +327,7 @@ def test_what_the_grains_do_not_need_is_not_built() -> None:
 
 
 def test_the_trained_head_is_watched_under_the_plain_names() -> None:
-    """A run is judged by `spread` and `rank`: where g is absent, or makes the graph untrained, they are those of phi."""
+    """A run is judged by `spread` and `rank`: those of phi, where g is absent or only makes the graph."""
     given = batch()
     for cell, name in (("base", "instance"), ("swap only", "weak"), ("instance head, swap only", "weak")):
         net = method(**CELLS[cell])

@@ -1,6 +1,7 @@
 """A stopwatch on a clock that only moves when it is told to: every second is booked once, where it belongs."""
 
 import types
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -65,14 +66,18 @@ def test_outside_of_any_phase_of_a_stopwatch_nothing_is_booked(clock: Clock) -> 
 
 def test_a_body_that_fails_ends_its_phase(clock: Clock) -> None:
     watch = stopwatch()
-    with watch.phase("forward"):
-        with pytest.raises(KeyError), phase("rest"):
-            clock.sleep(1)
+
+    def fail(booked: AbstractContextManager[None], seconds: float) -> None:
+        with booked:
+            clock.sleep(seconds)
             raise KeyError
+
+    with watch.phase("forward"):
+        with pytest.raises(KeyError):
+            fail(phase("rest"), 1)
         clock.sleep(2)
-    with pytest.raises(KeyError), watch.phase("backward"):
-        clock.sleep(4)
-        raise KeyError
+    with pytest.raises(KeyError):
+        fail(watch.phase("backward"), 4)
     with phase("rest"):
         clock.sleep(8)
     assert watch.seconds == {"forward": 2, "rest": 1, "backward": 4}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from polygrain.cli.main import main
 from polygrain.config.ledger import Line, read_ledger
@@ -64,7 +65,7 @@ def test_markdown_has_a_table_per_method_and_marks_what_is_ours() -> None:
     assert rows[2].split(" | ")[1:] == [
         "*Ours:* Four. (4)<br><sub>section 1 (text)</sub>",
         "*Instead:* None. (0)<br><sub>section 1 (text)</sub>",
-        "method.values.crops<br><sub>with pretrain.batch = 256, method.values.x = y</sub>",
+        "method.values.crops<br><sub>with method.values.x = y, pretrain.batch = 256</sub>",
         "reconstructed<sup>‡</sup> |",
     ]
     assert [row for row in text.splitlines() if row.startswith("### ")] == ["### one", "### two"]
@@ -89,6 +90,14 @@ def test_csv_keeps_every_arm_in_columns_of_its_own() -> None:
         "reconstructed",
         '["a", "b"]',
     )
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    """A job reads the lines from its configuration, whose keys are sorted."""
+    for lines in (small(), read_ledger(PROJECT)):
+        again = yaml.safe_load(yaml.safe_dump(lines, sort_keys=True))
+        for render in (render_csv, render_markdown, render_latex, pdf_source):
+            assert render(again) == render(lines)
 
 
 def test_the_footer_counts_and_follows_the_content() -> None:

@@ -168,19 +168,23 @@ class Network(nn.Module):
 class Mugs(nn.Module):
     """Student, teacher, predictors, queues, memories and centre; what the grains do not need is not built.
 
-    backbone: the network of which both get a copy; the teacher's is evaluated. images, batch: pre-training images and
-    those of a step, of all processes. grains: those that are contrasted. weights, weighting: w of each grain, and what
-    it is. pairs: see `over_pairs`. local_crops: V. student_views: global crops of the student's own, of recipes
-    `mixed_*`, or the teacher's very tensors, which are weak. remember: the student's weak global crops, or all.
-    memory, pointer, unfilled: rows of a memory, its pointer, its noise. neighbours, query: k and u. aggregation: of u
-    and neighbours by the block, by their mean, or u alone. relation_heads: attention heads of the block.
-    queue, temperature: Q and tau of instance and local group.
-    prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which they stand still.
-    student_temperature, teacher_temperature, final_teacher_temperature, teacher_warmup: tau_s, and tau_t on a line,
-    both ends included, over so many epochs. centre_momentum: of the centre.
+    backbone: the student's; the teacher's copy of it is evaluated. images, batch: pre-training images and those of a
+    step, of all processes.
+    grains: those that are contrasted. weights, weighting: w of each, factors of the losses or mere switches.
+    pairs: see `over_pairs`. local_crops: V.
+    student_views: global crops of the student's own, of recipes `mixed_*`, or the teacher's very tensors, all weak.
+    remember: the student's weak global crops, or all. memory, pointer: rows of a memory (None: one per image), and how
+    its pointer moves. unfilled: what becomes of its noise.
+    neighbours, query, aggregation: k, u, and what makes y* of them: the block, their mean, or u alone.
+    relation_heads: attention heads of the block.
+    queue, temperature: Q (None: one per image) and tau of instance and local group.
+    prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which c and g stand still.
+    student_temperature: tau_s. teacher_temperature, final_teacher_temperature, teacher_warmup: tau_t on a line over so
+    many epochs, both ends included. centre_momentum: of the centre.
     hidden, prediction_hidden, embedding, bottleneck: widths inside projectors and predictors, of queries and keys, and
-    before the prototypes. head_norm: batch norm in heads. prediction: whether there is p. norm_before_prediction: the
-    inner unit of q. momentum: m at the start. embedding_lr: factor of the patch embedding's learning rate.
+    before the prototypes. head_norm: batch norm in heads.
+    prediction, norm_before_prediction: whether there is p, and the inner unit of q.
+    momentum: m at the start. embedding_lr: factor of the patch embedding's learning rate.
 
     Raises UserError for values that do not fit each other.
     """
@@ -203,14 +207,14 @@ class Mugs(nn.Module):
         local_crops: int,
         student_views: Literal["own", "teacher"],
         remember: Literal["weak", "all"],
-        memory: int,
+        memory: int | None,
         pointer: Literal["ring", "double"],
         unfilled: Literal["masked", "retrieved"],
         neighbours: int,
         query: Literal["consistent", "asymmetric"],
         aggregation: Literal["block", "mean", "query"],
         relation_heads: int,
-        queue: int,
+        queue: int | None,
         temperature: float,
         prototypes: int,
         norm_last_layer: bool,
@@ -232,6 +236,7 @@ class Mugs(nn.Module):
     ) -> None:
         super().__init__()
         _check_grains(grains, weights)
+        memory, queue = images if memory is None else memory, images if queue is None else queue
         self.grains: list[str] = [grain for grain in GRAINS if grain in grains]
         contrasted = [grain for grain in self.grains if grain != "group"]
         group, local = "group" in grains, "local-group" in grains

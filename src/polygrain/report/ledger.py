@@ -69,13 +69,13 @@ def entry(line: Line) -> Entry:
         Arm(heading, clean(where, arm["says"]), value_text(arm["value"]), clean(where, arm["where"]))
         for heading, arm in zip(headings, arms(line), strict=True)
     )
-    conditions = ", ".join(f"{key} = {value_text(value)}" for key, value in line.get("with", {}).items())
+    conditions = ", ".join(f"{key} = {value_text(value)}" for key, value in sorted(line.get("with", {}).items()))
     return Entry(line["method"], clean(where, line["what"]), (first, second), line["switch"], conditions, line["kind"])
 
 
 def value_text(value: Any) -> str:
     """A value as its YAML has it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def build_ledger(lines: Sequence[Line], outputs: Mapping[str, Path]) -> None:
@@ -96,7 +96,7 @@ def render_csv(lines: Sequence[Line]) -> str:
         cells: list[str] = []
         for name in names:
             arm = line.get(name)
-            cells += [arm["says"], arm["where"], json.dumps(arm["value"])] if arm else ["", "", ""]
+            cells += [arm["says"], arm["where"], json.dumps(arm["value"], sort_keys=True)] if arm else ["", "", ""]
         conditions = json.dumps(line["with"], sort_keys=True) if line.get("with") else ""
         writer.writerow([line["method"], line["id"], line["kind"], line["what"], *cells, line["switch"], conditions])
     return buffer.getvalue()
