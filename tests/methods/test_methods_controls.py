@@ -234,7 +234,7 @@ def test_yaml_fits_the_constructor(name: str, units: int) -> None:
     text = (PARAMS / "method" / f"{name}.yaml").read_text()
     content = yaml.safe_load(text)
     assert text.startswith("#")
-    assert sorted(content) == ["encoder_passes", "mode", "name", "start_passes", "values"]
+    assert sorted(content) == ["encoder_passes", "grains", "mode", "name", "start_passes", "values"]
     assert (content["name"], content["encoder_passes"], content["start_passes"]) == (name, units, 0)
     module = f"polygrain.methods.{name}"
     check_values(name, content["values"], keywords(module, assigned_name(module, "METHOD")))
@@ -248,7 +248,7 @@ def test_yaml_fits_the_constructor(name: str, units: int) -> None:
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_optimizer_yaml_builds(name: str) -> None:
     content = yaml.safe_load((PARAMS / "optimizer" / f"{name}.yaml").read_text())
-    assert sorted(content) == ["clip", "name", "schedule", "values"]
+    assert sorted(content) == ["clip", "final_weight_decay", "name", "schedule", "values"]
     check_values(name, content["values"], keywords("polygrain.nn.optim", OPTIMIZERS[content["name"]].__name__))
     group = {"params": [nn.Parameter(torch.ones(2))], "name": "a", "decay": True}
     build(content["name"], [group], **content["values"])

@@ -6,6 +6,7 @@ evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this 
 `variant/{method}/{variant}` (the ablation cell; `base` is none).
 """
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,15 @@ def resolve(run: Run, params: Path) -> Config:
 
 def stamp(params: Path) -> int:
     """Latest modification under a folder of YAML files, ns: what a remembered composition is valid for."""
-    return max(path.stat().st_mtime_ns for path in params.rglob("*.yaml"))
+    latest, folders = 0, [str(params)]
+    while folders:  # asked for hundreds of times per table, so by scandir: twice as fast as a Path's rglob
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.endswith(".yaml"):
+                    latest = max(latest, entry.stat().st_mtime_ns)
+    return latest
 
 
 @cache
