@@ -1,4 +1,4 @@
-"""A step does not depend on how tensors lie in memory, and half precision changes its losses by no more than is said."""
+"""A step does not depend on how tensors lie in memory; half precision changes its losses by no more than is said."""
 
 import copy
 from pathlib import Path
