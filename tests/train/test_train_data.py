@@ -545,8 +545,10 @@ def test_workers_end_with_the_data(encoded: Path) -> None:
     assert not any(alive(pid) for pid in pids)
 
 
+# a shell that starts a test session in the background leaves it, and so its children, deaf to SIGINT
 ORPHANS = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from polygrain.nn.clock import Clock
 from polygrain.train.data import PretrainingData, _cut
