@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packing import pack_noise
 from safetensors.numpy import load_file
-
-from polygrain.provenance.files import canonical_json, sha256_file, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECTION = (REPOSITORY / "README.md").read_text().split("\n## Add your own method\n")[1].split("\n## ")[0]
@@ -56,24 +55,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         assert not (root / name).exists(), f"{name} is in the package already: take another example"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    pack(root / "data" / "fashion-mnist")
+    pack_noise(root / "data" / "fashion-mnist")
     return Copy(root)
-
-
-def pack(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 56, (600, 1, 28, 28)) + 20 * np.arange(10).repeat(60)[:, None, None, None]
-    np.save(folder / "images.npy", pixels.astype(np.uint8))
-    np.save(folder / "labels.npy", np.arange(10).repeat(60))
-    order = generator.permutation(600)
-    np.savez(folder / "splits.npz", train=np.sort(order[:560]), validation=order[560:580], test=order[580:])
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in ("images.npy", "labels.npy", "splits.npz")
-    }
-    content = {"format": 1, "name": "noise", "mean": [0.5], "std": [0.3], "label_subsets": {}, "files": files}
-    write_text(folder / "manifest.json", canonical_json(content))
 
 
 def test_it_takes_fewer_lines_than_it_says_and_a_hundred() -> None:

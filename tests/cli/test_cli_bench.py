@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from fake_time import Time
+from packing import pack_noise
 from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
@@ -29,25 +30,11 @@ from polygrain.nn.phases import phase
 from polygrain.nn.queue import Queue
 from polygrain.provenance import pins
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import canonical_json, sha256_file, write_text
 from polygrain.train.data import PretrainingData
 from polygrain.train.run import Training
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
 METHODS = sorted(path.stem for path in (PROJECT.params / "method").glob("*.yaml"))
-
-
-class Time:
-    """Stands in for module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture
@@ -237,20 +224,7 @@ def test_nothing_of_the_measurement_is_left_behind(clock: Time) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/fashion-mnist, noise in ten classes."""
-    root = tmp_path_factory.mktemp("project")
-    folder = root / "data" / "fashion-mnist"
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    np.save(folder / "images.npy", generator.integers(0, 256, (640, 1, 28, 28)).astype(np.uint8))
-    np.save(folder / "labels.npy", np.arange(640) % 10)
-    np.savez(folder / "splits.npz", train=np.arange(560), validation=np.arange(560, 600), test=np.arange(600, 640))
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in ("images.npy", "labels.npy", "splits.npz")
-    }
-    content = {"format": 1, "name": "noise", "mean": [0.5], "std": [0.3], "label_subsets": {}, "files": files}
-    write_text(folder / "manifest.json", canonical_json(content))
-    return folder
+    return pack_noise(tmp_path_factory.mktemp("project") / "data" / "fashion-mnist")
 
 
 def config_of(method: str, variant: str = "base") -> dict[str, Any]:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from packing import pack
 from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
-from polygrain.provenance.files import canonical_json, sha256_file, write_text
 from polygrain.train.run import Training
 from polygrain.train.state import Identity
 
@@ -63,34 +63,22 @@ METHODS = [
 ]
 
 
-def pack(folder: Path, *, images: int, channels: int, side: int) -> Path:
-    """A packed data set of noise on gradients."""
-    generator = np.random.default_rng(0)
+def pack_slopes(folder: Path, *, images: int, channels: int, side: int) -> Path:
+    """Noise on gradients, in ten classes."""
     slope = np.linspace(0, 150, side, dtype=np.int64)
-    pixels = generator.integers(0, 106, (images, channels, side, side)) + slope
-    np.save(folder / "images.npy", pixels.astype(np.uint8))
-    np.save(folder / "labels.npy", np.arange(images) % 10)
-    np.savez(folder / "splits.npz", train=np.arange(images), validation=np.arange(0), test=np.arange(0))
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in ("images.npy", "labels.npy", "splits.npz")
-    }
-    statistics = {"mean": [0.5] * channels, "std": [0.25] * channels}
-    write_text(
-        folder / "manifest.json",
-        canonical_json({"format": 1, "name": "noise", **statistics, "label_subsets": {}, "files": files}),
-    )
-    return folder
+    pixels = np.random.default_rng(0).integers(0, 106, (images, channels, side, side)) + slope
+    order, none = np.arange(images), np.arange(0)
+    return pack(folder, pixels, order % 10, {"train": order, "validation": none, "test": none})
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(tmp_path_factory.mktemp("small"), images=128, channels=1, side=28)
+    return pack_slopes(tmp_path_factory.mktemp("small"), images=128, channels=1, side=28)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(tmp_path_factory.mktemp("large"), images=8, channels=3, side=48)
+    return pack_slopes(tmp_path_factory.mktemp("large"), images=8, channels=3, side=48)
 
 
 def fit(config: dict[str, Any], backbone: str, **changes: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import yaml
+from layers import configured, read
 from torch import Tensor, nn
 from two_processes import WORLD, run_in_two
 
@@ -603,26 +604,12 @@ def test_windows_that_do_not_tile_the_map_are_refused() -> None:
 # --- the files in params
 
 
-def configured(variant: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Method and whole overlay: base, its mode and a variant, as the composition lays them over each other."""
-    base = yaml.safe_load((PARAMS / "method/mgc.yaml").read_text())
-    overlay = yaml.safe_load((PARAMS / f"variant/mgc/{variant}.yaml").read_text()) if variant else {}
-    (mode,) = (choice for entry in base.pop("defaults") for choice in entry.values())
-    mode = next((entry["override /mode"] for entry in overlay.get("defaults", []) if "override /mode" in entry), mode)
-    preset = yaml.safe_load((PARAMS / f"mode/{mode}.yaml").read_text())["method"]
-    assert not {"mode", *preset["values"]} & {*base, *base["values"]}
-    merged: dict[str, Any] = {"values": {}}
-    for layer in (preset, base, overlay.get("method", {})):
-        merged = {**merged, **layer, "values": {**merged["values"], **layer.get("values", {})}}
-    return merged, overlay
-
-
 VARIANTS = sorted(path.stem for path in (PARAMS / "variant/mgc").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor(variant: str | None) -> None:
-    (found, overlay), (base, _) = configured(variant), configured()
+    found, base = configured("mgc", variant), configured("mgc")
     check_values("method.values", found["values"], keywords("polygrain.methods.mgc", "MGC"))
     MGC(Tiny(), **found["values"])
     assert (found["encoder_passes"], found["start_passes"]) == (8, 0)
@@ -633,12 +620,14 @@ def test_yaml_fits_the_constructor(variant: str | None) -> None:
     assert found["grains"] == list(dict.fromkeys(grains))
     assert found["mode"] == ("released" if variant == "released" else "described")
     if variant:
-        assert found["values"] != base["values"] or overlay.get("augmentation"), "a variant that changes nothing"
+        assert found["values"] != base["values"] or read(f"variant/mgc/{variant}").get("augmentation"), (
+            "a variant that changes nothing"
+        )
         assert (PARAMS / f"variant/mgc/{variant}.yaml").read_text().startswith("# @package _global_\n# MGC")
 
 
 def test_presets_are_what_the_specification_says() -> None:
-    described, released = (configured(name)[0]["values"] for name in (None, "released"))
+    described, released = (configured("mgc", name)["values"] for name in (None, "released"))
     keys = ("weighting", "ema_init", "stride_rounding")
     assert [described[key] for key in keys] == ["overlap", "copy", "exact"]
     assert [released[key] for key in keys] == ["none", "independent", "float32"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed
 import yaml
+from layers import configured
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from two_processes import WORLD, run_in_two
@@ -931,23 +932,6 @@ def test_a_resumed_run_has_the_same_bits(values: dict[str, Any], stop: int) -> N
 # --- the files in params
 
 
-def configured(variant: str | None = None) -> dict[str, Any]:
-    """Base, its mode and a variant, as the composition lays them over each other at cpu scale."""
-    base = yaml.safe_load((PARAMS / "method/mncl.yaml").read_text())
-    overlay = yaml.safe_load((PARAMS / f"variant/mncl/{variant}.yaml").read_text()) if variant else {}
-    (mode,) = (choice for entry in base.pop("defaults") for choice in entry.values())
-    mode = next((entry["override /mode"] for entry in overlay.get("defaults", []) if "override /mode" in entry), mode)
-    preset = yaml.safe_load((PARAMS / f"mode/{mode}.yaml").read_text())["method"]
-    assert not {"mode", *preset["values"]} & {*base, *base["values"]}
-    merged: dict[str, Any] = {"values": {}}
-    for layer in (preset, base, overlay.get("method", {})):
-        merged = {**merged, **layer, "values": {**merged["values"], **layer.get("values", {})}}
-    assert [merged["values"][key] for key in ("images", "batch")] == ["${pretrain.images}", "${pretrain.batch}"]
-    assert merged["grains"] == "${method.values.grains}"
-    merged["values"] |= {"images": 12000, "batch": 128}
-    return merged
-
-
 def units(v: dict[str, Any]) -> int:
     """Passes per image: with gradient 3, without 1; the parts of a view have its area."""
     if v["local_gradient"] == "tiles":
@@ -964,7 +948,7 @@ VARIANTS = sorted(path.stem for path in (PARAMS / "variant/mncl").glob("*.yaml")
 
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) -> None:
-    found, base = configured(variant), configured()
+    found, base = configured("mncl", variant), configured("mncl")
     check_values("method.values", found["values"], keywords("polygrain.methods.mncl", "MNCL"))
     v = found["values"]
     net = MNCL(Tiny(), **v)
@@ -989,7 +973,7 @@ def test_modes_are_the_switches_of_the_ledger() -> None:
         told = {x["switch"].removeprefix("method.values."): x[mode]["value"] for x in lines if x["kind"] == "deviation"}
         assert (preset["mode"], preset["values"]) == (mode, told)
     assert told == RELEASED
-    base = configured()["values"]
+    base = configured("mncl")["values"]
     for line in lines:
         if line["kind"] == "reconstructed":
             assert base[line["switch"].removeprefix("method.values.")] == line["ours"]["value"], line["id"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed
 import yaml
+from layers import configured
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from two_processes import WORLD, run_in_two
@@ -584,7 +585,7 @@ def test_parameter_counts_of_vit_s() -> None:
     """Section 11, 1 (executed there with the official code)."""
     shape = yaml.safe_load((PARAMS / "backbone/vit-s.yaml").read_text())
     del shape["name"]
-    values = configured(recipe="paper")["values"] | {"images": 1_281_167, "batch": 512}
+    values = configured("mugs", recipe="paper")["values"] | {"images": 1_281_167, "batch": 512}
     with torch.device("meta"):
         net = Mugs(vit.build(channels=3, **{**shape, "image_size": 224}), **values)
     projectors = net.student.projectors
@@ -978,30 +979,12 @@ def test_views_without_a_coin_are_refused_where_one_is_needed() -> None:
 # --- the files in params
 
 
-def configured(variant: str | None = None, recipe: str = "cpu") -> dict[str, Any]:
-    """Base, its mode, recipe and variant, as the composition lays them over each other."""
-    base = yaml.safe_load((PARAMS / "method/mugs.yaml").read_text())
-    overlay = yaml.safe_load((PARAMS / f"variant/mugs/{variant}.yaml").read_text()) if variant else {}
-    scale = yaml.safe_load((PARAMS / f"recipe/mugs/{recipe}.yaml").read_text())
-    (mode,) = (choice for entry in base.pop("defaults") for choice in entry.values())
-    mode = next((entry["override /mode"] for entry in overlay.get("defaults", []) if "override /mode" in entry), mode)
-    preset = yaml.safe_load((PARAMS / f"mode/{mode}.yaml").read_text())["method"]
-    assert not {"mode", *preset["values"]} & {*base, *base["values"]}
-    merged: dict[str, Any] = {"values": {}}
-    for layer in (preset, base, scale.get("method", {}), overlay.get("method", {})):
-        merged = {**merged, **layer, "values": {**merged["values"], **layer.get("values", {})}}
-    assert [merged["values"][key] for key in ("images", "batch")] == ["${pretrain.images}", "${pretrain.batch}"]
-    assert merged["grains"] == "${method.values.grains}"
-    merged["values"] |= {"images": 12000, "batch": 128}
-    return merged
-
-
 VARIANTS = sorted(path.stem for path in (PARAMS / "variant/mugs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) -> None:
-    found, base = configured(variant), configured()
+    found, base = configured("mugs", variant, "cpu"), configured("mugs", recipe="cpu")
     check_values("method.values", found["values"], keywords("polygrain.methods.mugs", "Mugs"))
     with torch.device("meta"):
         METHOD(small_resnet(), **found["values"])
@@ -1022,7 +1005,7 @@ def test_modes_hold_the_two_sides_of_every_deviation() -> None:
 
 
 def test_every_combination_of_grains_is_a_cell() -> None:
-    found = {tuple(configured(variant)["values"]["grains"]) for variant in [None, *VARIANTS]}
+    found = {tuple(configured("mugs", variant, "cpu")["values"]["grains"]) for variant in [None, *VARIANTS]}
     assert found == {
         tuple(g for g, on in zip(BASE["grains"], (a, b, c), strict=True) if on)
         for a in (0, 1)
@@ -1035,16 +1018,18 @@ def test_every_combination_of_grains_is_a_cell() -> None:
 def test_scaled_values_follow_the_rules() -> None:
     """Section 10: own copies are rare in queue and memory, classes have five times k rows, 20 images a prototype."""
     for recipe, images in (("cpu", 12000), ("paper", 1_281_167)):
-        v = configured(recipe=recipe)["values"]
+        v = configured("mugs", recipe=recipe)["values"]
         assert v["queue"] <= 0.28 * images
         assert v["memory"] <= 0.1 * images
         classes = 10 if recipe == "cpu" else 1000
         assert v["memory"] / classes >= 5 * v["neighbours"]
         assert 15 < images / v["prototypes"] < 25
-    assert configured(recipe="paper")["encoder_passes"] == pytest.approx(2 + 3 * (2 + 10 * (96 / 224) ** 2), abs=0.01)
+    assert configured("mugs", recipe="paper")["encoder_passes"] == pytest.approx(
+        2 + 3 * (2 + 10 * (96 / 224) ** 2), abs=0.01
+    )
     optimizer = yaml.safe_load((PARAMS / "recipe/mugs/paper.yaml").read_text())["optimizer"]
     assert optimizer["schedule"]["base"] == pytest.approx(8e-4 * 512 / 256)
-    small = configured(recipe="smoke")["values"]
+    small = configured("mugs", recipe="smoke")["values"]
     with torch.device("meta"):
         METHOD(small_resnet(), **{**small, "images": 512, "batch": 64})
 

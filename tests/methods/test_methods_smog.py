@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import yaml
+from layers import configured
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from two_processes import WORLD, run_in_two
@@ -722,28 +723,12 @@ def test_an_epoch_of_another_length_is_refused() -> None:
 # --- the files in params
 
 
-def configured(variant: str | None = None) -> dict[str, Any]:
-    """Base, its mode and a variant, as the composition lays them over each other at cpu scale."""
-    base = yaml.safe_load((PARAMS / "method/smog.yaml").read_text())
-    overlay = yaml.safe_load((PARAMS / f"variant/smog/{variant}.yaml").read_text()) if variant else {}
-    (mode,) = (choice for entry in base.pop("defaults") for choice in entry.values())
-    mode = next((entry["override /mode"] for entry in overlay.get("defaults", []) if "override /mode" in entry), mode)
-    preset = yaml.safe_load((PARAMS / f"mode/{mode}.yaml").read_text())["method"]
-    assert not {"mode", *preset["values"]} & {*base, *base["values"]}
-    merged: dict[str, Any] = {"values": {}}
-    for layer in (preset, base, overlay.get("method", {})):
-        merged = {**merged, **layer, "values": {**merged["values"], **layer.get("values", {})}}
-    assert [merged["values"][key] for key in ("images", "batch")] == ["${pretrain.images}", "${pretrain.batch}"]
-    merged["values"] |= {"images": 12000, "batch": 128}
-    return merged
-
-
 VARIANTS = sorted(path.stem for path in (PARAMS / "variant/smog").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) -> None:
-    found, base = configured(variant), configured()
+    found, base = configured("smog", variant), configured("smog")
     check_values("method.values", found["values"], keywords("polygrain.methods.smog", "SMoG"))
     SMoG(Tiny(), **found["values"])
     v = found["values"]
@@ -758,7 +743,7 @@ def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) ->
 
 
 def test_scaled_values_follow_the_rules() -> None:
-    v = configured()["values"]
+    v = configured("smog")["values"]
     steps = 12000 // 128
     updates = steps * (1 - (1 - 1 / v["groups"]) ** 128)
     paper = 312 * (1 - (1 - 1 / 3000) ** 4096)

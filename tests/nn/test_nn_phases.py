@@ -5,27 +5,15 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+from fake_time import Time
 
 from polygrain.nn import phases
 from polygrain.nn.phases import Stopwatch, phase
 
 
-class Clock:
-    """Stands in for module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    clock = Time()
     monkeypatch.setattr(phases, "time", clock)
     return clock
 
@@ -34,7 +22,7 @@ def stopwatch() -> Stopwatch:
     return Stopwatch(torch.device("cpu"))
 
 
-def test_an_inner_phase_is_taken_out_of_the_outer_one(clock: Clock) -> None:
+def test_an_inner_phase_is_taken_out_of_the_outer_one(clock: Time) -> None:
     watch = stopwatch()
     clock.sleep(50)
     with watch.phase("forward"):
@@ -53,7 +41,7 @@ def test_an_inner_phase_is_taken_out_of_the_outer_one(clock: Clock) -> None:
     assert watch.seconds == {"forward": 1 + 16 + 64, "rest": 2 + 8 + 32, "deeper": 4}
 
 
-def test_outside_of_any_phase_of_a_stopwatch_nothing_is_booked(clock: Clock) -> None:
+def test_outside_of_any_phase_of_a_stopwatch_nothing_is_booked(clock: Time) -> None:
     watch = stopwatch()
     with phase("rest"):
         clock.sleep(1)
@@ -64,7 +52,7 @@ def test_outside_of_any_phase_of_a_stopwatch_nothing_is_booked(clock: Clock) -> 
     assert watch.seconds == {"forward": 0}
 
 
-def test_a_body_that_fails_ends_its_phase(clock: Clock) -> None:
+def test_a_body_that_fails_ends_its_phase(clock: Time) -> None:
     watch = stopwatch()
 
     def fail(booked: AbstractContextManager[None], seconds: float) -> None:
@@ -83,7 +71,7 @@ def test_a_body_that_fails_ends_its_phase(clock: Clock) -> None:
     assert watch.seconds == {"forward": 2, "rest": 1, "backward": 4}
 
 
-def test_a_phase_belongs_to_the_stopwatch_that_was_started_last(clock: Clock) -> None:
+def test_a_phase_belongs_to_the_stopwatch_that_was_started_last(clock: Time) -> None:
     outer, inner = stopwatch(), stopwatch()
     with outer.phase("a"):
         clock.sleep(1)
@@ -96,7 +84,7 @@ def test_a_phase_belongs_to_the_stopwatch_that_was_started_last(clock: Clock) ->
 
 
 def test_on_a_device_that_works_behind_the_callers_back_every_border_waits(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels are launched in no time and done when somebody waits: they count for the phase that launched them."""
     queued: list[float] = []

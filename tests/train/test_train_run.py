@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packing import pack
 from safetensors import safe_open
 
 from polygrain.backbones.contract import Backbone
@@ -24,7 +25,7 @@ from polygrain.data.packed import open_packed
 from polygrain.methods.load import load_method
 from polygrain.nn.clock import Clock
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import canonical_json, sha256_file, write_text
+from polygrain.provenance.files import sha256_file
 from polygrain.train.run import Training, pretrain
 from polygrain.train.state import Identity, State, save_state
 
@@ -50,32 +51,18 @@ def run(config: dict[str, Any], data: Path, folder: Path, **options: Any) -> dic
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small packed data set of moving bars, ten classes of 60 images."""
-    return pack(tmp_path_factory.mktemp("data"), seed=0)
+    return pack_bars(tmp_path_factory.mktemp("data"))
 
 
-def pack(folder: Path, *, seed: int, labels: np.ndarray | None = None) -> Path:
-    generator = np.random.default_rng(seed)
+def pack_bars(folder: Path, labels: np.ndarray | None = None) -> Path:
+    generator = np.random.default_rng(0)
     truth = np.repeat(np.arange(10), 60)
     images = generator.integers(0, 60, (600, 1, 28, 28)).astype(np.uint8)
     for image, label in zip(images, truth, strict=True):
         image[0, 2 * label : 2 * label + 5] += 150
     order = generator.permutation(600)
     splits = {"train": order[:420], "validation": order[420:500], "test": order[500:]}
-    np.save(folder / "images.npy", images)
-    np.save(folder / "labels.npy", truth if labels is None else labels)
-    np.savez(folder / "splits.npz", **{name: np.sort(part).astype(np.int64) for name, part in splits.items()})
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in ("images.npy", "labels.npy", "splits.npz")
-    }
-    manifest = {
-        "format": 1, "name": "bars", "classes": [str(k) for k in range(10)], "shape": [1, 28, 28],
-        "mean": [0.3], "std": [0.25], "coarse": {"names": ["all"], "of_class": [0] * 10},
-        "splits": {name: len(part) for name, part in splits.items()}, "label_subsets": {"1%": 10, "10%": 42},
-        "files": files, "raw": {}, "licence": "none", "source": "made for a test",
-    }  # fmt: skip
-    write_text(folder / "manifest.json", canonical_json(manifest))
-    return folder
+    return pack(folder, images, truth if labels is None else labels, splits)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,7 +111,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_do_not_touch_what_claims_to_learn_without_them(method, data, tmp_path):
     labels = np.random.default_rng(1).permutation(np.load(data / "labels.npy"))
-    other = pack(tmp_path_folder(tmp_path), seed=0, labels=labels)
+    other = pack_bars(tmp_path / "relabelled", labels)
     config = config_of(method)
     backbone = load_backbone(**config["backbone"], channels=1)
     uses_labels = load_method(method, backbone, config["method"]["values"]).uses_labels
@@ -134,11 +121,6 @@ def test_labels_do_not_touch_what_claims_to_learn_without_them(method, data, tmp
 
 def sha(files: dict[str, str]) -> str:
     return files["checkpoint.safetensors"]
-
-
-def tmp_path_folder(tmp_path: Path) -> Path:
-    (tmp_path / "relabelled").mkdir()
-    return tmp_path / "relabelled"
 
 
 def test_the_loss_falls_and_the_metrics_say_where(data, tmp_path):
