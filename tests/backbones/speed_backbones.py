@@ -31,7 +31,7 @@ for path in sorted(Path(__file__).parents[2].glob("params/backbone/*.yaml")):
     images = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
     forward, both = [], []
     for step in range(rounds):
-        set_drop_path_key(backbone, 0, step)
+        set_drop_path_key(backbone, 0, step, batch)
         start = time.process_time()
         pooled = backbone(images).pooled
         middle = time.process_time()

@@ -88,7 +88,7 @@ def test_drop_path_is_keyed_by_seed_step_place_and_pass() -> None:
 
     def masks(seed: int = 0, step: int = 0, place: str = "block 0") -> list[torch.Tensor]:
         module = DropPath(0.25, place).train()
-        set_drop_path_key(module, seed, step)
+        set_drop_path_key(module, seed, step, 4000)
         return [module(ones), module(ones)]
 
     first, second = masks()
@@ -100,7 +100,7 @@ def test_drop_path_is_keyed_by_seed_step_place_and_pass() -> None:
         assert not torch.equal(first, other)
     # a sample's draw does not depend on how many follow it
     module = DropPath(0.25, "block 0").train()
-    set_drop_path_key(module, 0, 0)
+    set_drop_path_key(module, 0, 0, 100)
     assert torch.equal(module(ones[:100]), first[:100])
 
 
@@ -112,9 +112,9 @@ def test_drop_path_rises_to_its_rate_and_is_off_in_evaluation() -> None:
     with pytest.raises(RuntimeError, match="set_drop_path_key"):
         backbone.train()(images)
     state = torch.random.get_rng_state()
-    set_drop_path_key(backbone, 3, 5)
+    set_drop_path_key(backbone, 3, 5, 8)
     first, second = backbone(images).pooled, backbone(images).pooled
-    set_drop_path_key(backbone, 3, 5)
+    set_drop_path_key(backbone, 3, 5, 8)
     assert torch.equal(backbone(images).pooled, first)
     assert not torch.equal(first, second)
     assert torch.equal(state, torch.random.get_rng_state())

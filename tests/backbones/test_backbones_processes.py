@@ -1,4 +1,4 @@
-"""Joint batch norm of a synchronised ResNet: two gloo processes, half the images each, equal one with all of them."""
+"""Joint batch norm of a synchronised ResNet, and drop path: two gloo processes, half the images each, equal one."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import torch.distributed
 from torch import Tensor
 from two_processes import WORLD, run_in_two
 
+from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.load import load_backbone
 from polygrain.nn.batch_norm import synchronise
 
@@ -48,3 +49,22 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert set(shared) == set(alone)
         for name, value in alone.items():
             torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def dropped(rows: slice) -> Tensor:
+    """What drop path leaves of three crops [3, B, 1] of the images of one process, which share a pass."""
+    module = DropPath(0.5, "block").train()
+    ones = torch.ones(3, 400, 1)[:, rows]
+    set_drop_path_key(module, 3, 5, ones.shape[1])
+    return module(ones.flatten(0, 1)).view(3, -1, 1)
+
+
+def drop_half(rank: int) -> Tensor:
+    return dropped(slice(200 * rank, 200 * rank + 200))
+
+
+def test_two_processes_drop_the_branches_that_one_drops_whatever_crops_share_a_pass(tmp_path: Path) -> None:
+    halves = run_in_two(drop_half, tmp_path)
+    assert torch.equal(torch.cat(halves, dim=1), dropped(slice(400)))
+    assert not torch.equal(halves[0], halves[1])
+    assert not torch.equal(halves[0][0], halves[0][1])

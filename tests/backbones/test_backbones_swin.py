@@ -225,7 +225,7 @@ def test_drop_path_rises_to_its_rate_and_is_off_in_evaluation() -> None:
     state = torch.random.get_rng_state()
     maps = []
     for seed in (3, 3, 4):
-        set_drop_path_key(backbone, seed, 5)
+        set_drop_path_key(backbone, seed, 5, 4)
         maps.append(backbone(images).map)
     assert torch.equal(maps[0], maps[1])
     assert not torch.equal(maps[0], maps[2])

@@ -67,7 +67,7 @@ def build(backbone: dict[str, Any], channels: int) -> torch.nn.Module:
     torch.manual_seed(0)
     network = load_backbone(**backbone, channels=channels)
     network.train()
-    set_drop_path_key(network, 0, 0)
+    set_drop_path_key(network, 0, 0, 64)
     network(torch.randn(64, channels, 16, 16) * 2 + 1)
     return network.eval()
 

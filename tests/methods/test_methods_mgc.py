@@ -18,7 +18,7 @@ from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.vit import build as build_vit
 from polygrain.config.signature import check_values, keywords
-from polygrain.methods.mgc import METHOD, MGC, cell_means, mean_over_processes, pair_losses
+from polygrain.methods.mgc import METHOD, MGC, cell_means, mean_over_rows, pair_losses
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clock import Clock
 from polygrain.nn.correspond import Stride, correspond
@@ -120,8 +120,9 @@ def train(net: MGC, first: int = 0, last: int = STEPS, rows: slice | Tensor = sl
     history = []
     for step in range(first, last):
         net.before_step(clock(step))
-        set_drop_path_key(net, SEED, step)
-        terms, monitors = net(batch(step, rows), clock(step))
+        given = batch(step, rows)
+        set_drop_path_key(net, SEED, step, len(given.views[0]))
+        terms, monitors = net(given, clock(step))
         net.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         gradients = {}
@@ -295,8 +296,8 @@ def test_golden_loss() -> None:
     q, z, w = golden()
     losses = pair_losses(q, z, 0.1)
     torch.testing.assert_close(losses, torch.tensor([0.0181946, 0.0006707, 0.0000908]).double(), rtol=0, atol=1.01e-7)
-    assert mean_over_processes(losses, w, "overlap").item() == pytest.approx(0.0123533, abs=1.01e-7)
-    assert mean_over_processes(losses, w, "none").item() == pytest.approx(0.0063187, abs=1.01e-7)
+    assert mean_over_rows(losses, w, "overlap").item() == pytest.approx(0.0123533, abs=1.01e-7)
+    assert mean_over_rows(losses, w, "none").item() == pytest.approx(0.0063187, abs=1.01e-7)
     torch.testing.assert_close(pair_losses(3 * q, 0.2 * z, 0.1), losses, rtol=1e-12, atol=0)
 
 
@@ -309,14 +310,13 @@ def test_weights_cancel_in_the_plain_mean() -> None:
     """As in the release: a mean times the weights over the sum of the weights. Empty slots count there, only there."""
     losses, weights = torch.rand(12, dtype=torch.float64), torch.rand(12, dtype=torch.float64)
     released = (losses.mean() * weights / weights.sum()).sum()
-    assert mean_over_processes(losses, weights, "none").item() == pytest.approx(released.item(), rel=1e-12)
-    assert mean_over_processes(losses, weights.square(), "none").item() == losses.mean().item()
+    assert mean_over_rows(losses, weights, "none").item() == pytest.approx(released.item(), rel=1e-12)
+    assert mean_over_rows(losses, weights.square(), "none").item() == losses.mean().item()
     weights[3] = 0.0
     other = losses.clone()
     other[3] += 1.0
     none, overlap = (
-        (mean_over_processes(other, weights, by) - mean_over_processes(losses, weights, by)).item()
-        for by in ("none", "overlap")
+        (mean_over_rows(other, weights, by) - mean_over_rows(losses, weights, by)).item() for by in ("none", "overlap")
     )
     assert none == pytest.approx(1 / 12)
     assert overlap == 0.0
@@ -325,8 +325,8 @@ def test_weights_cancel_in_the_plain_mean() -> None:
 @pytest.mark.parametrize("weighting", ["none", "overlap"])
 def test_no_pair_at_all_is_not_a_number(weighting: str) -> None:
     losses = torch.ones(4, requires_grad=True)
-    assert mean_over_processes(losses, torch.zeros(4), weighting).isnan().item()  # type: ignore[arg-type]
-    assert mean_over_processes(losses, torch.tensor([0.0, 0, 0, 1e-7]), weighting).item() == pytest.approx(1.0)  # type: ignore[arg-type]
+    assert mean_over_rows(losses, torch.zeros(4), weighting).isnan().item()  # type: ignore[arg-type]
+    assert mean_over_rows(losses, torch.tensor([0.0, 0, 0, 1e-7]), weighting).item() == pytest.approx(1.0)  # type: ignore[arg-type]
     net, given = method(weighting=weighting), batch(0)
     boxes = torch.tensor([[0, 0, 9, 9]] * BATCH), torch.tensor([[9, 9, 9, 9]] * BATCH)
     apart = [Geometry(box, place.flip, (28, 28)) for box, place in zip(boxes, given.geometry, strict=True)]
@@ -502,7 +502,7 @@ def test_statistics_of_batch_norm_are_not_averaged() -> None:
     before = net.get_buffer("momentum_backbone.norm.running_mean").clone()
     net.before_step(clock(0))
     assert torch.equal(net.get_buffer("momentum_backbone.norm.running_mean"), before)
-    set_drop_path_key(net, SEED, 0)
+    set_drop_path_key(net, SEED, 0, len(batch(0).views[0]))
     net(batch(0), clock(0))
     assert net.get_buffer("momentum_backbone.norm.num_batches_tracked").item() == 2
     assert not torch.equal(net.get_buffer("momentum_backbone.norm.running_mean"), before)

@@ -18,7 +18,7 @@ from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded
 from polygrain.config.signature import check_values, keywords
-from polygrain.methods.mncl import METHOD, MNCL, one_way, set_means, tiles
+from polygrain.methods.mncl import METHOD, MNCL, one_way
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clip import clip_global
 from polygrain.nn.clock import Clock
@@ -26,6 +26,7 @@ from polygrain.nn.contrastive import nt_xent
 from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.optim import build as build_optimizer
 from polygrain.nn.optim import set_learning_rate
+from polygrain.nn.parts import set_means, tiles
 from polygrain.nn.random import hash64
 from polygrain.nn.schedules import learning_rate
 from polygrain.provenance.errors import UserError

@@ -19,8 +19,9 @@ from two_processes import WORLD, run_in_two
 from polygrain.backbones import resnet, vit
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
+from polygrain.backbones.relation import Relation
 from polygrain.config.signature import check_values, keywords
-from polygrain.methods.mugs import METHOD, Mugs, Relation, cross_entropies, info_nce, over_pairs
+from polygrain.methods.mugs import METHOD, Mugs, cross_entropies, info_nce, over_pairs
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clip import clip_each
 from polygrain.nn.clock import Clock
@@ -150,8 +151,9 @@ class Run:
     def take(self, first: int = 0, last: int = STEPS) -> "Run":
         for step in range(first, last):
             now = clock(step)
-            set_drop_path_key(self.net, SEED, step)
-            terms, self.monitors = self.net(batch(self.net, step, self.rows), now)
+            given = batch(self.net, step, self.rows)
+            set_drop_path_key(self.net, SEED, step, len(given.views[0]))
+            terms, self.monitors = self.net(given, now)
             self.optimizer.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
             if torch.distributed.is_initialized():
@@ -814,8 +816,9 @@ def test_drop_path_is_the_student_s_alone() -> None:
     results = []
     for drop in (0.5, 0.0):
         net = method(drop=drop)
-        set_drop_path_key(net, SEED, 0)
-        terms, _ = net(batch(net, 0), clock(0))
+        given = batch(net, 0)
+        set_drop_path_key(net, SEED, 0, len(given.views[0]))
+        terms, _ = net(given, clock(0))
         results.append((net.teacher_memory.rows.clone(), terms["instance"].item(), net.student_memory.rows.clone()))  # type: ignore[union-attr]
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1] != results[1][1]

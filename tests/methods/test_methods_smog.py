@@ -137,8 +137,9 @@ def train(net: SMoG, first: int = 0, last: int = 2 * EPOCH, data: Data | None = 
         if now.step_in_epoch == 0:
             net.start_epoch(now, data)
         net.before_step(now)
-        set_drop_path_key(net, SEED, step)
-        terms, _ = net(data.batch(step, net.views(now)), now)
+        given = data.batch(step, net.views(now))
+        set_drop_path_key(net, SEED, step, len(given.views[0]))
+        terms, _ = net(given, now)
         net.zero_grad()
         terms["group"].backward()
         for parameter in net.parameters():
@@ -628,10 +629,10 @@ def test_drop_path_is_off_in_the_fill_in_the_momentum_network_and_for_clean_embe
     for drop, clean in ((0.5, True), (0.5, False), (0.0, False)):
         net = started(drop=drop, clean=clean, group_grad=False, small=1, joint_norm=False)
         filled = net.memory.clone()
-        set_drop_path_key(net, SEED, 0)
         given = Data().batch(0, net.views(clock(0)))
+        set_drop_path_key(net, SEED, 0, len(given.views[0]))
         part = net._embed(given.views)
-        set_drop_path_key(net, SEED, 0)
+        set_drop_path_key(net, SEED, 0, len(given.views[0]))
         net(given, clock(0))
         net.after_step(clock(0))
         assert net.backbone.drop.training  # type: ignore[union-attr]

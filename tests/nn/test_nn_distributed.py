@@ -110,3 +110,18 @@ def test_one_process_computes_batch_norm_as_torch_does() -> None:
     assert torch.equal(ours(x), theirs(x))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+
+
+def untracked(rank: int) -> tuple[Tensor, Tensor]:
+    norm = synchronise(nn.BatchNorm1d(2))
+    norm.track_running_stats = False  # type: ignore[assignment]
+    norm(torch.arange(8.0).view(4, 2) + rank)
+    assert isinstance(norm.running_mean, Tensor)
+    assert isinstance(norm.num_batches_tracked, Tensor)
+    return norm.running_mean, norm.num_batches_tracked
+
+
+def test_statistics_that_are_not_to_be_tracked_stand_still_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    for mean, count in [untracked(0), *run_in_two(untracked, tmp_path)]:
+        assert mean.tolist() == [0.0, 0.0]
+        assert count.item() == 0

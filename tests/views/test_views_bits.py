@@ -34,20 +34,20 @@ RECIPES: dict[str, tuple[int, dict[str, Any]]] = {
     "imagenet global": (3, CROP | {"jitter": JITTER, "grey": 0.2} | BLUR),
 }
 PIXELS = {
-    "grey global": "e69fff619f03ef7e",
-    "grey global_b": "a855839a0b024301",
-    "grey local": "d06d70caec05c9db",
-    "grey weak": "a38102f32a91d5a9",
-    "colour global": "6bd1146b02d896c4",
-    "colour global_b": "22fecd3e78499828",
-    "colour local": "7b2424dcf13a3c28",
-    "imagenet global": "415c9cdc3203fa92",
+    "grey global": "223f1950b01245bc",
+    "grey global_b": "65676be24251149e",
+    "grey local": "d9b8eced4dbbc085",
+    "grey weak": "0b75e6644406c284",
+    "colour global": "b07d6cbd41bec657",
+    "colour global_b": "331d491e3eb50738",
+    "colour local": "138ed3999bb76346",
+    "imagenet global": "d66c9e62c9b39b8a",
 }
 CUT = {
     "colour global": "eee77d38fc4bee28",
     "colour global_b": "bfd945e84b85509c",
     "colour local": "d4ee0c1cd8fda83a",
-    "imagenet global": "56dad1c08c6b3776",
+    "imagenet global": "762acbbf1c54cd42",
 }
 
 

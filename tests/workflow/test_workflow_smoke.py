@@ -125,7 +125,7 @@ def test_mistakes_in_params_and_paths_are_one_line_that_names_the_nearest(fresh,
         f"{RUN}/checkpoint.safetensors".replace("simclr", "simclrr"): "no method 'simclrr'; did you mean 'simclr'?",
         f"{RUN}/checkpoint.safetensors".replace("base", "bse"): "simclr has no variant 'bse'; did you mean 'base'?",
         "reports/smoek/table1.pdf": "no scale 'smoek'; did you mean 'smoke'?",
-        "reports/smoke/table9.pdf": "no such table; did you mean 'table1'?",
+        "reports/smoke/tabel1.pdf": "no such table; did you mean 'table1'?",
     }.items():
         done = checkout.run("snakemake", "-n", target, check=False)
         assert done.returncode != 0

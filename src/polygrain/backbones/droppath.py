@@ -12,14 +12,14 @@ class DropPath(nn.Module):
 
     The draw of a sample depends on `key` = (seed, step), on `place` (the branch's name), on how many batches went
     through this module since the key was set (so that two views of one step differ) and on the sample's row in the
-    batch of all processes.
+    batch of all processes. A batch holds one or several crops of each of a process's `images`, crop by crop.
     """
 
     def __init__(self, rate: float, place: str) -> None:
         super().__init__()
         self.rate, self.place = rate, place
         self.key: tuple[int, int] | None = None
-        self.passes = 0
+        self.images = self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] to the same shape. Raises RuntimeError in training when no key was set."""
@@ -27,14 +27,19 @@ class DropPath(nn.Module):
             return x
         if self.key is None:
             raise RuntimeError("drop path has no key for its draws; call set_drop_path_key before each training step")
-        rows = torch.arange(len(x), device=x.device) + world()[0] * len(x)
+        rank, processes = world()
+        row = torch.arange(len(x), device=x.device)
+        rows = (row // self.images * processes + rank) * self.images + row % self.images
         kept = uniform(*self.key, "drop path", self.place, self.passes, rows) >= self.rate
         self.passes += 1
         return x * (kept.to(x.dtype) / (1.0 - self.rate)).view(-1, *[1] * (x.ndim - 1))
 
 
-def set_drop_path_key(module: nn.Module, seed: int, step: int) -> None:
-    """Give every DropPath inside `module` the counters of this step; a module without any is left as it is."""
+def set_drop_path_key(module: nn.Module, seed: int, step: int, images: int) -> None:
+    """Give every DropPath inside `module` the counters of this step and the number of images in a process's batch.
+
+    A module without any is left as it is.
+    """
     for part in module.modules():
         if isinstance(part, DropPath):
-            part.key, part.passes = (seed, step), 0
+            part.key, part.images, part.passes = (seed, step), images, 0

@@ -44,7 +44,7 @@ from polygrain.backbones.droppath import DropPath
 from polygrain.nn import ema, graph
 from polygrain.nn.clock import Clock
 from polygrain.nn.correspond import Pairs, Stride, correspond, repeats
-from polygrain.nn.distributed import gather_rows, sum_over_processes, world
+from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes, world
 from polygrain.nn.heads import Head
 from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.phases import phase
@@ -63,13 +63,13 @@ def pair_losses(q_RD: Tensor, z_SD: Tensor, temperature: float, *, first: int = 
     return cross_entropy(logits_RS, first + torch.arange(len(q_RD), device=q_RD.device), reduction="none")
 
 
-def mean_over_processes(loss_R: Tensor, weight_R: Tensor, weighting: Literal["overlap", "none"]) -> Tensor:
+def mean_over_rows(loss_R: Tensor, weight_R: Tensor, weighting: Literal["overlap", "none"]) -> Tensor:
     """Average the rows of all processes by their weights, or plainly; NaN in either case where all weights are 0."""
     weight_R = weight_R.to(loss_R)
     total = sum_over_processes(weight_R.sum())
     if weighting == "overlap":
         return sum_over_processes((weight_R * loss_R).sum()) / total
-    return sum_over_processes(loss_R.mean()) / world()[1] * (total / total)
+    return mean_over_processes(loss_R.mean()) * (total / total)
 
 
 def cell_means(tokens_BLD: Tensor, side: int, window: int) -> Tensor:
@@ -233,7 +233,7 @@ class MGC(nn.Module):
             )
         first, weight_R = world()[0] * len(q_1_RD), found.weight.flatten()
         one_way, other_way = (
-            mean_over_processes(pair_losses(q_RD, z_SD, self.temperature, first=first), weight_R, self.weighting)
+            mean_over_rows(pair_losses(q_RD, z_SD, self.temperature, first=first), weight_R, self.weighting)
             for q_RD, z_SD in ((q_1_RD, z_2_SD), (q_2_RD, z_1_SD))
         )
         return one_way + other_way

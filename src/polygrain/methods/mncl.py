@@ -32,18 +32,18 @@ Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): lin
 Legend: N images of the global batch, b of this process, P parts of a view, J sets, D width, E feature width, Q queue.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from polygrain.backbones.contract import Backbone
 from polygrain.nn import ema
+from polygrain.nn.agreement import neighbour_agreement, own_key_share
+from polygrain.nn.batch_norm import borrowed_statistics, norms_of
 from polygrain.nn.clock import Clock
 from polygrain.nn.contrastive import nt_xent
 from polygrain.nn.distributed import gather_rows
@@ -51,6 +51,7 @@ from polygrain.nn.heads import Head
 from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.nn.optim import split_by_decay
+from polygrain.nn.parts import set_means, tiles
 from polygrain.nn.phases import phase
 from polygrain.nn.queue import Queue
 from polygrain.provenance.errors import UserError
@@ -58,7 +59,6 @@ from polygrain.views.batch import Batch
 
 Monitors = dict[str, Tensor]
 Terms = tuple[dict[str, Tensor], Monitors]
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
@@ -69,25 +69,6 @@ def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
     """
     log_share_JNN = (normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT / temperature).log_softmax(dim=2)
     return -log_share_JNN.diagonal(dim1=1, dim2=2).mean()
-
-
-def tiles(view_bCSS: Tensor, splits: int) -> Tensor:
-    """Cut views into splits x splits equal tiles, [P b, C, S / splits, S / splits]: column by column, images inside.
-
-    Raises UserError when the side is no multiple of `splits`.
-    """
-    images, channels, side = view_bCSS.shape[:3]
-    if side % splits:
-        raise UserError(f"method.values.splits {splits} does not divide a view's side of {side} px; take one that does")
-    inner = side // splits
-    cut = view_bCSS.reshape(images, channels, splits, inner, splits, inner)
-    return cut.permute(4, 2, 0, 1, 3, 5).reshape(-1, channels, inner, inner)
-
-
-def set_means(part_PbE: Tensor, size: int) -> Tensor:
-    """Average every set of `size` parts, [J, b, E], sets in lexicographic order."""
-    places_Jr = torch.tensor(list(combinations(range(len(part_PbE)), size)), device=part_PbE.device)
-    return part_PbE[places_Jr].mean(dim=1)
 
 
 class MNCL(nn.Module):
@@ -148,7 +129,7 @@ class MNCL(nn.Module):
         self.backbone = backbone
         self.projector = Head(backbone.width, hidden, embedding, layers=3, final_norm="batch_affine")
         self.predictor = Head(embedding, predictor_hidden, embedding, layers=2)
-        for norm in _norms(self.projector, self.predictor) if head_norm_scale == "uniform" else ():
+        for norm in norms_of(self.projector, self.predictor) if head_norm_scale == "uniform" else ():
             nn.init.uniform_(norm.weight)
         if "instance" in grains or local_gradient == "tiles":
             self.momentum_backbone = cast(Backbone, ema.frozen_copy(backbone))
@@ -167,7 +148,7 @@ class MNCL(nn.Module):
             self.queue = Queue(rows, embedding, wrap=queue_wrap, unit=True)
             self.queue_indices = Queue(rows, 1, wrap=queue_wrap, unit=False)
         if local_norm == "separate" and "region" in grains:
-            own = [nn.BatchNorm1d(norm.num_features, affine=False) for norm in _norms(backbone, self.projector)]
+            own = [nn.BatchNorm1d(norm.num_features, affine=False) for norm in norms_of(backbone, self.projector)]
             self.part_statistics = nn.ModuleList(own)
         third = {"own": 3, "first": 1, "second": 2}[third_view]
         self.instance_roles, self.region_roles = (1, third), (1, 2)
@@ -259,7 +240,9 @@ class MNCL(nn.Module):
     def _region(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Weighted loss, and top-1, of two pairs of anchors and keys, [J, N, D] or [1, N, D] each."""
         terms = [one_way(anchor_JND, key_JND, self.region_temperature) for anchor_JND, key_JND in pairs]
-        return self.region_weight * (terms[0] + terms[1]) / 2, _top1(pairs)
+        with phase("rest"):
+            top1 = own_key_share(pairs)
+        return self.region_weight * (terms[0] + terms[1]) / 2, top1
 
     def _instance(self, view: Mapping[int, Tensor], p: Mapping[int, Tensor], batch: Batch) -> tuple[Tensor, Monitors]:
         first, third = self.instance_roles
@@ -272,9 +255,10 @@ class MNCL(nn.Module):
                 e_1_ND, e_3_ND = gather_rows(e[first]), gather_rows(e[third])
                 self._newest = e_3_ND, index_N
                 own_N = gather_rows(found[third][1])
-                agreement = _agreement(e_1_ND, e_3_ND, gather_rows(batch.labels_for_monitoring))
+                agreement = neighbour_agreement(e_1_ND, e_3_ND, gather_rows(batch.labels_for_monitoring))
         terms = [nt_xent(k[a], p[b], self.instance_temperature) for a, b in ((third, first), (first, third))]
-        top1 = _top1([(p[first][None], k[third][None]), (p[third][None], k[first][None])])
+        with phase("rest"):
+            top1 = own_key_share([(p[first][None], k[third][None]), (p[third][None], k[first][None])])
         monitors = {"instance_top1": top1, "neighbour_agreement": agreement, "neighbour_self": own_N.double().mean()}
         return self.instance_weight * (terms[0] + terms[1]) / 2, monitors
 
@@ -313,22 +297,12 @@ class MNCL(nn.Module):
         rows_XbD: Tensor = self.projector(rows_XbE.flatten(0, 1)).unflatten(0, rows_XbE.shape[:2])
         return rows_XbD if before else set_means(rows_XbD, self.combined)
 
-    @contextmanager
-    def _part_norms(self) -> Iterator[None]:
+    def _part_norms(self) -> AbstractContextManager[None]:
         """Let batch norm's running statistics alone meanwhile, or put those of the parts in their place."""
         if self.local_norm == "shared":
-            yield
-            return
-        norms = _norms(self.backbone, self.projector)
-        kept = [{name: getattr(norm, name) for name in STATISTICS} for norm in norms]
-        others = self.part_statistics if self.local_norm == "separate" else [None] * len(norms)
-        for norm, other in zip(norms, others, strict=True):
-            for name in STATISTICS:
-                setattr(norm, name, getattr(other, name, None))
-        yield
-        for norm, own in zip(norms, kept, strict=True):
-            for name, value in own.items():
-                setattr(norm, name, value)
+            return nullcontext()
+        norms = norms_of(self.backbone, self.projector)
+        return borrowed_statistics(norms, self.part_statistics if self.local_norm == "separate" else None)
 
 
 def _check(grains: Sequence[str], local_gradient: str, splits: int, combined: int, local_norm: str) -> None:
@@ -347,10 +321,6 @@ def _check(grains: Sequence[str], local_gradient: str, splits: int, combined: in
         )
 
 
-def _norms(*networks: nn.Module) -> list[_BatchNorm]:
-    return [part for network in networks for part in network.modules() if isinstance(part, _BatchNorm)]
-
-
 @torch.no_grad()
 def _shuffle(network: nn.Module) -> None:
     """Redraw what was drawn: shuffle the entries of every tensor. Tensors of one value, as of new norms, stay."""
@@ -361,30 +331,6 @@ def _shuffle(network: nn.Module) -> None:
 
 def _gather_sets(rows_JbD: Tensor) -> Tensor:
     return gather_rows(rows_JbD.transpose(0, 1)).transpose(0, 1)
-
-
-@torch.no_grad()
-def _top1(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Share of anchors to which their own key is the most similar, ties by equal parts; mean over pairs of rows."""
-    shares = []
-    with phase("rest"):
-        for anchor_JND, key_JND in pairs:
-            cosine_JNN = normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT
-            best_JNN = cosine_JNN == cosine_JNN.amax(dim=2, keepdim=True)
-            hit_JN = best_JNN.diagonal(dim1=1, dim2=2)
-            shares.append((hit_JN / best_JNN.sum(dim=2)).mean())
-    return torch.stack(shares).mean()
-
-
-def _agreement(e_1_ND: Tensor, e_3_ND: Tensor, label_N: Tensor) -> Tensor:
-    """Share of labelled images whose nearest other labelled one has their label; 0 with fewer than two of them."""
-    known_N = label_N >= 0
-    e_1_ND, e_3_ND, label_N = e_1_ND[known_N], e_3_ND[known_N], label_N[known_N]
-    if len(label_N) < 2:
-        return e_1_ND.new_zeros(())
-    cosine_NN = normalize(e_1_ND, dim=1) @ normalize(e_3_ND, dim=1).T
-    nearest_N = cosine_NN.fill_diagonal_(float("-inf")).argmax(dim=1)
-    return (label_N[nearest_N] == label_N).double().mean()
 
 
 def _feature_monitors(feature_bE: Tensor) -> Monitors:

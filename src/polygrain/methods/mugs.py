@@ -47,14 +47,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, logsigmoid, normalize, scaled_dot_product_attention
+from torch.nn.functional import logsigmoid, normalize
 
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.droppath import DropPath
-from polygrain.backbones.vit import Block
+from polygrain.backbones.relation import Relation
 from polygrain.nn import ema
 from polygrain.nn.clock import Clock
-from polygrain.nn.distributed import gather_rows, sum_over_processes, world
+from polygrain.nn.distributed import gather_rows, mean_over_processes
 from polygrain.nn.graph import nearest_neighbour
 from polygrain.nn.groups import occupancy
 from polygrain.nn.heads import Head
@@ -97,26 +97,6 @@ def over_pairs(losses_TS: Tensor, pairs: Literal["half", "flat"]) -> Tensor:
     if pairs == "flat" or len(local_N) == 0:
         return torch.cat([crossed_2, local_N]).mean()
     return (crossed_2.mean() + local_N.mean()) / 2
-
-
-class Relation(Block):
-    """A transformer block without drop path whose first output token alone is computed."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads, 0.0, "relation")
-
-    def forward(self, tokens_RGD: Tensor) -> Tensor:
-        """[R, G, D] to [R, D]; what other positions ask and become is not needed."""
-        (rows, members, width), heads = tokens_RGD.shape, self.heads
-        first_R1D, normed_RGD = tokens_RGD[:, :1], self.norm1(tokens_RGD)
-        weight, bias = self.qkv.weight, self.qkv.bias
-        query = linear(normed_RGD[:, :1], weight[:width], bias[:width]).view(rows, 1, heads, -1).transpose(1, 2)
-        rest = linear(normed_RGD, weight[width:], bias[width:]).view(rows, members, 2, heads, -1)
-        key, value = rest.permute(2, 0, 3, 1, 4)
-        mixed_R1D = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        first_R1D = first_R1D + self.projection(mixed_R1D)
-        output_R1D: Tensor = first_R1D + self.mlp2(gelu(self.mlp1(self.norm2(first_R1D))))
-        return output_R1D[:, 0]
 
 
 class Features(NamedTuple):
@@ -357,7 +337,7 @@ class Mugs(nn.Module):
             losses_TS = info_nce(outputs_SBD, target_TBD, self._queue(grain).rows, self.temperature)
         factor = self.weights[grain] if self.weighting == "factors" else 1.0
         share = factor / sum(self.weights[name] for name in self.grains)
-        return share * _mean_over_processes(over_pairs(losses_TS, self.pairs))
+        return share * mean_over_processes(over_pairs(losses_TS, self.pairs))
 
     def _queue(self, grain: str) -> Queue:
         return cast(Queue, self.queues[grain])
@@ -372,7 +352,7 @@ class Mugs(nn.Module):
             for keys_BD in targets[grain]:
                 self._queue(grain).push(gather_rows(keys_BD))
         if "group" in targets:
-            mean_P = _mean_over_processes(targets["group"].mean(dim=(0, 1)))
+            mean_P = mean_over_processes(targets["group"].mean(dim=(0, 1)))
             self.centre = self.centre_momentum * self.centre + (1.0 - self.centre_momentum) * mean_P
         if self.student_memory is None or self.teacher_memory is None:
             return
@@ -400,20 +380,16 @@ class Mugs(nn.Module):
         monitors = {"spread": spread(pooled_BD), "rank": effective_rank(pooled_BD)}
         if "group" in targets:
             share_TBP = self._assignments(targets["group"], clock)
-            mean_P = _mean_over_processes(share_TBP.mean(dim=(0, 1)))
+            mean_P = mean_over_processes(share_TBP.mean(dim=(0, 1)))
             monitors["batch_entropy"] = torch.special.entr(mean_P).sum()
-            monitors["sample_entropy"] = _mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean())
+            monitors["sample_entropy"] = mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean())
             monitors["occupancy"], _ = occupancy(gather_rows(share_TBP[0].argmax(dim=1)), len(mean_P))
         if self.teacher_memory is not None:
             same_B = labels_B[nearest_neighbour(gather_rows(target.memory))] == labels_B
             monitors["purity"] = (same_B & (labels_B >= 0)).sum() / (labels_B >= 0).sum().clamp(min=1)
-            monitors["teacher_unfilled"] = _mean_over_processes(target.unfilled)
-            monitors["student_unfilled"] = _mean_over_processes(student.unfilled)
+            monitors["teacher_unfilled"] = mean_over_processes(target.unfilled)
+            monitors["student_unfilled"] = mean_over_processes(student.unfilled)
         return monitors
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    return sum_over_processes(value) / world()[1]
 
 
 def _check_grains(grains: Sequence[str], weights: Mapping[str, float]) -> None:

@@ -4,11 +4,16 @@
 original did, bit for bit, through the same kernel.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from polygrain.nn.distributed import sum_over_processes, world
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -39,8 +44,9 @@ class SynchronisedBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm needs at least 2 axes, not {x.ndim}")
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
+        assert self.num_batches_tracked is not None, "torch keeps it beside the two others"
         self.num_batches_tracked.add_(1)
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
@@ -56,3 +62,24 @@ def synchronise(module: nn.Module) -> nn.Module:
         if isinstance(part, _BatchNorm):
             part.__class__ = SynchronisedBatchNorm
     return module
+
+
+def norms_of(*networks: nn.Module) -> list[_BatchNorm]:
+    """Every batch norm of the networks, in their order."""
+    return [part for network in networks for part in network.modules() if isinstance(part, _BatchNorm)]
+
+
+@contextmanager
+def borrowed_statistics(norms: Sequence[_BatchNorm], others: Iterable[nn.Module] | None) -> Iterator[None]:
+    """Let `norms` move the running statistics of `others`, one for each, meanwhile; without others, none at all."""
+    kept = [{name: getattr(norm, name) for name in _STATISTICS} for norm in norms]
+    lenders = [None] * len(norms) if others is None else list(others)
+    for norm, other in zip(norms, lenders, strict=True):
+        for name in _STATISTICS:
+            setattr(norm, name, getattr(other, name, None))
+    try:
+        yield
+    finally:
+        for norm, own in zip(norms, kept, strict=True):
+            for name, value in own.items():
+                setattr(norm, name, value)

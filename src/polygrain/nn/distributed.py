@@ -52,6 +52,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor of one shape over all processes."""
+    return sum_over_processes(values) / world()[1]
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate rows [b, ...] of all processes in rank order; b must be equal everywhere.
 

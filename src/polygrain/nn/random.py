@@ -10,6 +10,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from polygrain.nn.exact import square_root
+
 Counter = int | str | Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -57,7 +59,7 @@ def uniform(*counters: Counter) -> Tensor:
 
 def normal(*counters: Counter) -> Tensor:
     """Float64 draws from the standard normal law, by Box and Muller's transform of two uniforms."""
-    radius = torch.sqrt(-2.0 * torch.log1p(-uniform(*counters, "radius")))
+    radius = square_root(-2.0 * torch.log1p(-uniform(*counters, "radius")))
     return radius * torch.cos(2.0 * torch.pi * uniform(*counters, "angle"))
 
 

@@ -3,7 +3,8 @@
 Libraries read these variables while they load, so a process that lacks one starts itself again with all
 of them set. One thread per job: parallel work comes from running jobs side by side, and a sum over two
 threads is another sum. The instruction set is capped at AVX2, which every x86-64 server of the last ten
-years has, so that a newer processor does not choose other kernels.
+years has, so that a newer processor does not choose other kernels. MKL has to be capped lower: it honours AVX2 on
+processors of its own maker alone.
 """
 
 import os
@@ -13,7 +14,7 @@ PINS = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "LC_ALL": "C.UTF-8",
-    "MKL_CBWR": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
     "MKL_DYNAMIC": "FALSE",
     "MKL_NUM_THREADS": "1",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",

@@ -89,7 +89,7 @@ class Training:
             if clock.step_in_epoch == 0:
                 self._hook("start_epoch", clock, self.data)
             self._hook("before_step", clock)
-            set_drop_path_key(self.method, clock.seed, clock.step)
+            set_drop_path_key(self.method, clock.seed, clock.step, self.data.batch_size)
         with self.watch.phase("views"):
             batch = self.data.batch(clock, self.method.views(clock), ahead=self.method.views)
         with self.watch.phase("forward"):

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from polygrain.nn.exact import square_root
 from polygrain.nn.random import hash64, uniform
 from polygrain.provenance.errors import UserError
 from polygrain.views.recipe import Erasing, Range, Recipe
@@ -76,8 +77,8 @@ def _tries(recipe: Recipe, key_B: Tensor, size_B2: Tensor, start: int, stop: int
     area, ratio, down, right = uniform(key_BT1, torch.arange(4, device=key_B.device)).unbind(-1)
     area_BT = height_B1 * width_B1 * _between(recipe.scale, area)
     ratio_BT = _log_between(recipe.ratio, ratio)
-    w_BT = torch.sqrt(area_BT * ratio_BT).round().long()
-    h_BT = torch.sqrt(area_BT / ratio_BT).round().long()
+    w_BT = square_root(area_BT * ratio_BT).round().long()
+    h_BT = square_root(area_BT / ratio_BT).round().long()
     fits_BT = (w_BT > 0) & (w_BT <= width_B1) & (h_BT > 0) & (h_BT <= height_B1)
     top_BT = (down * (height_B1 - h_BT + 1)).floor().long()
     left_BT = (right * (width_B1 - w_BT + 1)).floor().long()
@@ -101,8 +102,8 @@ def erased_box(values: Erasing, size: int, key_B: Tensor) -> Tensor:
     area, ratio, down, right = uniform(key_BT1, torch.arange(4, device=key_B.device)).unbind(-1)
     area_BT = size**2 * _between(values.area, area)
     ratio_BT = _log_between(values.ratio, ratio)
-    h_BT = torch.sqrt(area_BT * ratio_BT).round().long()
-    w_BT = torch.sqrt(area_BT / ratio_BT).round().long()
+    h_BT = square_root(area_BT * ratio_BT).round().long()
+    w_BT = square_root(area_BT / ratio_BT).round().long()
     fits_BT = (h_BT > 0) & (h_BT < size) & (w_BT > 0) & (w_BT < size)
     top_BT, left_BT = (down * (size - h_BT + 1)).floor().long(), (right * (size - w_BT + 1)).floor().long()
     box_B4 = _first(torch.stack((top_BT, left_BT, h_BT, w_BT), dim=-1), fits_BT)

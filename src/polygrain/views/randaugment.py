@@ -186,13 +186,14 @@ def _move(
 ) -> None:
     """Rotate, shear and translate, in place."""
     height, width = images_BCHW.shape[-2:]
+    matrix_B23 = _matrix(operation_B, magnitude_B, height, width)
     moved_B = torch.isin(operation_B, torch.tensor([OPERATIONS.index(name) for name in _MOVES]).to(operation_B))
     for cubic in (False, True):
         rows = (moved_B & (cubic_B == cubic)).nonzero()[:, 0]
         if len(rows):
-            matrix_N23 = _matrix(operation_B[rows], magnitude_B[rows], height, width)
             turned_NCHW = _flipped(images_BCHW[rows], flip_B[rows])
-            images_BCHW[rows] = _flipped(sample(turned_NCHW, matrix_N23, fill_C, cubic=cubic), flip_B[rows])
+            moved_NCHW = sample(turned_NCHW, matrix_B23[rows], fill_C, cubic=cubic)
+            images_BCHW[rows] = _flipped(moved_NCHW, flip_B[rows])
 
 
 def _flipped(images_NCHW: Tensor, flip_N: Tensor) -> Tensor:
@@ -200,7 +201,10 @@ def _flipped(images_NCHW: Tensor, flip_N: Tensor) -> Tensor:
 
 
 def _matrix(operation_N: Tensor, magnitude_N: Tensor, height: int, width: int) -> Tensor:
-    """Where an output pixel comes from: column' = a column + b row + c, row' = d column + e row + f; [N, 2, 3]."""
+    """Where an output pixel comes from: column' = a column + b row + c, row' = d column + e row + f; [N, 2, 3].
+
+    The identity for operations that move nothing.
+    """
 
     def amount(name: str, largest: float) -> Tensor:
         return torch.where(operation_N == OPERATIONS.index(name), magnitude_N * (largest / 10.0), 0.0)
@@ -226,37 +230,39 @@ def sample(images_NCHW: Tensor, matrix_N23: Tensor, fill_C: Tensor, *, cubic: bo
     a, b, c, d, e, f = matrix_N23.flatten(1)[:, :, None, None].unbind(dim=1)
     from_column_NHW, from_row_NHW = a * column_W + b * row_H1 + c, d * column_W + e * row_H1 + f
     inside_NHW = (from_column_NHW >= 0) & (from_column_NHW < width) & (from_row_NHW >= 0) & (from_row_NHW < height)
-    columns, across_N1P = _neighbours(from_column_NHW.flatten(1), width, cubic)
-    rows, down_N1P = _neighbours(from_row_NHW.flatten(1), height, cubic)
+    column_NKP, across_N1P = _neighbours(from_column_NHW.flatten(1), width, cubic)
+    row_NKP, down_N1P = _neighbours(from_row_NHW.flatten(1), height, cubic)
     between: Callable[..., Tensor] = _cubic if cubic else _linear
     pixels_NCP = images_NCHW.flatten(2)
+    middle = column_NKP.shape[1] // 2 - 1
 
-    def fetch(row_NP: Tensor, column_NP: Tensor) -> Tensor:
-        return pixels_NCP.gather(2, (row_NP * width + column_NP)[:, None].expand_as(pixels_NCP)).double()
-
-    def line(row_NP: Tensor) -> Tensor:
-        return between(*(fetch(row_NP, column_NP) for column_NP in columns), across_N1P)
+    def line(row_NJP: Tensor, column_NJP: Tensor, way_N1P: Tensor) -> Tensor:
+        """Between pixels that follow each other along one axis."""
+        index_NKP = row_NJP * width + column_NJP
+        N, K, P = index_NKP.shape
+        index_NC = index_NKP.view(N, 1, K * P).expand(-1, pixels_NCP.shape[1], -1)
+        return between(*pixels_NCP.gather(2, index_NC).double().view(N, -1, K, P).unbind(dim=2), way_N1P)
 
     # where nothing moves along one of the axes (all but rotate), the other axis says it all, bit for bit
     if not down_N1P.any():
-        moved_NCP = line(rows[len(rows) // 2 - 1])
+        moved_NCP = line(row_NKP[:, middle, None], column_NKP, across_N1P)
     elif not across_N1P.any():
-        moved_NCP = between(*(fetch(row_NP, columns[len(columns) // 2 - 1]) for row_NP in rows), down_N1P)
+        moved_NCP = line(row_NKP, column_NKP[:, middle, None], down_N1P)
     else:
-        moved_NCP = between(*map(line, rows), down_N1P)
+        lines = (line(row_NP[:, None], column_NKP, across_N1P) for row_NP in row_NKP.unbind(dim=1))
+        moved_NCP = between(*lines, down_N1P)
     moved_NCHW = moved_NCP.clamp(0.0, 255.0).to(torch.uint8).view_as(images_NCHW)
     return torch.where(inside_NHW[:, None], moved_NCHW, fill_C[:, None, None])
 
 
-def _neighbours(place_NP: Tensor, side: int, cubic: bool) -> tuple[list[Tensor], Tensor]:
-    """The 2 or 4 pixels around each place on an axis, int64 [N, P] each, and its way [N, 1, P] from the second of four.
+def _neighbours(place_NP: Tensor, side: int, cubic: bool) -> tuple[Tensor, Tensor]:
+    """The K = 2 or 4 pixels around each place on an axis, int64 [N, K, P], and its way [N, 1, P] from the middle one.
 
-    Of two pixels it is the way from the first.
+    The middle one is the first of two, the second of four.
     """
-    before_NP = torch.floor(place_NP - 0.5)
-    offsets = (-1, 0, 1, 2) if cubic else (0, 1)
-    pixels = [(before_NP.long() + offset).clamp(0, side - 1) for offset in offsets]
-    return pixels, (place_NP - 0.5 - before_NP)[:, None]
+    before_N1P = torch.floor(place_NP - 0.5)[:, None]
+    offset_K1 = torch.arange(-1 if cubic else 0, 3 if cubic else 2, device=place_NP.device)[:, None]
+    return (before_N1P.long() + offset_K1).clamp_(0, side - 1), (place_NP - 0.5)[:, None] - before_N1P
 
 
 def _linear(v1: Tensor, v2: Tensor, way: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""Views cut into parts, and parts averaged in sets (Fast-MoCo; MNCL, section 4 of the specification).
+
+Legend: b images, C channels, S side, P parts of a view, J sets, r parts in a set, E width.
+"""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from polygrain.provenance.errors import UserError
+
+
+def tiles(view_bCSS: Tensor, splits: int) -> Tensor:
+    """Cut views into splits x splits equal tiles, [P b, C, S / splits, S / splits]: column by column, images inside.
+
+    Raises UserError when the side is no multiple of `splits`.
+    """
+    images, channels, side = view_bCSS.shape[:3]
+    if side % splits:
+        raise UserError(f"method.values.splits {splits} does not divide a view's side of {side} px; take one that does")
+    inner = side // splits
+    cut = view_bCSS.reshape(images, channels, splits, inner, splits, inner)
+    return cut.permute(4, 2, 0, 1, 3, 5).reshape(-1, channels, inner, inner)
+
+
+def set_means(part_PbE: Tensor, size: int) -> Tensor:
+    """Average every set of `size` parts, [J, b, E], sets in lexicographic order."""
+    places_Jr = torch.tensor(list(combinations(range(len(part_PbE)), size)), device=part_PbE.device)
+    return part_PbE[places_Jr].mean(dim=1)
