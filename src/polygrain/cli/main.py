@@ -83,6 +83,13 @@ def parser() -> argparse.ArgumentParser:
     versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
     versus.add_argument("--rounds", type=int, default=9)
     versus.add_argument("--steps", type=int, default=20, help="steps of each side in a round")
+    determinism = _verb(
+        verbs, "determinism", rebuild, "rebuild runs under random SIGKILLs, compare every byte with the recorded claim"
+    )
+    determinism.add_argument("runs", nargs="*", metavar="run", help="default: each method's base run at cpu scale")
+    determinism.add_argument("--kills", type=int, default=207, help="over all runs")
+    determinism.add_argument("--seed", type=int, default=0, help="decides where the kills strike")
+    determinism.add_argument("--jobs", type=int, default=1, help="runs side by side")
     return top
 
 
@@ -177,6 +184,13 @@ def compare(options: argparse.Namespace) -> int:
 
     versus(_project(), parts=options.parts, rounds=options.rounds, steps=options.steps)
     return 0
+
+
+def rebuild(options: argparse.Namespace) -> int:
+    """Exit 1 when a run that was killed and resumed differs from the claim in any byte."""
+    from polygrain.cli.determinism.run import determinism
+
+    return determinism(_project(), options.runs, kills=options.kills, seed=options.seed, jobs=options.jobs)
 
 
 def _project() -> Project:
