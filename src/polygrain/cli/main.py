@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from polygrain.config.project import Project
@@ -23,13 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.function
     try:
-        return verb(options)
+        status = verb(options)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"polygrain {options.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"polygrain {options.verb}: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        return _fault(options, error)
+
+
+def _fault(options: argparse.Namespace, error: Exception) -> int:
+    """One line for a fault of the machine; what is a mistake of ours is raised again."""
+    from polygrain.cli.faults import explain
+
+    line = explain(error, getattr(options, "directory", None) or getattr(options, "target", None) or "here")
+    if line is None:
+        raise error
+    with suppress(OSError):  # what could not be written there would be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
+        return 141
+    print(f"polygrain {options.verb}: {line}", file=sys.stderr)
+    return 2
 
 
 def parser() -> argparse.ArgumentParser:
