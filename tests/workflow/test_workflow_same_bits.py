@@ -39,7 +39,7 @@ def killed(world: World, stages: Sequence[Stage], expected: dict[str, str]) -> d
 
 
 def kills(stage: Stage, generator: random.Random) -> list[Kill]:
-    """While a state is saved, at drawn parts of drawn steps, at any moment, and before each final name but the first."""
+    """While a state is saved, at drawn parts of drawn steps, at any moment, and between the final names."""
     moment = Kill("seconds", generator.uniform(0, 1))
     if stage.verb != "pretrain":
         return [moment, *(Kill("rename", name=path.name) for path in (stage.outputs[1::2] or [stage.sidecar]))]
