@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from polygrain.config.project import Project
@@ -23,13 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.function
     try:
-        return verb(options)
+        status = verb(options)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"polygrain {options.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"polygrain {options.verb}: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        return _fault(options, error)
+
+
+def _fault(options: argparse.Namespace, error: Exception) -> int:
+    """One line for a fault of the machine; what is a mistake of ours is raised again."""
+    from polygrain.cli.faults import explain
+
+    line = explain(error, getattr(options, "directory", None) or getattr(options, "target", None) or "here")
+    if line is None:
+        raise error
+    with suppress(OSError):  # what could not be written there would be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
+        return 141
+    print(f"polygrain {options.verb}: {line}", file=sys.stderr)
+    return 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,6 +103,13 @@ def parser() -> argparse.ArgumentParser:
     versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
     versus.add_argument("--rounds", type=int, default=9)
     versus.add_argument("--steps", type=int, default=20, help="steps of each side in a round")
+    determinism = _verb(
+        verbs, "determinism", rebuild, "rebuild runs under random SIGKILLs, compare every byte with the recorded claim"
+    )
+    determinism.add_argument("runs", nargs="*", metavar="run", help="default: each method's base run at cpu scale")
+    determinism.add_argument("--kills", type=int, default=207, help="over all runs")
+    determinism.add_argument("--seed", type=int, default=0, help="decides where the kills strike")
+    determinism.add_argument("--jobs", type=int, default=1, help="runs side by side")
     return top
 
 
@@ -177,6 +204,13 @@ def compare(options: argparse.Namespace) -> int:
 
     versus(_project(), parts=options.parts, rounds=options.rounds, steps=options.steps)
     return 0
+
+
+def rebuild(options: argparse.Namespace) -> int:
+    """Exit 1 when a run that was killed and resumed differs from the claim in any byte."""
+    from polygrain.cli.determinism.run import determinism
+
+    return determinism(_project(), options.runs, kills=options.kills, seed=options.seed, jobs=options.jobs)
 
 
 def _project() -> Project:

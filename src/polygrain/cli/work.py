@@ -10,10 +10,16 @@ from polygrain.config.ledger import NAME as LEDGER
 from polygrain.config.project import Project
 from polygrain.config.stages import VERBS, Stage, frozen_stage, stage_of
 from polygrain.config.tables import Table, frozen_table, table_stage
+from polygrain.config.yamlfile import read_mapping
+from polygrain.provenance.code import code_hashes
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
+from polygrain.provenance.leftovers import remove_leftovers
 from polygrain.provenance.sidecar import recorded
+from polygrain.provenance.unchanged import unchanged
+
+REBUILD = "delete it and build through snakemake, which writes it"
 
 
 def run_stage(verb: str, directory: str, *, workflow: bool, resume: bool = False) -> None:
@@ -24,6 +30,9 @@ def run_stage(verb: str, directory: str, *, workflow: bool, resume: bool = False
     project = _enter()
     directory = directory.rstrip("/")
     if workflow:
+        frozen = Path(directory, "config", f"{verb}.yaml")
+        if frozen.is_file():
+            read_mapping(frozen, REBUILD)
         stage = frozen_stage(project, verb, directory)
     else:
         stage = stage_of(project, verb, directory)
@@ -68,27 +77,36 @@ def _guarded(stage: Stage, workflow: bool, body: Callable[[], None]) -> None:
 
     if workflow:
         exit_with_parent()
-    _check_source()
+    _check_source(stage)
     check_installed(read_json(stage.environment_path))
     missing = [path for path in stage.inputs if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: not there yet; build it with `snakemake --cores all {missing[0]}`")
-    if stage.verb in VERBS:
-        pin_torch()
+    scratch = stage.directory / "scratch" / "state.pt"
+    remove_leftovers([*stage.outputs, stage.sidecar, stage.sidecar.with_name("timing.jsonl"), scratch])
     inputs = [*stage.inputs, stage.code_path, stage.environment_path]
-    with recorded(
-        stage.sidecar, stage=stage.verb, inputs=inputs, outputs=list(stage.outputs), config=stage.config_path
-    ):
-        body()
+    with unchanged([stage.config_path, *inputs], [*stage.outputs, stage.sidecar]):
+        if stage.verb in VERBS:
+            pin_torch()
+        with recorded(
+            stage.sidecar, stage=stage.verb, inputs=inputs, outputs=list(stage.outputs), config=stage.config_path
+        ):
+            body()
 
 
-def _check_source() -> None:
-    """The code that runs must be the code that was hashed: this checkout's, not another's in the same environment."""
+def _check_source(stage: Stage) -> None:
+    """The code that runs must be the code that was hashed: this checkout's, as it was when the job graph was built."""
     imported, expected = Path(polygrain.__file__).resolve().parents[1], Project.here().source.resolve()
     if imported != expected:
         raise UserError(
             f"{imported}: this environment runs that code, not {expected}; run make here, or set PYTHONPATH={expected}"
         )
+    if not stage.entries:  # a table under the workflow: its few files are hashed with its inputs
+        return
+    now, then = code_hashes(stage.entries, expected), read_json(stage.code_path)
+    edited = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+    if edited:
+        raise UserError(f"{edited[0]}: edited since {stage.code_path} was written; run the same command again")
 
 
 def _do(stage: Stage, resume: bool) -> None:

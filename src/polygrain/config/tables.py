@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from polygrain.config import ledger
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config
@@ -18,6 +16,7 @@ from polygrain.config.project import Project
 from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
 from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
+from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.environment import NUMBERS, environment
 from polygrain.provenance.errors import UserError, nearest
@@ -67,7 +66,7 @@ def specification(project: Project, table: Table) -> dict[str, Any]:
     if not path.is_file():
         known = [other.stem for other in path.parent.glob("*.yaml")]
         raise UserError(f"{path}: no such table{nearest(table.name, known)}")
-    spec: dict[str, Any] = yaml.safe_load(path.read_text())
+    spec = read_mapping(path, "correct it")
     check_schema(f"params/table/{path.name}", spec, project.schemas / "table.schema.yaml")
     if table.seeds is not None and table.seeds > len(spec["seeds"]):
         raise UserError(
@@ -149,7 +148,7 @@ def frozen_table(table: Table) -> Stage:
     path = Stage(table.name, table.folder, {}, (), (), outputs).config_path
     if not path.is_file():
         raise UserError(f"{path}: not written; build through snakemake, or leave out --workflow")
-    config = yaml.safe_load(path.read_text())
+    config = read_mapping(path, "delete it and build through snakemake, which writes it")
     return Stage(table.name, table.folder, config, (), tuple(map(Path, config["inputs"])), outputs)
 
 

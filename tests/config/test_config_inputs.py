@@ -1,0 +1,79 @@
+"""The staleness files and what stands beside them when they change."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polygrain.config.inputs import write_inputs
+from polygrain.config.project import Project
+from polygrain.config.stages import Stage, stage_of
+from polygrain.provenance.errors import UserError
+from polygrain.train.guard import locked
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
+HOUR = 3600 * 10**9
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    for name in ("params", "src/polygrain", "workflow/schemas"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(REPOSITORY / "requirements.lock", tmp_path)
+    return Project(tmp_path)
+
+
+def edited(project: Project) -> Stage:
+    """The training with another temperature."""
+    params = project.params / "method/simclr.yaml"
+    params.write_text(params.read_text().replace("temperature: 0.2", "temperature: 0.31"))
+    return stage_of(project, "pretrain", RUN)
+
+
+def test_inputs_that_stay_the_same_touch_nothing(project):
+    stage = stage_of(project, "pretrain", RUN)
+    write_inputs(project, stage)
+    output = project.root / stage.outputs[0]
+    output.write_text("built")
+    later = output.stat().st_mtime_ns + HOUR
+    os.utime(output, ns=(later, later))
+    with locked(project.root / RUN / "scratch"):
+        write_inputs(project, stage_of(project, "pretrain", RUN))
+    before = (project.root / stage.config_path).stat().st_mtime_ns
+    write_inputs(project, stage)
+    assert (project.root / stage.config_path).stat().st_mtime_ns == before
+
+
+def test_an_output_of_older_inputs_is_older_than_them_though_the_clock_went_back(project):
+    stage = stage_of(project, "pretrain", RUN)
+    write_inputs(project, stage)
+    whole, linked = (project.root / path for path in stage.outputs)
+    whole.write_text("built")
+    (project.root / "cached").write_text("built")
+    linked.symlink_to(project.root / "cached")
+    for path in (whole, linked):
+        later = path.lstat().st_mtime_ns + HOUR
+        os.utime(path, ns=(later, later), follow_symlinks=False)
+    cached = (project.root / "cached").stat().st_mtime_ns
+    write_inputs(project, edited(project))
+    config = (project.root / stage.config_path).stat().st_mtime_ns
+    assert whole.lstat().st_mtime_ns < config
+    assert linked.lstat().st_mtime_ns < config
+    assert (project.root / "cached").stat().st_mtime_ns == cached
+
+
+def test_the_inputs_of_a_run_that_is_being_trained_stay_as_they_are(project):
+    stage = stage_of(project, "pretrain", RUN)
+    write_inputs(project, stage)
+    text = (project.root / stage.config_path).read_text()
+    changed = edited(project)
+    with (
+        locked(project.root / RUN / "scratch"),
+        pytest.raises(UserError, match=rf"config/pretrain.yaml: would change, but process {os.getpid()} is training"),
+    ):
+        write_inputs(project, changed)
+    assert (project.root / stage.config_path).read_text() == text
+    write_inputs(project, changed)
+    assert "0.31" in (project.root / stage.config_path).read_text()

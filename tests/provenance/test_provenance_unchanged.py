@@ -1,0 +1,59 @@
+"""What a job leaves behind when something happened to it, or to what it works from."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.leftovers import remove_leftovers
+from polygrain.provenance.unchanged import unchanged
+
+
+def job(inputs: Sequence[Path], output: Path, change: Callable[[], object]) -> None:
+    """Make an output from the first input, which changes meanwhile."""
+    with unchanged(inputs, [output, output.with_name("absent")]):
+        output.write_text("made from a")
+        change()
+
+
+def test_a_job_whose_input_changed_meanwhile_leaves_no_output(tmp_path):
+    config, data, output = tmp_path / "config.yaml", tmp_path / "data.npy", tmp_path / "checkpoint"
+    for change in (lambda: config.write_text("b"), config.unlink, lambda: data.write_text("longer")):
+        config.write_text("a")
+        data.write_text("a")
+        with pytest.raises(
+            UserError, match=r"(config.yaml|data.npy): changed while a job worked from it; what it made"
+        ):
+            job([config, data], output, change)
+        assert not output.exists()
+
+
+def test_an_input_that_was_only_written_again_is_no_change(tmp_path):
+    config, output = tmp_path / "config.yaml", tmp_path / "checkpoint"
+    config.write_text("a")
+    with unchanged([config], [output]):
+        output.write_text("made from a")
+        config.unlink()
+        config.write_text("a")
+        os.utime(config, (1, 1))
+    assert output.read_text() == "made from a"
+
+
+def test_what_dead_writers_left_is_removed_and_nothing_else(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        f".a.bin.{dead.pid}.tmp": False,  # a killed process wrote it
+        f".a.bin.{os.getpid()}.tmp": True,  # its writer lives
+        f".b.bin.{dead.pid}.tmp": True,  # not a file of this job
+        ".a.bin.tmp": True,
+        "a.bin": True,
+    }
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert remove_leftovers([tmp_path / "a.bin", tmp_path / "absent/c.bin"]) == [tmp_path / f".a.bin.{dead.pid}.tmp"]
+    assert {path.name for path in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
