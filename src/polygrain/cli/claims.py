@@ -20,10 +20,11 @@ def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
     stages = {stage.name: stage for target in targets for stage in table_stages(project, Table.parse(target))}
     for stage in stages.values():
         write_inputs(project, stage)
-    return [_job(stage) for stage in stages.values()]
+    return [job_of(stage) for stage in stages.values()]
 
 
-def _job(stage: Stage) -> Job:
+def job_of(stage: Stage) -> Job:
+    """A stage of the workflow as a stage of DVC."""
     return Job(
         name=stage_name(stage.name),
         command=f"snakemake --cores all {stage.outputs[0]}",

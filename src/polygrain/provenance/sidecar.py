@@ -75,6 +75,11 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": changes != ""}
 
 
+def commit_date(folder: Path | None = None) -> str | None:
+    """The date of the last commit, ISO 8601; None outside git or before a commit."""
+    return _git("show", "--no-patch", "--format=%cs", "HEAD", folder=folder)
+
+
 def data_hash(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The manifests and one SHA-256 over them, by the formula of a table's footer; None for a job without data."""
     if not manifests:
