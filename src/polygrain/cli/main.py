@@ -152,8 +152,11 @@ def plan(options: argparse.Namespace) -> int:
 def record(options: argparse.Namespace) -> int:
     """Commit finished builds to DVC and publish their copies."""
     from polygrain.cli.claims import record_tables
+    from polygrain.cli.crate import publish_crates
 
-    record_tables(_project(), options.targets)
+    project = _project()
+    record_tables(project, options.targets)
+    publish_crates(project, options.targets)
     return 0
 
 

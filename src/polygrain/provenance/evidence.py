@@ -178,7 +178,6 @@ class Evidence:
         return list(self._remarks(job))
 
     def _remarks(self, job: Job) -> Iterator[str]:
-        account = self.account(job)
         moved = [
             path.as_posix()
             for path in (job.config, *inputs_of(job))
@@ -186,14 +185,10 @@ class Evidence:
         ]
         if moved:
             yield f"the checkout has moved on since this was made: {', '.join(moved)}"
-        if job.name not in self.lock:
-            yield f"not in {LOCK}: run `polygrain record` to put it there"
-        elif changes := self.changes_since_lock(job):
+        if job.name in self.lock and (changes := self.changes_since_lock(job)):
             another = any(self.state(job, path).as_locked is False for path in job.outputs)
             build = f"another build than in {LOCK}, which had" if another else f"{LOCK} holds a build with"
             yield f"{build} another {_few(changes)}"
-        if account is None:
-            yield "no record and no published crate tells when and where this was made"
 
 
 def _typed(values: Mapping[str, object], key: str) -> str:

@@ -46,12 +46,13 @@ class Printer:
         lines += [line for remark in self.evidence.remarks(job) for line in wrapped("  note", remark)]
         lines += wrapped("  from", self._decided(job, stage))
         account = self.evidence.account(job)
-        if account is not None:
-            lines += wrapped("  made", self._made(account))
-            lines += wrapped("  by", account.command)
+        lines += wrapped("  made", self._made(account) if account else "unknown: no record here, and none is published")
+        lines += wrapped("  by", account.command) if account else []
         lines += wrapped("  rebuild", f"snakemake --cores all --force {paths[0]}")
-        if job.name in self.evidence.lock:
-            lines += wrapped("  fetch", f"dvc pull {job.name}")
+        locked = job.name in self.evidence.lock
+        lines += wrapped(
+            "  fetch", f"dvc pull {job.name}" if locked else f"not in {LOCK}; `polygrain record` puts it there"
+        )
         return lines
 
     def _hashes(self, state: FileState) -> str:
@@ -59,7 +60,7 @@ class Printer:
         sha256 = state.now.sha256 if state.now else state.recorded
         md5 = state.now.md5 if state.now else state.locked
         parts = [f"{name} {self.short(value)}" for name, value in (("sha256", sha256), ("md5", md5)) if value]
-        return "  ".join(parts) or "no hash known"
+        return "  ".join(parts) or "no hash is known"
 
     def _verdict(self, job: Job, state: FileState) -> str:
         record = "its record" if self.evidence.has_record(job) else "the published crate"

@@ -21,12 +21,11 @@ TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint"
 def trace(project: Project, target: str, row: str, column: str, *, full: bool) -> int:
     """Print the chain from a cell to the data. Returns 1 when a link is broken, else 0."""
     cell = find_cell(project, target, row, column)
-    stages = table_stages(project, cell.table)
-    evidence = evidence_of(project, stages)
+    chain = _chain(cell, table_stages(project, cell.table))
+    evidence = evidence_of(project, chain)
     evidence.published = read_crate(published_crate(cell.table.folder), project.root)
     printer = Printer(evidence, full)
     lines, faults = _head(project, cell, evidence)
-    chain = _chain(cell, stages)
     used = {path for stage in chain for path in stage.outputs}
     for title, stage, paths in _links(cell, chain):
         inputs = [path for path in stage.inputs if path in used]
@@ -146,7 +145,8 @@ def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printe
 def _verdict(target: str, printer: Printer, faults: Sequence[str]) -> list[str]:
     lines = [line for fault in dict.fromkeys(faults) for line in wrapped("WRONG", fault)]
     absent = f", {printer.absent} not here" if printer.absent else ""
-    state = f"{len(dict.fromkeys(faults))} links are broken" if faults else "no link is broken"
+    wrong = len(dict.fromkeys(faults))
+    state = "nothing contradicts" if not wrong else f"{wrong} contradiction{'s' if wrong > 1 else ''}"
     lines.append(labelled("verdict", f"{state}; {printer.verified} files verified by hashing{absent}"))
     lines += [labelled("all of it", f"polygrain restore {target}")] if printer.absent else []
     return lines
