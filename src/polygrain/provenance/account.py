@@ -50,7 +50,7 @@ def read_account(job: Job, root: Path) -> Account | None:
     said = read_json(path)
     try:
         return _account(job.sidecar, said)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{job.sidecar}: not a job's record ({error!r}); rebuild {job.outputs[0]}") from error
 
 

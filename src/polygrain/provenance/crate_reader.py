@@ -22,10 +22,8 @@ def read_crate(path: Path, root: Path) -> dict[str, Account]:
         entities = {entity["@id"]: entity for entity in read_json(root / path)["@graph"]}
         actions = [entity for name, entity in entities.items() if name.startswith(ACTION) and "startTime" in entity]
         return {action["@id"].removeprefix(ACTION): _account(path, action, entities) for action in actions}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a crate of this project ({error!r}); write it again, or restore it from git"
-        ) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a crate of ours ({error!r}); restore it from git, or record again") from error
 
 
 def _account(path: Path, action: Mapping[str, Any], entities: Mapping[str, Any]) -> Account:
