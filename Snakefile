@@ -21,6 +21,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/audit.smk"
 
 
 rule all:
@@ -33,3 +34,4 @@ localrules:
     all,
     table,
     ledger,
+    crate,

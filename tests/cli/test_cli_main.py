@@ -35,6 +35,8 @@ def test_the_command_line_is_frozen():
         "plan": ["target"],
         "record": ["targets"],
         "check-lock": ["--mark", "targets"],
+        "trace": ["--column", "--full", "--row", "target"],
+        "crate": ["targets"],
         "doctor": ["--unlock"],
         "bench": ["--steps", "runs"],
         "versus": ["--parts", "--rounds", "--steps"],

@@ -12,6 +12,8 @@ from provenance_toy import call
 
 from polygrain.provenance import sidecar
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import canonical_json
+from polygrain.provenance.machine import INSTRUCTIONS
 from polygrain.provenance.pins import PINS
 from polygrain.provenance.sidecar import git_state, recorded
 
@@ -65,6 +67,8 @@ def test_holds_what_was_done(folder: Path) -> None:
     assert machine["pins"] == PINS
     assert machine["processor"]
     assert machine["packages"]["numpy"]
+    assert record["format"] == 2
+    assert (record["code"], record["environment"], record["data"]) == (None, None, None)
 
 
 def test_the_command_and_threads_come_from_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +105,68 @@ def test_missing_files_are_named_and_leave_no_record(folder: Path) -> None:
     ):
         pass
     assert not Path("x.json").exists()
+
+
+def test_what_decided_a_job_is_named_apart(folder: Path) -> None:
+    Path("code.json").write_text("{}")
+    Path("environment.json").write_text("[]")
+    with recorded(
+        Path("x.json"),
+        stage="x",
+        inputs=[Path("code.json"), Path("environment.json")],
+        outputs=[],
+        config=None,
+        code=Path("code.json"),
+        environment=Path("environment.json"),
+    ):
+        pass
+    record = json.loads(Path("x.json").read_text())
+    assert record["code"] == {"code.json": _entry(b"{}")}
+    assert record["environment"] == {"environment.json": _entry(b"[]")}
+    assert record["inputs"] == {**record["code"], **record["environment"]}
+
+
+def test_the_data_hash_is_that_of_the_manifests_read_or_made(folder: Path) -> None:
+    """Its formula is the one of a table's footer, so the two can be compared."""
+
+    def data(*manifests: str) -> Any:
+        with recorded(
+            Path("x.json"),
+            stage="x",
+            inputs=[],
+            outputs=[Path("made.json")],
+            config=None,
+            manifests=[Path(name) for name in manifests],
+        ):
+            Path("made.json").write_text("made")
+            Path("read.json").write_text("changed by somebody")
+        return json.loads(Path("x.json").read_text())["data"]
+
+    Path("read.json").write_text("read")
+    found = data("read.json", "made.json")
+    assert found["manifests"] == {"made.json": _entry(b"made"), "read.json": _entry(b"read")}
+    hashes = {name: entry["sha256"] for name, entry in found["manifests"].items()}
+    assert found["sha256"] == hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+    assert data("read.json", "gone.json") is None
+    assert data() is None
+
+
+def test_what_kernels_were_chosen_for_is_told_apart_from_what_the_processor_offers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = _job(folder)["machine"]
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    assert machine["instructions"] == [name for name in INSTRUCTIONS if name in flags]
+    assert "avx2" in machine["instructions"]
+    assert machine["vendor"]
+    assert machine["capability"]["torch"] == "AVX2"
+    assert "X86_V4" not in machine["capability"]["numpy"]
+    assert any("MKL-DNN" in line for line in machine["libraries"])
+    assert machine["libc"]
+    monkeypatch.delitem(sys.modules, "torch")
+    machine = _job(folder)["machine"]
+    assert machine["capability"]["torch"] is None
+    assert machine["libraries"] is None
 
 
 def test_git_state_follows_the_repository(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
 
 
 def job_of(stage: Stage) -> Job:
-    """A stage as DVC knows it."""
+    """A stage of the workflow as a stage of DVC."""
     return Job(
         name=stage_name(stage.name),
         command=f"snakemake --cores all {stage.outputs[0]}",

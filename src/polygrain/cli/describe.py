@@ -17,7 +17,7 @@ def show_run(project: Project, path: str) -> str:
     places = origins(run, project.params)
     values = dict(_leaves(config, ""))
     width = max(len(f"{key} = {value}") for key, value in values.items())
-    lines = [f"{f'{key} = {value}':<{width}}  {_origin(key, places)}" for key, value in sorted(values.items())]
+    lines = [f"{f'{key} = {value}':<{width}}  {place_of(key, places)}" for key, value in sorted(values.items())]
     spent = facts(config)
     lines.append(
         f"{run.path}: {steps(config)} steps, {spent['images_seen']:.0f} images seen,"
@@ -32,8 +32,8 @@ def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
     return [(prefix, value)]
 
 
-def _origin(key: str, places: dict[str, str]) -> str:
-    """A value inside a mapping that was written as one node has that node's place."""
+def place_of(key: str, places: dict[str, str]) -> str:
+    """Where a value was set, of `origins`; one inside a mapping that was written as one node has that node's place."""
     while key not in places and "." in key:
         key = key.rpartition(".")[0]
     return places.get(key, "")

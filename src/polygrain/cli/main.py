@@ -87,6 +87,15 @@ def parser() -> argparse.ArgumentParser:
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
     lock.add_argument("targets", nargs="*", metavar="target", help="default: every table that has published copies")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
+    tracing = _verb(verbs, "trace", trace, "print the chain from a cell of a table to the data, each file checked")
+    tracing.add_argument("target")
+    tracing.add_argument("--row", required=True, help="its label, or METHOD, or METHOD/VARIANT")
+    tracing.add_argument("--column", required=True, help="its id in params/table")
+    tracing.add_argument("--full", action="store_true", help="whole hashes")
+    crate = _verb(
+        verbs, "crate", write_crate, "write ro-crate-metadata.json beside finished tables: what ran, from what"
+    )
+    crate.add_argument("targets", nargs="+", metavar="target")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
@@ -170,8 +179,11 @@ def plan(options: argparse.Namespace) -> int:
 def record(options: argparse.Namespace) -> int:
     """Commit finished builds to DVC and publish their copies."""
     from polygrain.cli.claims import record_tables
+    from polygrain.cli.crate import publish_crates
 
-    record_tables(_project(), options.targets)
+    project = _project()
+    record_tables(project, options.targets)
+    publish_crates(project, options.targets)
     return 0
 
 
@@ -180,6 +192,21 @@ def check_lock(options: argparse.Namespace) -> int:
     from polygrain.cli.claims import check_tables
 
     return check_tables(_project(), options.targets, mark=options.mark)
+
+
+def trace(options: argparse.Namespace) -> int:
+    """Print where one number comes from; exit 1 when a file on the way is not what was written down."""
+    from polygrain.cli.trace.run import trace as trace_cell
+
+    return trace_cell(_project(), options.target, options.row, options.column, full=options.full)
+
+
+def write_crate(options: argparse.Namespace) -> int:
+    """Write the RO-Crate of finished tables."""
+    from polygrain.cli.crate import write_crates
+
+    write_crates(_project(), options.targets)
+    return 0
 
 
 def diagnose(options: argparse.Namespace) -> int:

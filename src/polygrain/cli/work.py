@@ -89,9 +89,36 @@ def _guarded(stage: Stage, workflow: bool, body: Callable[[], None]) -> None:
         if stage.verb in VERBS:
             pin_torch()
         with recorded(
-            stage.sidecar, stage=stage.verb, inputs=inputs, outputs=list(stage.outputs), config=stage.config_path
+            stage.sidecar,
+            stage=stage.verb,
+            inputs=inputs,
+            outputs=list(stage.outputs),
+            config=stage.config_path,
+            code=stage.code_path,
+            environment=stage.environment_path,
+            manifests=manifests_behind(stage),
         ):
             body()
+
+
+def manifests_behind(stage: Stage) -> list[Path]:
+    """The manifests of the data sets that a stage's outputs come from, also when it reads them through features."""
+    datasets: list[str] = []
+    match stage.verb:
+        case "prepare":
+            datasets = [stage.directory.name]
+        case "pretrain":
+            datasets = [stage.config["dataset"]]
+        case "features":
+            datasets = stage.config["datasets"]
+        case "evaluate":
+            run, project = str(stage.directory), Project.here()
+            frozen = (stage.directory / "config" / "features.yaml").is_file()
+            features = frozen_stage(project, "features", run) if frozen else stage_of(project, "features", run)
+            datasets = features.config["datasets"]
+        case _:
+            return [path for path in stage.inputs if path.name == "manifest.json"]
+    return [Path("data", name, "manifest.json") for name in datasets]
 
 
 def _check_source(stage: Stage) -> None:

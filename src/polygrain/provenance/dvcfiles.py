@@ -33,10 +33,18 @@ class Locked:
 def load_yaml(path: Path) -> Any:
     """Parse a YAML file as DVC does. Raises UserError when it is missing or broken."""
     try:
-        return YAML(typ="safe").load(path.read_text())
+        return parse_yaml(path.read_text(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: not found") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error}); correct it, or restore it from git") from error
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse YAML as DVC does; `path` is named when it is broken. Raises UserError then."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not valid YAML ({first}); correct it, or restore it from git") from error
 

@@ -96,7 +96,11 @@ def parameters(config: Path) -> dict[str, Any]:
 
     Raises UserError for a file that is no mapping and for a key that DVC cannot address by its dotted name.
     """
-    content = load_yaml(config)
+    return parameters_of(load_yaml(config), config)
+
+
+def parameters_of(content: Any, config: Path) -> dict[str, Any]:
+    """The same for a parsed config; `config` is named in errors."""
     if content is None:
         return {}
     if not isinstance(content, Mapping):

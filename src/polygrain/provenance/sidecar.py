@@ -1,20 +1,17 @@
 """Records: how, when and where a job made its outputs. Written beside them, never hashed, never an input."""
 
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from polygrain.provenance.environment import PACKAGES, installed_versions
-from polygrain.provenance.files import canonical_json, sha256_file, write_text
-from polygrain.provenance.pins import PINS
+from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_text
+from polygrain.provenance.machine import machine
 
 
 @contextmanager
@@ -25,33 +22,47 @@ def recorded(
     inputs: Sequence[Path],
     outputs: Sequence[Path],
     config: Path | None,
+    code: Path | None = None,
+    environment: Path | None = None,
+    manifests: Sequence[Path] = (),
 ) -> Iterator[None]:
     """Run a job's body and write its record to `sidecar` once the body has succeeded.
 
     The record holds wall and CPU seconds, peak memory (MiB of the largest process so far), command, times,
-    commit, machine, and the SHA-256 and bytes of inputs and outputs. Inputs and config are hashed before the
-    body runs, outputs after it. An old record is removed first and none is written when the body raises, so a
-    record never describes other bytes. Raises UserError when an input, or afterwards an output, is missing.
+    commit, machine, and the SHA-256 and bytes of inputs and outputs; apart from them those of `config`, of the code
+    fingerprint `code` and of the locked `environment`, and the data hash over `manifests`, the data sets behind the
+    outputs (none when one of them is no longer here: a job may read features alone). What a job reads is hashed
+    before the body runs, what it makes after it. An old record is removed first and none is written when the body
+    raises, so a record never describes other bytes. Raises UserError when an input, or afterwards an output, is
+    missing.
+
+    Format 2 adds `code`, `environment` and `data` to format 1, and machine facts; what format 1 had is unchanged.
     """
     sidecar.unlink(missing_ok=True)
     record: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "stage": stage,
         "command": list(sys.argv),
         "git": git_state(),
         "inputs": _describe(inputs),
         "config": _describe([config]) if config else None,
+        "code": _describe([code]) if code else None,
+        "environment": _describe([environment]) if environment else None,
         "started": _now(),
     }
+    read = [path for path in manifests if path not in outputs]
+    upstream = _describe([path for path in read if path.is_file()])
     wall, cpu = time.perf_counter(), _cpu_seconds()
     yield
     record["wall_seconds"] = time.perf_counter() - wall
     record["cpu_seconds"] = _cpu_seconds() - cpu
     record["peak_memory_mib"] = _peak_memory()
     record["finished"] = _now()
-    record["machine"] = _machine()
+    record["machine"] = machine()
     record["modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "polygrain")
     record["outputs"] = _describe(outputs)
+    made = _describe([path for path in manifests if path in outputs])
+    record["data"] = data_hash({**upstream, **made}) if len(upstream) == len(read) else None
     write_text(sidecar, canonical_json(record))
 
 
@@ -62,6 +73,19 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     if commit is None or changes is None:
         return None
     return {"commit": commit, "dirty": changes != ""}
+
+
+def commit_date(folder: Path | None = None) -> str | None:
+    """The date of the last commit, ISO 8601; None outside git or before a commit."""
+    return _git("show", "--no-patch", "--format=%cs", "HEAD", folder=folder)
+
+
+def data_hash(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The manifests and one SHA-256 over them, by the formula of a table's footer; None for a job without data."""
+    if not manifests:
+        return None
+    hashes = {path: manifests[path]["sha256"] for path in manifests}
+    return {"sha256": sha256_bytes(canonical_json(hashes).encode()), "manifests": dict(manifests)}
 
 
 def _git(*arguments: str, folder: Path | None) -> str | None:
@@ -100,40 +124,3 @@ def _cpu_seconds() -> float:
 def _peak_memory() -> float:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return max(usage.ru_maxrss for usage in _usages()) * unit / 2**20
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "processors": os.cpu_count(),
-        "accelerator": _accelerator(),
-        "threads": _threads(),
-        "packages": installed_versions(PACKAGES),
-        "pins": {name: os.environ.get(name) for name in PINS},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())
-
-
-def _threads() -> int | None:
-    """Threads per operation; torch is asked only when the job has loaded it."""
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdigit() else None
-
-
-def _accelerator() -> str | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return str(torch.cuda.get_device_name())

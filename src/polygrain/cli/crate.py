@@ -1,0 +1,87 @@
+"""The verb that writes down a build for others: a Workflow Run RO-Crate beside its tables."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from polygrain.cli.claims import PUBLISHED, job_of
+from polygrain.config.inputs import input_texts
+from polygrain.config.project import Project
+from polygrain.config.stages import VERBS, Stage
+from polygrain.config.tables import Table, table_stages
+from polygrain.provenance.crate import NAME, About, Source, crate_text
+from polygrain.provenance.crate_reader import read_crate
+from polygrain.provenance.environment import environment
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.evidence import Evidence
+from polygrain.provenance.files import read_json, write_if_changed, write_text
+from polygrain.provenance.sidecar import commit_date
+
+
+def write_crates(project: Project, targets: Sequence[str]) -> None:
+    """Write a crate into the folder of the tables, one for all tables of a folder."""
+    for folder, tables in _by_folder(targets).items():
+        text = crate_of(project, folder, tables)
+        write_text(project.root / folder / NAME, text)
+        print(f"{folder / NAME}: {', '.join(tables)}, {len(text) / 1024:.0f} KiB")
+
+
+def publish_crates(project: Project, targets: Sequence[str]) -> None:
+    """Write the crates of recorded tables among the published copies: a clone knows when and where they were made."""
+    for folder, tables in _by_folder(targets).items():
+        write_if_changed(project.root / published_crate(folder), crate_of(project, folder, tables))
+
+
+def published_crate(folder: Path) -> Path:
+    """Where the recorded crate of a table's folder lies in git."""
+    return Path(PUBLISHED, *folder.parts[1:], NAME)
+
+
+def crate_of(project: Project, folder: Path, targets: Sequence[str]) -> str:
+    """The crate of the tables of one folder. Raises UserError when a file is not what its record tells of."""
+    stages = {stage.name: stage for target in targets for stage in table_stages(project, Table.parse(target))}
+    evidence = evidence_of(project, list(stages.values()))
+    evidence.published = evidence.matching(read_crate(published_crate(folder), project.root))
+    jobs = {stage.name: job_of(stage).name for stage in stages.values()}
+    steps = {jobs[name]: stage.verb if stage.verb in VERBS else "table" for name, stage in stages.items()}
+    sources = {jobs[name]: sources_of(project, stage) for name, stage in stages.items() if stage.verb == "prepare"}
+    return crate_text(evidence, folder, _about(project, targets), steps, sources)
+
+
+def evidence_of(project: Project, stages: Sequence[Stage]) -> Evidence:
+    """The jobs of some stages with their staleness files as the checkout wants them now; writes nothing."""
+    texts = {path: text for stage in stages for path, text in input_texts(project, stage).items()}
+    return Evidence([job_of(stage) for stage in stages], project.root, texts)
+
+
+def sources_of(project: Project, stage: Stage) -> list[Source]:
+    """The raw files behind a packed data set, by its manifest; none when that is not here."""
+    path = project.root / stage.directory / "manifest.json"
+    if not path.is_file():
+        return []
+    manifest = read_json(path)
+    about = (manifest.get("source", ""), manifest.get("licence", ""))
+    return [Source(name, sha256, *about) for name, sha256 in sorted(manifest.get("raw", {}).items())]
+
+
+def _by_folder(targets: Sequence[str]) -> dict[Path, list[str]]:
+    folders: dict[Path, list[str]] = {}
+    for target in sorted(set(targets)):
+        folders.setdefault(Table.parse(target).folder, []).append(target)
+    return folders
+
+
+def _about(project: Project, targets: Sequence[str]) -> About:
+    described = tomllib.loads((project.root / "pyproject.toml").read_text())["project"]
+    date = commit_date(project.root)
+    if date is None:
+        raise UserError(f"{project.root}: no git repository with a commit; a crate belongs to one")
+    return About(
+        title=f"{described['name']}: {', '.join(targets)}",
+        description=f"{described['description']} This is the record of a build: what ran, from what, when and where.",
+        licence=described["license"],
+        version=described["version"],
+        workflow=Path("Snakefile"),
+        engine=environment(project.lock, ["snakemake"])["packages"]["snakemake"],
+        published=date,
+    )

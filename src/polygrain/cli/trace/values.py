@@ -1,0 +1,145 @@
+"""What a cell prints, recomputed from what it comes from: one way for each kind of column."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polygrain.cli.cells import CellAddress
+from polygrain.cli.describe import place_of
+from polygrain.config.budget import facts
+from polygrain.config.compose import Config, origins
+from polygrain.config.project import Project
+from polygrain.config.stages import configuration
+from polygrain.config.tables import specification
+from polygrain.evaluate.result import Result
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import read_json
+from polygrain.report.cells import ABSENT, Cell
+from polygrain.report.reported import read_reported
+from polygrain.report.statistics import mean_and_spread
+from polygrain.report.table import count, setting_text
+
+# What the facts of a run are computed from, by polygrain.config.budget.
+_BUDGET = (
+    *("pretrain.images", "pretrain.batch", "pretrain.epochs", "pretrain.encoder_passes"),
+    *("method.encoder_passes", "method.start_passes"),
+)
+
+
+@dataclass
+class Recomputed:
+    """A cell's text from its sources, the lines that show how, and what is wrong with the sources."""
+
+    text: str | None
+    """None when a source is not here."""
+    lines: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def recompute(project: Project, cell: CellAddress) -> Recomputed:
+    """Read a cell's sources again. Raises UserError when one is malformed."""
+    if cell.protocol:
+        return _measured(project, cell)
+    if cell.fact:
+        return _fact(project, cell)
+    if cell.setting:
+        return _setting(project, cell)
+    return _reported(project, cell)
+
+
+def _measured(project: Project, cell: CellAddress) -> Recomputed:
+    found = Recomputed(None)
+    values = []
+    for run in cell.runs:
+        path = run.path / "results" / f"{cell.protocol}.json"
+        if not (project.root / path).is_file():
+            found.lines.append(f"seed {run.seed}  not here: {path}")
+            continue
+        value = read_json(project.root / path).get("values", {}).get(cell.value)
+        if value is None:
+            found.lines.append(f'seed {run.seed}  no value "{cell.value}" in {path}')
+            continue
+        values.append(float(value))
+        counted, fault = _recount(project.root / run.path / "results", path, cell, values[-1])
+        found.lines.append(f'seed {run.seed}  {100 * value:.4f}  "{cell.value}" in {path}{counted}')
+        found.faults += fault
+    if len(values) == len(cell.runs):
+        mean, sd = mean_and_spread([100 * value for value in values])
+        found.text = Cell("%", f"{mean:.1f}", "" if sd is None else f"{sd:.1f}").text
+        spread = "" if sd is None else f", sample standard deviation {sd:.4f}"
+        found.lines.append(f"mean {mean:.4f}{spread}: {found.text}")
+    return found
+
+
+def _recount(folder: Path, path: Path, cell: CellAddress, value: float) -> tuple[str, list[str]]:
+    """Compare a top-1 or macro accuracy with the stored predictions."""
+    key, _, metric = cell.value.rpartition("/")
+    if metric not in ("top1", "macro") or not (folder / f"{cell.protocol}.npz").is_file():
+        return "", []
+    predictions = Result.load(folder, cell.protocol).predictions.get(key)
+    if predictions is None:
+        return "", []
+    counted = predictions.top1() if metric == "top1" else predictions.macro()
+    if abs(counted - value) > 1e-9:
+        return "", [f"{path}: says {value} where its predictions give {counted}"]
+    return f", counted again from {len(predictions.label)} predictions", []
+
+
+def _fact(project: Project, cell: CellAddress) -> Recomputed:
+    config = configuration(project, cell.runs[0])
+    value = facts(config)[cell.fact]
+    lines = [*_keys(project, cell, config, _BUDGET), f"{cell.fact} {value:.0f}, by polygrain/config/budget.py"]
+    return Recomputed(count(value), lines)
+
+
+def _setting(project: Project, cell: CellAddress) -> Recomputed:
+    config = configuration(project, cell.runs[0])
+    values = dict(_values(config, (cell.setting,)))
+    if not values:
+        return Recomputed(ABSENT, [f"{cell.runs[0].path} has no {cell.setting}"])
+    return Recomputed(setting_text(values[cell.setting]) or ABSENT, list(_keys(project, cell, config, (cell.setting,))))
+
+
+def _keys(project: Project, cell: CellAddress, config: Config, keys: tuple[str, ...]) -> Iterator[str]:
+    """Each key with its value and the file and line that set it."""
+    places = origins(cell.runs[0], project.params)
+    values = [(f"{key} = {value}", place_of(key, places)) for key, value in _values(config, keys)]
+    width = max((len(text) for text, _ in values), default=0)
+    yield from (f"{text:<{width}}  {place}" for text, place in values)
+
+
+def _values(config: Config, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                break
+            value = value[part]
+        else:
+            yield key, value
+
+
+def _reported(project: Project, cell: CellAddress) -> Recomputed:
+    table = f"params/table/{cell.table.name}.yaml"
+    if not cell.record:
+        return Recomputed(ABSENT, [f"{table} cites no record for this cell"])
+    for name in specification(project, cell.table).get("reported_sources", []):
+        path = project.root / "params" / "reported" / name
+        records = read_reported([path])
+        if cell.record in records:
+            record = records[cell.record]
+            lines = [
+                f"{table} cites the record '{cell.record}'",
+                f"params/reported/{name}, line {_line(path, cell.record)}: {record.value} {record.unit}",
+                record.description,
+            ]
+            return Recomputed(record.text, lines)
+    raise UserError(f"{table}: cites '{cell.record}', which no file under reported_sources holds")
+
+
+def _line(path: Path, record: str) -> int:
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.reader(stream)
+        return next(reader.line_num for cells in reader if cells[:1] == [record])
