@@ -67,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
     lock.add_argument("targets", nargs="*", metavar="target", help="default: every table that has published copies")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
+    auditing = _verb(
+        verbs, "audit", audit, "walk the history of dvc.lock: is every change of a result explained? Exit 1 if not"
+    )
+    ways = auditing.add_mutually_exclusive_group()
+    ways.add_argument("--checkout", action="store_true", help="also let each commit judge itself: its own check-lock")
+    ways.add_argument("--cache", action="store_true", help="instead hash every stored object of that history again")
+    ways.add_argument("--rebuild", metavar="TARGET", help="instead make one recorded file again, in a scratch clone")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
@@ -153,6 +160,17 @@ def check_lock(options: argparse.Namespace) -> int:
     from polygrain.cli.claims import check_tables
 
     return check_tables(_project(), options.targets, mark=options.mark)
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Exit 1 when a recorded result changed without a reason."""
+    from polygrain.cli.audit import audit_cache, audit_project, audit_target
+
+    if options.cache:
+        return audit_cache(_project())
+    if options.rebuild:
+        return audit_target(_project(), options.rebuild)
+    return audit_project(_project(), checkout=options.checkout)
 
 
 def diagnose(options: argparse.Namespace) -> int:
