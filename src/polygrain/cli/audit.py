@@ -87,9 +87,7 @@ def audit_cache(project: Project) -> int:
     if corrupt:
         print(f"remove what is corrupt, then fetch it or build it again: rm -f {' '.join(corrupt)}")
     if "missing" in states or corrupt:
-        print(
-            "fetch what a remote has, also of old commits: dvc fetch --all-commits; other bytes are only where they were"
-        )
+        print("what a remote has of them, also of old commits, comes back with `dvc fetch --all-commits`")
     print(f"{cache}: {', '.join(f'{states.count(state)} {state}' for state in ('whole', 'corrupt', 'missing'))}")
     return 0 if set(states) <= {"whole"} else 1
 
@@ -121,6 +119,6 @@ def _why(result: Rebuilt) -> Iterator[str]:
     if result.circumstances is None:
         yield "machine and software cannot be compared: no record of the recorded build is here"
     elif not result.circumstances:
-        yield "threads, pins, package versions and processor are as recorded: the build is random, or the result was edited"
+        yield "threads, pins, versions and processor are as recorded: the build is random, or the result was edited"
     for line in result.circumstances or ():
         yield f"another machine or software: {line}"

@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     ways.add_argument("--checkout", action="store_true", help="also let each commit judge itself: its own check-lock")
     ways.add_argument("--cache", action="store_true", help="instead hash every stored object of that history again")
     ways.add_argument("--rebuild", metavar="TARGET", help="instead make one recorded file again, in a scratch clone")
+    moves = _verb(verbs, "history", tell_history, "print how a number of a table moved over commits, and why")
+    moves.add_argument("target")
+    moves.add_argument("--row", required=True, help="a row's label, its METHOD or METHOD/VARIANT")
+    moves.add_argument("--column", required=True, help="a column's id in params/table, or its printed label")
+    moves.add_argument("--plot", metavar="FILE", default="", help="also draw it: a file that ends with png, pdf or svg")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
@@ -171,6 +176,13 @@ def audit(options: argparse.Namespace) -> int:
     if options.rebuild:
         return audit_target(_project(), options.rebuild)
     return audit_project(_project(), checkout=options.checkout)
+
+
+def tell_history(options: argparse.Namespace) -> int:
+    """Print the past of one cell."""
+    from polygrain.cli.history.run import print_history
+
+    return print_history(_project(), options.target, options.row, options.column, options.plot)
 
 
 def diagnose(options: argparse.Namespace) -> int:

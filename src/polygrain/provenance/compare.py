@@ -39,7 +39,8 @@ def compare_bytes(output: str, recorded: bytes, rebuilt: bytes) -> Compared:
 
 
 def _compare(output: str, recorded: dict[str, Any], rebuilt: dict[str, Any]) -> Compared:
-    far, near = [], []
+    far: list[tuple[float, str]] = []
+    near: list[tuple[float, str]] = []
     for key in {**recorded, **rebuilt}:
         one, two = (side.get(key, "absent") for side in (recorded, rebuilt))
         if one == two:
@@ -58,7 +59,7 @@ def _distance(one: Any, two: Any) -> float:
     """Difference relative to the larger number, or to 1 where both are smaller; infinite for what is no number."""
     if not (_is_number(one) and _is_number(two)):
         return float("inf")
-    return abs(one - two) / max(1.0, abs(one), abs(two))
+    return float(abs(one - two) / max(1.0, abs(one), abs(two)))
 
 
 def _is_number(value: Any) -> bool:

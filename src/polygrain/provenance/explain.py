@@ -100,9 +100,15 @@ def causes_in_words(causes: Sequence[Cause], changes: Mapping[str, Change]) -> l
     unexplained = [path for path, change in changes.items() if change.kind == "unexplained"]
     upstream = sorted((cause for cause in good if cause.upstream), key=lambda cause: cause.file not in unexplained)
     words = [_cause(cause) + (" (itself UNEXPLAINED)" if cause.file in unexplained else "") for cause in upstream]
-    parameters = [_cause(cause) for cause in own if cause.kind == "parameter"]
+    parameters = [cause for cause in own if cause.kind == "parameter"]
+    parameters.sort(key=lambda cause: cause.before is None or cause.after is None)  # first what had a value before
     files = [_cause(cause) for cause in own if cause.kind != "parameter"]
-    return [*_cut(refuted), *_cut(files), *_cut(parameters, " parameters"), *_cut(words, " upstream outputs")]
+    return [
+        *_cut(refuted),
+        *_cut(files),
+        *_cut([*map(_cause, parameters)], " parameters"),
+        *_cut(words, " upstream outputs"),
+    ]
 
 
 def _cut(words: Sequence[str], noun: str = "") -> list[str]:
