@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     moves.add_argument("--row", required=True, help="a row's label, its METHOD or METHOD/VARIANT")
     moves.add_argument("--column", required=True, help="a column's id in params/table, or its printed label")
     moves.add_argument("--plot", metavar="FILE", default="", help="also draw it: a file that ends with png, pdf or svg")
+    _verb(verbs, "example", example, "write a small repository with a real past, to try audit on").add_argument(
+        "folder"
+    )
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
@@ -183,6 +186,15 @@ def tell_history(options: argparse.Namespace) -> int:
     from polygrain.cli.history.run import print_history
 
     return print_history(_project(), options.target, options.row, options.column, options.plot)
+
+
+def example(options: argparse.Namespace) -> int:
+    """Build an example repository."""
+    folder = Path(options.folder).resolve()
+    from polygrain.cli.example import make_example
+
+    make_example(_project(), folder)
+    return 0
 
 
 def diagnose(options: argparse.Namespace) -> int:

@@ -45,7 +45,13 @@ def plot_moves(moves: Sequence[Move], title: str, unit: str, path: Path) -> None
     import matplotlib as mpl
 
     mpl.use("Agg")
-    settings: Any = {"svg.hashsalt": "polygrain", "font.family": "DejaVu Sans", "font.size": 9, "pdf.fonttype": 42}
+    settings: Any = {
+        "svg.hashsalt": "polygrain",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "pdf.fonttype": 42,
+        "text.parse_math": False,  # a subject may hold dollar signs
+    }
     with mpl.rc_context(settings):
         figure = _draw(moves, title, unit)
         with atomic_path(path) as temporary:
@@ -97,18 +103,22 @@ def _draw(moves: Sequence[Move], title: str, unit: str) -> Any:
 
 
 def _annotate(axes: Any, moves: Sequence[Move], red: Any) -> None:
-    """Print each value above its point, as the table does."""
+    """Print each value beside its point as the table does: below where the line dips, else above."""
     if len(moves) > _ROOMY:
         return
     for step, move in enumerate(moves):
+        dips = all(other.mean > move.mean for other in [*moves[max(step - 1, 0) : step], *moves[step + 1 : step + 2]])
+        side = -1 if dips and len(moves) > 1 else 1
         axes.annotate(
             move.text,
-            (step, move.mean + (move.sd or 0.0)),
-            xytext=(0, 8),
+            (step, move.mean + side * (move.sd or 0.0)),
+            xytext=(0, side * 8),
             textcoords="offset points",
             ha="center",
+            va="bottom" if side > 0 else "top",
             fontsize=7.5,
             color=red if move.unexplained else "0.25",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
         )
 
 
