@@ -12,11 +12,11 @@ from polygrain.provenance.audit import audit_history
 from polygrain.provenance.cache import cache_folder, examine, object_path, objects_of
 from polygrain.provenance.compare import TOLERANCE
 from polygrain.provenance.explain import closing_lines, entry_lines
-from polygrain.provenance.history import SHAPE, State, read_history
+from polygrain.provenance.history import State, read_history
 from polygrain.provenance.rebuild import Rebuilt, rebuild
 from polygrain.provenance.repository import Repository, git
 from polygrain.provenance.scratch import run, scratch_clone, switch
-from polygrain.provenance.sources import Layout
+from polygrain.provenance.sources import SHAPE, Layout
 
 
 def sources_of(path: str) -> tuple[str, ...]:

@@ -29,9 +29,9 @@ from typing import Literal
 
 from polygrain.provenance.checklock import without_mark
 from polygrain.provenance.dvcfiles import LOCK, md5_bytes
-from polygrain.provenance.history import SHAPE, Stage, State
+from polygrain.provenance.history import Stage, State
 from polygrain.provenance.repository import Commit, Repository
-from polygrain.provenance.sources import Layout, Sources
+from polygrain.provenance.sources import SHAPE, Layout, Sources
 
 Kind = Literal["new", "removed", "merged", "explained", "returned", "unexplained"]
 Proof = tuple[tuple[str, ...], str]
@@ -130,8 +130,8 @@ class _Known:
 
     bytes: dict[tuple[str, str], tuple[str, Commit]] = field(default_factory=dict)
     """(output, inputs) -> the first MD5 and who recorded it."""
-    origins: dict[str, Mapping[tuple[str, str], Commit]] = field(default_factory=dict)
-    """Commit -> (stage, input file) -> the commit in its past at which that input took its value."""
+    origins: dict[str, Mapping[str, Commit]] = field(default_factory=dict)
+    """Commit -> stage -> the commit in its past that recorded the stage with these inputs."""
 
 
 def audit_history(repository: Repository, states: Sequence[State], layout: Layout) -> Audit:
@@ -176,21 +176,20 @@ class _Auditor:
 
     def _changed_inputs(self, state: State, parents: Sequence[State]) -> dict[str, tuple[Cause, ...]]:
         """Stage -> what changed in its inputs, for stages whose inputs are those of no parent."""
-        origins: dict[tuple[str, str], Commit] = {}
+        origins: dict[str, Commit] = {}
         changed: dict[str, tuple[Cause, ...]] = {}
         for stage in state.lock.stages.values():
             befores = [(parent, before) for parent in parents if (before := _counterpart(stage, parent)) is not None]
-            for file, value in stage.files.items():
-                holding = [pair for pair in befores if pair[1].files.get(file) == value]
-                origins[stage.name, file] = self._origin(*holding[0], file) if holding else state.commit
-            if all(before.inputs != stage.inputs for _, before in befores):
-                parent = befores[0] if befores else None
-                changed[stage.name] = tuple(self._causes(state, stage, parent))
+            holding = [pair for pair in befores if pair[1].inputs == stage.inputs]
+            origins[stage.name] = self._origin(*holding[0]) if holding else state.commit
+            if not holding:
+                changed[stage.name] = tuple(self._causes(state, stage, befores[0] if befores else None))
         self._known.origins[state.commit.id] = origins
         return changed
 
-    def _origin(self, parent: State, stage: Stage, file: str) -> Commit:
-        return self._known.origins[parent.commit.id].get((stage.name, file), parent.commit)
+    def _origin(self, parent: State, stage: Stage) -> Commit:
+        """The commit that recorded a stage as `parent` holds it: from its sources came all of the stage's inputs."""
+        return self._known.origins[parent.commit.id].get(stage.name, parent.commit)
 
     def _causes(self, state: State, stage: Stage, parent: tuple[State, Stage] | None) -> Iterator[Cause]:
         """What changed since `parent`; without one only what the commit's own files refute."""
@@ -223,7 +222,7 @@ class _Auditor:
         """Which sources in git speak for a change of an input file or of the stage's shape, and what against it."""
         if parent is None:
             return (), ""
-        origin = self._origin(*parent, file)
+        origin = self._origin(*parent)
         sources = self._sources.differing(origin, state.commit, file)
         if sources is None or sources:
             return tuple(sources or ()), ""

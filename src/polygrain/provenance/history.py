@@ -25,9 +25,6 @@ from polygrain.provenance.repository import Commit, Repository
 Parameter = tuple[str, str]
 """File and dotted key."""
 
-SHAPE = ""
-"""Stands for the command of a stage and the names of its inputs, beside the names of its input files."""
-
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
 _STAGE = re.compile(r"^  (?=\S)", re.MULTILINE)
 
@@ -49,15 +46,6 @@ class Stage:
         """One hash of everything that decides the outputs: equal inputs must give equal bytes."""
         parts = (self.command, sorted(self.parameters.items()), sorted(self.dependencies.items()))
         return sha256_bytes(json.dumps(parts).encode())
-
-    @cached_property
-    def files(self) -> Mapping[str, str]:
-        """What each input file said: the MD5 of a dependency, the printed parameters of a configuration; and SHAPE."""
-        names = (self.command, sorted(self.parameters), sorted(self.dependencies))
-        values: dict[str, list[str]] = {SHAPE: [json.dumps(names)]}
-        for (file, key), value in sorted(self.parameters.items()):
-            values.setdefault(file, []).append(f"{key}={value}")
-        return {**{file: "\n".join(lines) for file, lines in values.items()}, **self.dependencies}
 
 
 @dataclass(frozen=True)
@@ -119,13 +107,14 @@ def _state(repository: Repository, commit: Commit, before: State | None, parser:
 class _Loader(yaml.CSafeLoader):
     """YAML at C speed with the scalars of version 1.2, which DVC writes: `1e-3` is a number and `yes` a text.
 
-    As for DVC, a key that occurs twice is a fault.
+    As for DVC, a key that occurs twice is a fault; so are merge keys, which DVC never writes.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key occurs twice", node.start_mark)
+        if len(mapping) != len(node.value) or "<<" in mapping:
+            problem = "a merge key" if "<<" in mapping else "a key occurs twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return mapping
 
 
@@ -138,9 +127,20 @@ def _resolve(tag: str, pattern: str, first: Iterable[str]) -> None:
 
 _resolve("null", r"~|null|Null|NULL|", ["~", "n", "N", ""])
 _resolve("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
-_resolve("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789")
+_resolve("int", r"[-+]?(?:0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", "-+0123456789")
 _resolve("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
 _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
+
+
+def _integer(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> int:
+    """A leading zero does not make a number octal in version 1.2."""
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    digits = text.lstrip("+-")
+    base = {"0o": 8, "0x": 16}.get(digits[:2], 10)
+    return int(digits[2:] if base != 10 else digits, base) * (-1 if text.startswith("-") else 1)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def load_fast(text: str | bytes) -> Any:

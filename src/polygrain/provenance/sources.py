@@ -15,6 +15,9 @@ from polygrain.provenance.code import tree_hash
 from polygrain.provenance.history import load_fast
 from polygrain.provenance.repository import Commit, Repository
 
+SHAPE = ""
+"""Asks for the sources of a stage's command and of the names of its inputs, instead of an input file's."""
+
 
 @dataclass(frozen=True)
 class Layout:
