@@ -96,6 +96,21 @@ def parser() -> argparse.ArgumentParser:
         verbs, "crate", write_crate, "write ro-crate-metadata.json beside finished tables: what ran, from what"
     )
     crate.add_argument("targets", nargs="+", metavar="target")
+    auditing = _verb(
+        verbs, "audit", audit, "walk the history of dvc.lock: is every change of a result explained? Exit 1 if not"
+    )
+    ways = auditing.add_mutually_exclusive_group()
+    ways.add_argument("--checkout", action="store_true", help="also let each commit judge itself: its own check-lock")
+    ways.add_argument("--cache", action="store_true", help="instead hash every stored object of that history again")
+    ways.add_argument("--rebuild", metavar="TARGET", help="instead make one recorded file again, in a scratch clone")
+    moves = _verb(verbs, "history", tell_history, "print how a number of a table moved over commits, and why")
+    moves.add_argument("target")
+    moves.add_argument("--row", required=True, help="a row's label, its METHOD or METHOD/VARIANT")
+    moves.add_argument("--column", required=True, help="a column's id in params/table, or its printed label")
+    moves.add_argument("--plot", metavar="FILE", default="", help="also draw it: a file that ends with png, pdf or svg")
+    _verb(verbs, "example", example, "write a small repository with a real past, to try audit on").add_argument(
+        "folder"
+    )
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"
@@ -206,6 +221,33 @@ def write_crate(options: argparse.Namespace) -> int:
     from polygrain.cli.crate import write_crates
 
     write_crates(_project(), options.targets)
+    return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Exit 1 when a recorded result changed without a reason."""
+    from polygrain.cli.audit import audit_cache, audit_project, audit_target
+
+    if options.cache:
+        return audit_cache(_project())
+    if options.rebuild:
+        return audit_target(_project(), options.rebuild)
+    return audit_project(_project(), checkout=options.checkout)
+
+
+def tell_history(options: argparse.Namespace) -> int:
+    """Print the past of one cell."""
+    from polygrain.cli.history.run import print_history
+
+    return print_history(_project(), options.target, options.row, options.column, options.plot)
+
+
+def example(options: argparse.Namespace) -> int:
+    """Build an example repository."""
+    folder = Path(options.folder).resolve()
+    from polygrain.cli.example import make_example
+
+    make_example(_project(), folder)
     return 0
 
 

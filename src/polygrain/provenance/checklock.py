@@ -83,7 +83,7 @@ def mark_stale(published_markdown: Path, problems: Sequence[str]) -> None:
     Without problems an older line is only removed. Everything below it stays as it is.
     """
     content = published_markdown.read_bytes()
-    marked = _unmarked(content)
+    marked = without_mark(content)
     if problems:
         count = "1 difference" if len(problems) == 1 else f"{len(problems)} differences, the first"
         reason = f" the checkout has moved on since these numbers were made; {count}: {problems[0]}\n\n"
@@ -97,7 +97,8 @@ def is_marked_stale(published_markdown: Path) -> bool:
     return published_markdown.is_file() and published_markdown.read_bytes().startswith(STALE)
 
 
-def _unmarked(content: bytes) -> bytes:
+def without_mark(content: bytes) -> bytes:
+    """A published table without the line that says that it is stale."""
     if not content.startswith(STALE):
         return content
     return content.partition(b"\n")[2].removeprefix(b"\n")
@@ -200,7 +201,7 @@ def _check_published(
         md5 = locked[name].outputs.get(source.as_posix()) if name in locked else None
         if not (root / copy).is_file():
             yield Problem(f"{copy}: missing; {_AGAIN}", name, stale=False)
-        elif md5 and md5_bytes(_unmarked((root / copy).read_bytes())) != md5:
+        elif md5 and md5_bytes(without_mark((root / copy).read_bytes())) != md5:
             yield Problem(f"{copy}: is not the {source} of {LOCK}; {_AGAIN}", name, stale=False)
 
 
