@@ -10,14 +10,15 @@ from polygrain.provenance.files import sha256_file
 
 
 class Hashes:
-    """MD5 and SHA-256 of files under `root`, remembered while a file's identity, size and times stay the same.
+    """MD5 and SHA-256 of files under `root`, remembered by a file's inode, size and modification time.
 
-    It lives as long as one command, so an edit that hides its traces between two commands is still read.
+    So a file that is renamed is not read again. It lives as long as one command: an edit that hides its traces
+    between two commands is still read.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: dict[tuple[str, Path], tuple[tuple[int, ...], str]] = {}
+        self._known: dict[tuple[str | int, ...], str] = {}
 
     def md5(self, path: Path) -> str | None:
         """Hex MD5 of a file, through a symbolic link; None where there is no plain file."""
@@ -36,9 +37,7 @@ class Hashes:
         if not (self._root / path).is_file():
             return None
         status = (self._root / path).stat()
-        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        before, value = self._known.get((kind, path), ((), ""))
-        if before != state:
-            value = function(self._root / path)
-            self._known[kind, path] = state, value
-        return value
+        key = (kind, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = function(self._root / path)
+        return self._known[key]

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from polygrain.provenance.dvccommand import cached, complaint, dvc, settings
+from polygrain.provenance.bring import bring
+from polygrain.provenance.dvccommand import settings
 from polygrain.provenance.dvcfiles import LOCK, PIPELINE, read_lock, refuse_conflict
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import Finding, in_order, judge
 from polygrain.provenance.pipeline import Job, check_jobs, inputs_of
 from polygrain.provenance.proof import objection_to_outputs
-
 
 # without hooks, for `onsuccess` also fires here; without a lock, so that one is always somebody else's
 TOUCH = ("--touch", "--forceall", "--rerun-incomplete", "--no-hooks", "--nolock")
@@ -60,10 +60,10 @@ def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> 
     hashes = Hashes(root)
     hashes.read_ahead(path for job in jobs for path in job.outputs)
     first = findings = judge(jobs, root, locked, hashes)
-    asked: dict[str, str] = {}
+    why: dict[Path, str] = {}
     # what arrives can make a record that stood alone complete, and so vouch for more
-    while wanted := {name: f for name, f in findings.items() if f.state == "absent" and name not in asked}:
-        asked |= _bring(wanted, root, remote, hashes)
+    while lacking := {path: md5 for path, md5 in _lacking(findings).items() if path not in why}:
+        why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
         findings = judge(jobs, root, locked, hashes)
     check_free()
     for job in jobs:
@@ -72,73 +72,22 @@ def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> 
         if first[job.name].lacking:
             _drop_false_record(job, root, hashes)
     _stamp(jobs, root, findings)
-    return {job.name: _result(findings[job.name], first[job.name], asked.get(job.name, "")) for job in jobs}
+    return {job.name: _result(findings[job.name], first[job.name], why) for job in jobs}
 
 
-def _result(last: Finding, first: Finding, why: str) -> Restored:
+def _result(last: Finding, first: Finding, why: Mapping[Path, str]) -> Restored:
     match last.state:
         case "in place":
             return Restored("in place" if first.state == "in place" else "restored", "", last.claims, ())
         case "absent":
-            return Restored("missing", why, last.claims, last.lacking)
+            return Restored("missing", why[last.lacking[0]], last.claims, last.lacking)
         case state:
             return Restored(state, last.reason, last.claims, last.lacking)
 
 
-def _bring(wanted: Mapping[str, Finding], root: Path, remote: str | None, hashes: Hashes) -> dict[str, str]:
-    """Put the lacking outputs of some stages in place as far as they can be had; return why the others cannot."""
-    lacking = {path: finding.claims[path] for finding in wanted.values() for path in finding.lacking}
-    _remove([root / path for path in lacking])  # DVC takes an edited file of the same size and time for its own
-    _checkout(wanted, root)
-    failed = _wrong(lacking, root, hashes)
-    failure = ""
-    if failed and remote:
-        _drop_damaged(failed, root)
-        names = [name for name, finding in wanted.items() if set(finding.lacking) & set(failed)]
-        print(f"fetching {len(failed)} files of {len(names)} stages from remote '{remote}'", flush=True)
-        fetched = dvc(root, "fetch", *names)
-        if fetched.returncode:
-            failure = f": {complaint(fetched)}"
-        _checkout(names, root)
-        failed = _wrong(failed, root, hashes)
-    damaged = _drop_damaged(failed, root) if failed else set()
-    return {name: _why(finding, failed, damaged, remote, failure) for name, finding in wanted.items()}
-
-
-def _why(finding: Finding, failed: Mapping[Path, str], damaged: set[Path], remote: str | None, failure: str) -> str:
-    paths = [path for path in finding.lacking if path in failed]
-    if not paths:
-        return ""
-    where = f"remote '{remote}'" if remote else "the cache (and no remote is set)"
-    if paths[0] in damaged:
-        return f"{paths[0]} is damaged in {where}"
-    return f"{paths[0]} is not in {where}{failure}"
-
-
-def _checkout(names: Sequence[str] | Mapping[str, Finding], root: Path) -> None:
-    """One call for all stages; what the cache does not hold is passed over."""
-    done = dvc(root, "checkout", "--quiet", "--force", "--allow-missing", *names)
-    if done.returncode:
-        raise UserError(f"{root / LOCK}: dvc checkout failed ({complaint(done)}); correct that and restore again")
-
-
-def _wrong(expected: Mapping[Path, str], root: Path, hashes: Hashes) -> dict[Path, str]:
-    """Those of the expected files that are not in place with their bytes."""
-    hashes.read_ahead(expected)
-    return {path: md5 for path, md5 in expected.items() if hashes.md5(path) != md5}
-
-
-def _drop_damaged(failed: Mapping[Path, str], root: Path) -> set[Path]:
-    """Remove outputs that came with wrong bytes, and the cached objects that they came from; return the outputs."""
-    damaged = {path for path in failed if os.path.lexists(root / path)}
-    for path in sorted(damaged):
-        held = cached(root, failed[path])
-        try:
-            held.unlink(missing_ok=True)
-        except PermissionError:
-            raise UserError(f"{held}: damaged, and not yours to remove; ask its owner to, then restore again") from None
-    _remove([root / path for path in damaged])
-    return damaged
+def _lacking(findings: Mapping[str, Finding]) -> dict[Path, str]:
+    """The outputs that are vouched for and not in place, with their MD5."""
+    return {path: found.claims[path] for found in findings.values() if found.claims for path in found.lacking}
 
 
 def _remove(paths: Sequence[Path]) -> None:
