@@ -19,7 +19,7 @@ CHECKPOINT = "runs/a/checkpoint.bin"
 
 
 def judged(root: Path) -> dict[str, Finding]:
-    return judge(toy_jobs(), root, read_lock(root), Hashes(root))
+    return judge(toy_jobs(), root, [read_lock(root)], Hashes(root))
 
 
 def states(root: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ compared with a lock must therefore go through the same parser.
 
 import hashlib
 import io
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,19 @@ class Locked:
 def load_yaml(path: Path) -> Any:
     """Parse a YAML file as DVC does. Raises UserError when it is missing or broken."""
     try:
-        return YAML(typ="safe").load(path.read_text())
+        return _parse(path.read_text(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: not found") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error}); correct it, or restore it from git") from error
+
+
+def _parse(text: str, name: str | Path) -> Any:
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not valid YAML ({first}); correct it, or restore it from git") from error
+        raise UserError(f"{name}: not valid YAML ({first}); correct it, or restore it from git") from error
 
 
 def dump_yaml(value: Any, width: int = 80) -> str:
@@ -66,11 +74,25 @@ def read_lock(root: Path) -> dict[str, Locked]:
     if not path.is_file():
         return {}
     refuse_conflict(path)
-    content = load_yaml(path)
+    return _stages(load_yaml(path), path)
+
+
+def read_merged_lock(root: Path) -> dict[str, Locked]:
+    """Read the stages of the other branch's `dvc.lock` while git is merging; none at other times.
+
+    Git must not merge the lines of the two files: one branch's parameters beside the other's outputs would be a claim
+    that nobody made (`.gitattributes` forbids it). Whole stages of either branch are true.
+    """
+    name = f"MERGE_HEAD:./{LOCK}"
+    shown = subprocess.run(["git", "show", name], cwd=root, capture_output=True)
+    return {} if shown.returncode else _stages(_parse(shown.stdout.decode(), name), name)
+
+
+def _stages(content: Any, name: str | Path) -> dict[str, Locked]:
     try:
-        return {name: _locked(stage) for name, stage in (content["stages"] or {}).items()}
+        return {stage: _locked(entry) for stage, entry in (content["stages"] or {}).items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a DVC lock file ({error!r}); restore it from git") from error
+        raise UserError(f"{name}: not a DVC lock file ({error!r}); restore it from git") from error
 
 
 def _locked(stage: Mapping[str, Any]) -> Locked:

@@ -34,8 +34,10 @@ class Finding:
     lacking: tuple[Path, ...]
 
 
-def judge(jobs: Sequence[Job], root: Path, locked: Mapping[str, Locked], hashes: Hashes) -> dict[str, Finding]:
+def judge(jobs: Sequence[Job], root: Path, locks: Sequence[Mapping[str, Locked]], hashes: Hashes) -> dict[str, Finding]:
     """Judge every job, inputs before what is made from them. `jobs` must hold the ancestors of each of them.
+
+    `locks`: the stages of dvc.lock, and, in a merge, of the other branch's; any of them may vouch for a job.
 
     *in place*: dvc.lock vouches for the outputs in place. *built here*: only the job's record does. *absent*: dvc.lock
     vouches for outputs of which some are not in place. *stale*: nothing vouches for what this job would make now.
@@ -45,7 +47,7 @@ def judge(jobs: Sequence[Job], root: Path, locked: Mapping[str, Locked], hashes:
     findings: dict[str, Finding] = {}
     for job in in_order(jobs):
         upstream = {path: made[path].name for path in inputs_of(job) if path in made}
-        findings[job.name] = _judge(job, root, locked.get(job.name), upstream, findings, hashes)
+        findings[job.name] = _judge(job, root, [lock.get(job.name) for lock in locks], upstream, findings, hashes)
     return findings
 
 
@@ -60,15 +62,17 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
 def _judge(
     job: Job,
     root: Path,
-    stage: Locked | None,
+    stages: Sequence[Locked | None],
     upstream: Mapping[Path, str],
     findings: Mapping[str, Finding],
     hashes: Hashes,
 ) -> Finding:
     claims = {path: Claim(name, findings[name].claims.get(path)) for path, name in upstream.items()}
-    reasons = [found.what for found in differences(job, root, stage, claims, hashes)]
-    reasons += [f"made from {path}, which is stale" for path, claim in claims.items() if claim.md5 is None]
-    recorded = {path: stage.outputs[path.as_posix()] for path in job.outputs} if stage and not reasons else {}
+    unknown = [f"made from {path}, which is stale" for path, claim in claims.items() if claim.md5 is None]
+    objections = [[found.what for found in differences(job, root, stage, claims, hashes)] for stage in stages]
+    reasons = objections[0] + unknown
+    fitting = next((stage for stage, against in zip(stages, objections, strict=True) if not against + unknown), None)
+    recorded = {path: fitting.outputs[path.as_posix()] for path in job.outputs} if fitting else {}
     lacking = tuple(path for path, md5 in recorded.items() if hashes.md5(path) != md5)
     if recorded and not lacking:
         return Finding("in place", "", recorded, ())

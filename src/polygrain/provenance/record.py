@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polygrain.provenance.dvccommand import complaint, dvc, settings
-from polygrain.provenance.dvcfiles import LOCK, PIPELINE, dump_yaml, load_yaml, read_lock
+from polygrain.provenance.dvcfiles import LOCK, PIPELINE, dump_yaml, load_yaml, read_lock, read_merged_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, write_if_changed
 from polygrain.provenance.hashes import Hashes
@@ -49,7 +49,7 @@ def _check(jobs: Sequence[Job], root: Path) -> None:
             if not (root / output).is_file():
                 raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
     hashes = Hashes(root)
-    findings = judge(jobs, root, read_lock(root), hashes)
+    findings = judge(jobs, root, [read_lock(root), read_merged_lock(root)], hashes)
     doubtful = [job for job in jobs if findings[job.name].state not in ("in place", "built here")]
     for objection_to in (objection_to_outputs, objection_to_inputs):
         for job in doubtful:

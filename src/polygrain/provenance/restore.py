@@ -20,7 +20,7 @@ from typing import Literal
 
 from polygrain.provenance.bring import bring
 from polygrain.provenance.dvccommand import settings
-from polygrain.provenance.dvcfiles import LOCK, PIPELINE, read_lock, refuse_conflict
+from polygrain.provenance.dvcfiles import LOCK, PIPELINE, read_lock, read_merged_lock, refuse_conflict
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import Finding, in_order, judge
@@ -52,19 +52,19 @@ def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> 
     """
     check_jobs(jobs)
     refuse_conflict(root / PIPELINE)
-    locked = read_lock(root)
-    if not locked:
+    locks = [read_lock(root), read_merged_lock(root)]
+    if not any(locks):
         raise UserError(f"{root / LOCK}: missing or empty, so there is nothing to restore; build with snakemake")
     check_free()
     remote = settings(root).get("core.remote")
     hashes = Hashes(root)
     hashes.read_ahead(path for job in jobs for path in job.outputs)
-    first = findings = judge(jobs, root, locked, hashes)
+    first = findings = judge(jobs, root, locks, hashes)
     why: dict[Path, str] = {}
     # what arrives can make a record that stood alone complete, and so vouch for more
     while lacking := {path: md5 for path, md5 in _lacking(findings).items() if path not in why}:
         why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
-        findings = judge(jobs, root, locked, hashes)
+        findings = judge(jobs, root, locks, hashes)
     check_free()
     for job in jobs:
         if findings[job.name].lacking:
