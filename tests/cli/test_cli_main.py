@@ -34,6 +34,7 @@ def test_the_command_line_is_frozen():
         "show": ["run"],
         "plan": ["target"],
         "record": ["targets"],
+        "restore": ["targets"],
         "check-lock": ["--mark", "targets"],
         "trace": ["--column", "--full", "--row", "target"],
         "crate": ["targets"],

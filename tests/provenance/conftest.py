@@ -5,7 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from provenance_toy import JOB, PUBLISHED, call, commit_all, new_repository, snakefile, space_out, toy_jobs
+from provenance_toy import (
+    JOB,
+    PUBLISHED,
+    call,
+    clone,
+    commit_all,
+    dvc,
+    new_repository,
+    snakefile,
+    space_out,
+    toy_jobs,
+)
 
 from polygrain.provenance.record import record
 
@@ -48,3 +59,25 @@ def _recorded(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded_project(_recorded: Path, tmp_path: Path) -> Path:
     """A copy of its own of the project after `record`, committed to git."""
     return Path(shutil.copytree(_recorded, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def store(_recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder remote that holds all that is recorded; tests must not change it."""
+    folder = tmp_path_factory.mktemp("store")
+    dvc(_recorded, "remote", "add", "--default", "--local", "store", str(folder))
+    dvc(_recorded, "push", "--quiet")
+    (_recorded / ".dvc/config.local").unlink()
+    return folder
+
+
+@pytest.fixture
+def own_store(store: Path, tmp_path: Path) -> Path:
+    """A private copy of the remote."""
+    return Path(shutil.copytree(store, tmp_path / "store"))
+
+
+@pytest.fixture
+def fresh(_recorded: Path, tmp_path: Path) -> Path:
+    """A clone in which nothing is built, without a remote."""
+    return clone(_recorded, tmp_path / "fresh")

@@ -1,12 +1,15 @@
 """A small project with a real Snakemake, git and DVC: prepare -> two runs -> table."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.pipeline import Job
+from polygrain.provenance.restore import restore
 
 PREPARE = "data/toy/images.npy"
 TABLE = "reports/table1.md"
@@ -110,3 +113,60 @@ def space_out(root: Path) -> None:
         moment += 86_400
         for path in job.outputs:
             os.utime(root / path, (moment, moment))
+
+
+def snakemake(root: Path, *arguments: str) -> str:
+    # large checkpoints are compared by time only: without this, Snakemake compares small files by content
+    done = call(
+        root, sys.executable, "-m", "snakemake", "--cores", "1", "--max-checksum-file-size", "0", *arguments, "all"
+    )
+    return done.stdout + done.stderr
+
+
+def planned(root: Path) -> set[str]:
+    """The jobs that a dry run would execute."""
+    lines = snakemake(root, "--dry-run").splitlines()
+    rules = {line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule "))}
+    return {name.replace("_", "-") for name in rules} - {"all"}
+
+
+def clone(source: Path, folder: Path, **settings: str) -> Path:
+    """What another person has: git's files, and the inputs that are written at parse time."""
+    call(source, "git", "clone", "--quiet", str(source), str(folder))
+    if not (folder / "inputs").exists():
+        shutil.copytree(source / "inputs", folder / "inputs")
+    for name, value in settings.items():
+        dvc(folder, "config", "--local", name.replace("_", "."), value)
+    return folder
+
+
+def restored(root: Path) -> dict[str, str]:
+    """Restore all jobs; the verdict of each."""
+    found = restore(toy_jobs(), root, lambda: None)
+    return {name: result.verdict for name, result in found.items()}
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    return {str(path): (root / path).read_bytes() for job in toy_jobs() for path in job.outputs}
+
+
+def edit(root: Path, path: str, old: str, new: str) -> None:
+    text = (root / path).read_text()
+    assert old in text
+    (root / path).write_text(text.replace(old, new))
+
+
+def stored_object(store: Path, root: Path, output: str) -> Path:
+    """Where a remote or a cache keeps an output."""
+    md5 = next(stage.outputs[output] for stage in read_lock(root).values() if output in stage.outputs)
+    return store / "files/md5" / md5[:2] / md5[2:]
+
+
+def damage(path: Path) -> None:
+    """Change an object's bytes and nothing that its size, time or mode gives away."""
+    before, content = path.stat(), path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content[::-1])
+    path.chmod(before.st_mode)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.read_bytes() != content

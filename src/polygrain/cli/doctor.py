@@ -15,13 +15,11 @@ def examine(project: Project, *, unlock: bool) -> int:
 
     Returns 1 if one is held.
     """
-    workflows, jobs = _workflows(project.root), _running(project.root)
+    live = _live(project.root)
     lock = _snakemake_lock(project.root)
-    for process in workflows:
-        print(f"snakemake is running here as process {process.pid}; wait for it, or stop it with: kill {process.pid}")
-    for run, process_id in jobs:
-        print(f"{run}: process {process_id} is working on it; wait for it, or stop it with: kill {process_id}")
-    if workflows or jobs:
+    for line in live:
+        print(line)
+    if live:
         return 1 if unlock and lock else 0
     if not lock:
         print("nothing stands in the way of a build")
@@ -32,6 +30,23 @@ def examine(project: Project, *, unlock: bool) -> int:
         print("a workflow that is gone left its lock; remove it with: snakemake --unlock")
         print("then go on with: snakemake --cores all --rerun-incomplete reports/table1.pdf")
     return 0
+
+
+def obstacles(root: Path) -> list[str]:
+    """What forbids to change outputs now: live workflows and jobs, or a lock; one line with its remedy each."""
+    gone = "a workflow that is gone left its lock; remove it with `polygrain doctor --unlock`"
+    return _live(root) or ([gone] if _snakemake_lock(root) else [])
+
+
+def _live(root: Path) -> list[str]:
+    lines = [
+        f"snakemake is running here as process {process.pid}; wait for it, or stop it with: kill {process.pid}"
+        for process in _workflows(root)
+    ]
+    return lines + [
+        f"{run}: process {process_id} is working on it; wait for it, or stop it with: kill {process_id}"
+        for run, process_id in _running(root)
+    ]
 
 
 def _snakemake_lock(root: Path) -> bool:

@@ -84,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
     _verb(verbs, "plan", plan, "print the jobs behind a table with declared minutes and memory").add_argument("target")
     recording = _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies")
     recording.add_argument("targets", nargs="+", metavar="target")
+    restoring = _verb(
+        verbs, "restore", restore, "bring recorded outputs back with proof, so that only what is stale runs"
+    )
+    restoring.add_argument("targets", nargs="+", metavar="target", help="a table, a run or a file of one")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
     lock.add_argument("targets", nargs="*", metavar="target", help="default: every table that has published copies")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
@@ -200,6 +204,13 @@ def record(options: argparse.Namespace) -> int:
     record_tables(project, options.targets)
     publish_crates(project, options.targets)
     return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    """Bring back what dvc.lock vouches for."""
+    from polygrain.cli.restore import restore_targets
+
+    return restore_targets(_project(), options.targets)
 
 
 def check_lock(options: argparse.Namespace) -> int:

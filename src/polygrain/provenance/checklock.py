@@ -5,19 +5,18 @@ honest as long as the published table says so in its first line. *Broken*: the l
 file is not what the lock says; no mark excuses that.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from polygrain.provenance.dvcfiles import LOCK, PIPELINE, Locked, md5_bytes, md5_file, read_lock
+from polygrain.provenance.differences import AGAIN, Claim, differences
+from polygrain.provenance.dvcfiles import LOCK, PIPELINE, Locked, md5_bytes, read_lock
 from polygrain.provenance.files import write_bytes
-from polygrain.provenance.pipeline import Job, check_published, dvc_yaml, inputs_of, parameters
+from polygrain.provenance.hashes import Hashes
+from polygrain.provenance.pipeline import Job, check_published, dvc_yaml, inputs_of
 
 STALE = b"> **Stale:**"
-_AGAIN = "rebuild and run `polygrain record`"
-_LONGEST = 200  # characters of two values that a line may quote
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def verdict(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> 
     failures = [problem.line for problem in problems if not problem.stale or not tables]
     unmarked = [table for table, lines in reasons.items() if lines and table not in marked]
     failures += [line for table in unmarked for line in reasons[table] if line not in failures]
-    failures += [f"{table}: does not say that it is stale; {_AGAIN}, or mark it" for table in unmarked]
+    failures += [f"{table}: does not say that it is stale; {AGAIN}, or mark it" for table in unmarked]
     groundless = sorted(table for table in marked if not reasons[table])
     failures += [f"{table}: marked stale without a reason; run `polygrain record`" for table in groundless]
     if failures:
@@ -109,88 +108,38 @@ def find_problems(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path
     check_published(jobs, published)
     locked = read_lock(root)
     if not locked:
-        return [Problem(f"{LOCK}: missing or empty; {_AGAIN}", None, stale=True)]
+        return [Problem(f"{LOCK}: missing or empty; {AGAIN}", None, stale=True)]
     pipeline = root / PIPELINE
     problems = []
     if not pipeline.is_file() or pipeline.read_text() != dvc_yaml(jobs, root):
-        problems.append(Problem(f"{PIPELINE}: differs from the generated text; {_AGAIN}", None, stale=True))
+        problems.append(Problem(f"{PIPELINE}: differs from the generated text; {AGAIN}", None, stale=True))
     for name in sorted(set(locked) - {job.name for job in jobs}):
-        problems.append(Problem(f"{name}: in {LOCK}, but no job any more; {_AGAIN}", None, stale=True))
+        problems.append(Problem(f"{name}: in {LOCK}, but no job any more; {AGAIN}", None, stale=True))
     made = {path: job for job in jobs for path in job.outputs}
+    hashes = Hashes(root)
     for job in sorted(jobs, key=lambda job: job.name):
-        problems += _check_stage(job, root, locked, made)
+        problems += _check_stage(job, root, locked, made, hashes)
     problems += _check_published(root, locked, made, published)
     return problems
 
 
-def _check_stage(job: Job, root: Path, locked: Mapping[str, Locked], made: Mapping[Path, Job]) -> Iterator[Problem]:
-    stage = locked.get(job.name)
-    if stage is None:
-        yield Problem(f"{job.name}: not in {LOCK}; {_AGAIN}", job.name, stale=True)
-        return
-    if stage.command != job.command:
-        line = f"{job.name}: its command was {stage.command!r}, now it is {job.command!r}; {_AGAIN}"
-        yield Problem(line, job.name, stale=True)
-    yield from _check_parameters(job, root, stage)
-    yield from _check_dependencies(job, root, locked, made)
-    yield from _check_outputs(job, root, stage)
-
-
-def _check_parameters(job: Job, root: Path, stage: Locked) -> Iterator[Problem]:
-    then = stage.parameters.get(job.config.as_posix(), {})
-    now = parameters(root / job.config)
-    for key in sorted({*then, *now}):
-        before, after = (_printed(values, key) for values in (then, now))
-        if before != after:
-            change = f"was {before}, now it is {after}" if len(before + after) < _LONGEST else "changed"
-            line = f"{job.name}: {key} in {job.config} {change}; {_AGAIN}"
-            yield Problem(line, job.name, stale=True)
-
-
-def _printed(values: Mapping[str, Any], key: str) -> str:
-    """Print a value with its type visible, so that 1, 1.0 and "1" differ."""
-    return json.dumps(values[key], sort_keys=True, default=repr) if key in values else "absent"
-
-
-def _check_dependencies(
-    job: Job, root: Path, locked: Mapping[str, Locked], made: Mapping[Path, Job]
+def _check_stage(
+    job: Job, root: Path, locked: Mapping[str, Locked], made: Mapping[Path, Job], hashes: Hashes
 ) -> Iterator[Problem]:
-    then = locked[job.name].dependencies
-    for path in inputs_of(job):
-        if path.as_posix() not in then:
-            yield Problem(f"{job.name}: depends on {path}, {LOCK} does not know; {_AGAIN}", job.name, stale=True)
-        else:
-            yield from _check_dependency(job, path, then[path.as_posix()], root, locked, made)
-    for name in sorted(set(then) - {path.as_posix() for path in inputs_of(job)}):
-        line = f"{job.name}: depended on {name} by {LOCK}, now it does not; {_AGAIN}"
-        yield Problem(line, job.name, stale=True)
-
-
-def _check_dependency(
-    job: Job, path: Path, md5: str, root: Path, locked: Mapping[str, Locked], made: Mapping[Path, Job]
-) -> Iterator[Problem]:
-    """Compare an upstream output within the lock, any other file with its bytes in the checkout."""
-    if path in made:
-        upstream = locked.get(made[path].name)
-        if upstream and upstream.outputs.get(path.as_posix(), md5) != md5:
-            line = f"{job.name}: used another {path} than {made[path].name} made, by {LOCK}; {_AGAIN}"
+    upstream = {path: _claim(path, locked, made[path]) for path in inputs_of(job) if path in made}
+    for found in differences(job, root, locked.get(job.name), upstream, hashes):
+        yield Problem(f"{job.name}: {found.what}; {found.remedy}", job.name, found.stale)
+    outputs = locked[job.name].outputs if job.name in locked else {}
+    for output in sorted(job.outputs):
+        md5 = outputs.get(output.as_posix())
+        if md5 and hashes.md5(output) not in (None, md5):
+            line = f"{output}: edited by hand or rebuilt since it was recorded; {AGAIN}, or run `polygrain restore`"
             yield Problem(line, job.name, stale=False)
-    elif not (root / path).is_file():
-        yield Problem(f"{job.name}: {path} is missing, so it proves nothing; put it back", job.name, stale=False)
-    elif md5_file(root / path) != md5:
-        yield Problem(f"{job.name}: {path} changed since {LOCK} was written; {_AGAIN}", job.name, stale=True)
 
 
-def _check_outputs(job: Job, root: Path, stage: Locked) -> Iterator[Problem]:
-    names = {path.as_posix() for path in job.outputs}
-    for name in sorted(names ^ set(stage.outputs)):
-        line = f"{job.name}: {name} is an output only {'now' if name in names else f'in {LOCK}'}; {_AGAIN}"
-        yield Problem(line, job.name, stale=True)
-    for name in sorted(names & set(stage.outputs)):
-        path = root / name
-        if path.is_file() and md5_file(path) != stage.outputs[name]:
-            line = f"{name}: edited by hand or rebuilt since it was recorded; {_AGAIN}, or run `dvc checkout`"
-            yield Problem(line, job.name, stale=False)
+def _claim(path: Path, locked: Mapping[str, Locked], maker: Job) -> Claim:
+    """An upstream output is compared within the lock: a clone without data can be checked."""
+    return Claim(maker.name, locked[maker.name].outputs.get(path.as_posix()) if maker.name in locked else None)
 
 
 def _check_published(
@@ -200,9 +149,9 @@ def _check_published(
         name = made[source].name
         md5 = locked[name].outputs.get(source.as_posix()) if name in locked else None
         if not (root / copy).is_file():
-            yield Problem(f"{copy}: missing; {_AGAIN}", name, stale=False)
+            yield Problem(f"{copy}: missing; {AGAIN}", name, stale=False)
         elif md5 and md5_bytes(without_mark((root / copy).read_bytes())) != md5:
-            yield Problem(f"{copy}: is not the {source} of {LOCK}; {_AGAIN}", name, stale=False)
+            yield Problem(f"{copy}: is not the {source} of {LOCK}; {AGAIN}", name, stale=False)
 
 
 def _ancestry_of_tables(jobs: Sequence[Job], published: Mapping[Path, Path]) -> dict[Path, set[str]]:

@@ -6,6 +6,7 @@ compared with a lock must therefore go through the same parser.
 
 import hashlib
 import io
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +41,13 @@ def load_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not valid YAML ({error}); correct it, or restore it from git") from error
 
 
-def parse_yaml(text: str, path: Path) -> Any:
+def parse_yaml(text: str, path: str | Path) -> Any:
     """Parse YAML as DVC does; `path` is named when it is broken. Raises UserError then."""
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not valid YAML ({first}); correct it, or restore it from git") from error
+        raise UserError(f"{name}: not valid YAML ({first}); correct it, or restore it from git") from error
 
 
 def dump_yaml(value: Any, width: int = 80) -> str:
@@ -59,16 +60,40 @@ def dump_yaml(value: Any, width: int = 80) -> str:
     return stream.getvalue()
 
 
+def refuse_conflict(path: Path) -> None:
+    """Raise UserError with the way out when git left merge conflict markers in a generated file."""
+    if path.is_file() and b"\n<<<<<<< " in b"\n" + path.read_bytes():
+        raise UserError(
+            f"{path}: has merge conflict markers; take one side whole (`git checkout --ours -- {LOCK} {PIPELINE}`),"
+            " then polygrain restore, snakemake and polygrain record"
+        )
+
+
 def read_lock(root: Path) -> dict[str, Locked]:
-    """Read the stages of `dvc.lock`, none without a file. Raises UserError when it is broken."""
+    """Read the stages of `dvc.lock`, none without a file. Raises UserError when it is broken or half merged."""
     path = root / LOCK
     if not path.is_file():
         return {}
-    content = load_yaml(path)
+    refuse_conflict(path)
+    return _stages(load_yaml(path), path)
+
+
+def read_merged_lock(root: Path) -> dict[str, Locked]:
+    """Read the stages of the other branch's `dvc.lock` while git is merging; none at other times.
+
+    Git must not merge the lines of the two files: one branch's parameters beside the other's outputs would be a claim
+    that nobody made (`.gitattributes` forbids it). Whole stages of either branch are true.
+    """
+    name = f"MERGE_HEAD:./{LOCK}"
+    shown = subprocess.run(["git", "show", name], cwd=root, capture_output=True)
+    return {} if shown.returncode else _stages(parse_yaml(shown.stdout.decode(), name), name)
+
+
+def _stages(content: Any, name: str | Path) -> dict[str, Locked]:
     try:
-        return {name: _locked(stage) for name, stage in (content["stages"] or {}).items()}
+        return {stage: _locked(entry) for stage, entry in (content["stages"] or {}).items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a DVC lock file ({error!r}); restore it from git") from error
+        raise UserError(f"{name}: not a DVC lock file ({error!r}); restore it from git") from error
 
 
 def _locked(stage: Mapping[str, Any]) -> Locked:

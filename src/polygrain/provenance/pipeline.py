@@ -7,7 +7,7 @@ same jobs that Snakemake runs, one plain stage per job, so `dvc dag`, `dvc param
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,23 @@ def check_published(jobs: Sequence[Job], published: Mapping[Path, Path]) -> None
     unknown = set(published) - {path for job in jobs for path in job.outputs}
     if unknown:
         raise ValueError(f"published but made by no job: {', '.join(sorted(map(str, unknown)))}")
+
+
+def to_run(jobs: Sequence[Job], absent: Set[Path], targets: Collection[str]) -> set[str]:
+    """The names of the jobs that Snakemake runs for the jobs `targets` when the files `absent` are not there.
+
+    A job runs when a file of it is missing that a target needs or a running job reads, and when a job that it reads
+    from runs: Snakemake does not look whether that one gave the same bytes again.
+    """
+    made = {path: job.name for job in jobs for path in job.outputs}
+    reads = {job.name: {path for path in job.dependencies if path in made} for job in jobs}
+    running = {job.name for job in jobs if job.name in targets and absent & set(job.outputs)}
+    before: set[str] | None = None
+    while running != before:
+        before = set(running)
+        running |= {made[path] for name in before for path in reads[name] & absent}
+        running |= {name for name, paths in reads.items() if any(made[path] in running for path in paths)}
+    return running
 
 
 def parameters(config: Path) -> dict[str, Any]:

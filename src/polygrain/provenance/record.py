@@ -6,17 +6,18 @@ copy with a new modification time, and the old one is put back. Git is left alon
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from polygrain.provenance.dvcfiles import LOCK, PIPELINE, dump_yaml, load_yaml
+from polygrain.provenance.dvccommand import complaint, dvc, settings
+from polygrain.provenance.dvcfiles import LOCK, PIPELINE, dump_yaml, load_yaml, read_lock, read_merged_lock
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import atomic_path, read_json, sha256_file, write_if_changed
-from polygrain.provenance.pipeline import Job, check_published, dvc_yaml, inputs_of
+from polygrain.provenance.files import atomic_path, write_if_changed
+from polygrain.provenance.hashes import Hashes
+from polygrain.provenance.judge import judge
+from polygrain.provenance.pipeline import Job, check_published, dvc_yaml
+from polygrain.provenance.proof import objection_to_inputs, objection_to_outputs
 
 
 def record(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> None:
@@ -28,11 +29,8 @@ def record(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> N
     """
     check_published(jobs, published)
     pipeline = dvc_yaml(jobs, root)
-    hashes: dict[Path, str] = {}
-    for job in jobs:
-        _check_outputs(job, root, hashes)
-    for job in jobs:
-        _check_inputs(job, root, hashes)
+    _check(jobs, root)
+    settings(root)
     write_if_changed(root / PIPELINE, pipeline)
     with _modification_times([root / path for job in jobs for path in job.outputs]):
         _commit(root)
@@ -41,43 +39,22 @@ def record(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> N
         _publish(root / source, root / copy)
 
 
-def _check_outputs(job: Job, root: Path, hashes: dict[Path, str]) -> None:
-    """Compare a job's outputs with its record; `hashes` remembers what was read already."""
-    for output in job.outputs:
-        if not (root / output).is_file():
-            raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
-    first = job.outputs[0]
-    if not (root / job.sidecar).is_file():
-        raise UserError(f"{first}: its record {job.sidecar} is missing; {_rebuild(first)}")
-    said = read_json(root / job.sidecar)
-    for output in job.outputs:
-        if _current(output, root, hashes) != _said(said, "outputs", output):
-            raise UserError(f"{output}: edited by hand since it was made; {_rebuild(output)}")
+def _check(jobs: Sequence[Job], root: Path) -> None:
+    """Refuse outputs that neither a job's record nor the present lock ties to the inputs in place.
 
-
-def _check_inputs(job: Job, root: Path, hashes: dict[Path, str]) -> None:
-    """Compare a job's config and inputs with its record: the files in place may be newer than the outputs."""
-    said = read_json(root / job.sidecar)
-    first = job.outputs[0]
-    for part, path in [("config", job.config), *(("inputs", path) for path in inputs_of(job))]:
-        if _current(path, root, hashes) != _said(said, part, path):
-            raise UserError(f"{first}: was made from another {path}; {_rebuild(first)}")
-
-
-def _rebuild(path: Path) -> str:
-    return f"rebuild it with `snakemake --cores all --force {path}`"
-
-
-def _current(path: Path, root: Path, hashes: dict[Path, str]) -> str:
-    if path not in hashes:
-        hashes[path] = sha256_file(root / path)
-    return hashes[path]
-
-
-def _said(said: dict[str, Any], part: str, path: Path) -> str | None:
-    """Look up the SHA-256 that a job's record gives for a file; None when it does not know the file."""
-    entry = (said.get(part) or {}).get(path.as_posix())
-    return entry["sha256"] if entry else None
+    What `restore` brought back has no record: records stay on the machine that ran the job.
+    """
+    for job in jobs:
+        for output in job.outputs:
+            if not (root / output).is_file():
+                raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
+    hashes = Hashes(root)
+    findings = judge(jobs, root, [read_lock(root), read_merged_lock(root)], hashes)
+    doubtful = [job for job in jobs if findings[job.name].state not in ("in place", "built here")]
+    for objection_to in (objection_to_outputs, objection_to_inputs):
+        for job in doubtful:
+            if objection := objection_to(job, root, hashes):
+                raise UserError(objection)
 
 
 @contextmanager
@@ -102,12 +79,9 @@ def _modification_times(paths: Sequence[Path]) -> Iterator[None]:
 
 def _commit(root: Path) -> None:
     """Run one `dvc commit` over all stages of `dvc.yaml` (stage by stage it takes quadratic time)."""
-    command = [sys.executable, "-m", "dvc", "commit", "--force", str(PIPELINE)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = dvc(root, "commit", "--force", str(PIPELINE))
     if done.returncode:
-        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "no message")
-        raise UserError(f"{root / LOCK}: dvc commit failed ({reason}); correct that and record again")
+        raise UserError(f"{root / LOCK}: dvc commit failed ({complaint(done)}); correct that and record again")
 
 
 def _tidy_lock(jobs: Sequence[Job], root: Path) -> None:

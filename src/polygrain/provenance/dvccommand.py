@@ -1,0 +1,48 @@
+"""DVC by its command line, its only stable interface."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from polygrain.provenance.errors import UserError
+
+
+def dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run one DVC command. On a terminal its progress bars and warnings are shown as they come."""
+    errors = None if sys.stderr.isatty() else subprocess.PIPE
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def complaint(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return the line in which DVC says why it failed."""
+    said = [line.strip() for line in ((done.stderr or "") + done.stdout).splitlines() if line.strip()]
+    return next((line for line in said if line.startswith("ERROR")), said[-1] if said else "its message is above")
+
+
+def settings(root: Path) -> Mapping[str, str]:
+    """Read DVC's settings from all its files: `core.remote`, `cache.type` and so on.
+
+    Raises UserError when DVC cannot read them, or for hard links: an output that is linked so is read-only, so that
+    Snakemake refuses to replace it, and it has its times in common with the cache and with every other checkout that
+    uses this cache, so that no order of times can hold.
+    """
+    done = dvc(root, "config", "--list")
+    if done.returncode:
+        raise UserError(f"{root / '.dvc/config'}: dvc config failed ({complaint(done)}); correct that file")
+    values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if "hardlink" in values.get("cache.type", "").split(","):
+        raise UserError(
+            f"cache.type {values['cache.type']}: outputs that are hard links cannot be replaced or ordered in time;"
+            " run `dvc config --local cache.type symlink` (as small), or reflink,copy"
+        )
+    return values
+
+
+def cached(root: Path, md5: str) -> Path:
+    """Where DVC's local cache keeps an object; one DVC call, for the rare case that needs it."""
+    done = dvc(root, "cache", "dir")
+    if done.returncode:
+        raise UserError(f"{root}: dvc cache dir failed ({complaint(done)}); correct DVC's settings")
+    return Path(done.stdout.strip(), "files", "md5", md5[:2], md5[2:])

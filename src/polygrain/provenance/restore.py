@@ -1,0 +1,137 @@
+"""Bringing recorded outputs back into a checkout, with proof, so that Snakemake runs only what is stale.
+
+A plain `dvc pull` fetches bytes but proves nothing: times decide what Snakemake re-runs, so it may train everything
+again, or, without Snakemake's own notes of the last run, accept outputs of parameters that have been edited since. Here
+content decides (`judge`), what nothing vouches for is deleted, and exactly the rest is stamped with Snakemake's own
+`--touch`, which puts the times in order and writes those notes.
+
+Every byte is hashed here and compared with `dvc.lock`, never with what DVC believes: DVC trusts its cache, and `dvc
+status` calls a checkout clean whose cached object was damaged. For the same reason `dvc status --json` is not asked at
+all: command, parameters, dependencies and outputs are each compared with the lock already.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from polygrain.provenance.bring import bring
+from polygrain.provenance.dvccommand import settings
+from polygrain.provenance.dvcfiles import LOCK, PIPELINE, read_lock, read_merged_lock, refuse_conflict
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.hashes import Hashes
+from polygrain.provenance.judge import Finding, in_order, judge
+from polygrain.provenance.pipeline import Job, check_jobs, inputs_of
+from polygrain.provenance.proof import objection_to_outputs
+
+# without hooks, for `onsuccess` also fires here; without a lock, so that one is always somebody else's
+TOUCH = ("--touch", "--forceall", "--rerun-incomplete", "--no-hooks", "--nolock")
+TOUCH += ("--profile", "none", "--workflow-profile", "none", "--cores", "1", "--quiet", "all")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of one job's outputs: `md5` of each one that is vouched for, `lacking` those that are not there."""
+
+    verdict: Literal["restored", "in place", "built here", "stale", "missing"]
+    reason: str
+    md5: Mapping[Path, str]
+    lacking: tuple[Path, ...]
+
+
+def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> dict[str, Restored]:
+    """Bring back the outputs of `jobs` that `dvc.lock` vouches for; return a verdict per job name.
+
+    Outputs that only the record of this tree's own run vouches for stay; what nothing vouches for is deleted.
+    `jobs` must hold the ancestors of each of them, with their staleness files up to date. `check_free` raises when
+    something else works in this tree; it is asked before anything changes and again before anything is stamped.
+    Raises UserError without a lock, for one with merge conflicts, and for what DVC or Snakemake refuse.
+    """
+    check_jobs(jobs)
+    refuse_conflict(root / PIPELINE)
+    locks = [read_lock(root), read_merged_lock(root)]
+    if not any(locks):
+        raise UserError(f"{root / LOCK}: missing or empty, so there is nothing to restore; build with snakemake")
+    check_free()
+    remote = settings(root).get("core.remote")
+    hashes = Hashes(root)
+    hashes.read_ahead(path for job in jobs for path in job.outputs)
+    first = findings = judge(jobs, root, locks, hashes)
+    why: dict[Path, str] = {}
+    # what arrives can make a record that stood alone complete, and so vouch for more
+    while lacking := {path: md5 for path, md5 in _lacking(findings).items() if path not in why}:
+        why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
+        findings = judge(jobs, root, locks, hashes)
+    check_free()
+    for job in jobs:
+        if findings[job.name].lacking:
+            _remove([root / path for path in findings[job.name].lacking])
+        if first[job.name].lacking:
+            _drop_false_record(job, root, hashes)
+    _stamp(jobs, root, findings)
+    return {job.name: _result(findings[job.name], first[job.name], why) for job in jobs}
+
+
+def _result(last: Finding, first: Finding, why: Mapping[Path, str]) -> Restored:
+    match last.state:
+        case "in place":
+            return Restored("in place" if first.state == "in place" else "restored", "", last.claims, ())
+        case "absent":
+            return Restored("missing", why[last.lacking[0]], last.claims, last.lacking)
+        case state:
+            return Restored(state, last.reason, last.claims, last.lacking)
+
+
+def _lacking(findings: Mapping[str, Finding]) -> dict[Path, str]:
+    """The outputs that are vouched for and not in place, with their MD5."""
+    return {path: found.claims[path] for found in findings.values() if found.claims for path in found.lacking}
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError) as error:
+            raise UserError(f"{path}: cannot be removed ({error.strerror}); do that and restore again") from None
+
+
+def _drop_false_record(job: Job, root: Path, hashes: Hashes) -> None:
+    """A record never describes other bytes than those in place."""
+    if objection_to_outputs(job, root, hashes):
+        (root / job.sidecar).unlink(missing_ok=True)
+
+
+def _stamp(jobs: Sequence[Job], root: Path, findings: Mapping[str, Finding]) -> None:
+    """Let Snakemake take the outputs that are vouched for as made just now, and nothing else.
+
+    All ancestors of such an output are vouched for as well, so `--forceall` reaches no other. An output whose time was
+    in order keeps it: tables that were not asked for share data sets with this one and must not look outdated.
+    """
+    proven = {job.name: [path for path in job.outputs if (root / path).is_file()] for job in jobs}
+    proven = {name: paths for name, paths in proven.items() if paths and findings[name].claims}
+    if not proven:
+        return
+    before = {path: (root / path).lstat().st_mtime_ns for paths in proven.values() for path in paths}
+    targets = [str(paths[0]) for paths in proven.values()]
+    command = [sys.executable, "-m", "snakemake", *TOUCH, "--", *targets]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise UserError(
+            f"{root}: snakemake --touch failed ({said[-1] if said else 'no message'}); correct that and restore again"
+        )
+    for job in in_order(jobs):
+        _keep_times(job, root, proven.get(job.name, []), before)
+
+
+def _keep_times(job: Job, root: Path, outputs: Sequence[Path], before: Mapping[Path, int]) -> None:
+    """Put back the times of a job's outputs if none of its inputs is newer."""
+    inputs = [root / path for path in (job.config, *inputs_of(job)) if (root / path).is_file()]
+    # for a link into DVC's cache both times count
+    newest = max(max(path.lstat().st_mtime_ns, path.stat().st_mtime_ns) for path in inputs)
+    if outputs and min(before[path] for path in outputs) >= newest:
+        for path in outputs:
+            os.utime(root / path, ns=(before[path], before[path]), follow_symlinks=False)

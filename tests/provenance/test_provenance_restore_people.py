@@ -1,0 +1,142 @@
+"""`restore` where several people and branches meet: switches, merges, ordinary users, a cache of other people."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from provenance_toy import (
+    PUBLISHED,
+    TABLE,
+    call,
+    commit_all,
+    damage,
+    dvc,
+    edit,
+    outputs,
+    planned,
+    restored,
+    snakemake,
+    stored_object,
+    toy_jobs,
+)
+
+from polygrain.provenance.checklock import check_lock
+from polygrain.provenance.dvcfiles import md5_file, read_lock
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.record import record
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESTORE = """
+import pathlib, provenance_toy, sys
+from polygrain.provenance.errors import UserError
+try:
+    print(provenance_toy.restored(pathlib.Path(".")))
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+def build_and_record(root: Path) -> dict[str, bytes]:
+    snakemake(root)
+    record(toy_jobs(), root, PUBLISHED)
+    commit_all(root)
+    return outputs(root)
+
+
+def test_branches_are_switched_and_merged_without_training(recorded_project: Path) -> None:
+    """The recipe of the README: merge, restore, build, record, commit."""
+    root = recorded_project
+    edit(root, ".gitignore", "/inputs/\n", "")
+    shutil.copy(REPOSITORY / ".gitattributes", root)
+    commit_all(root)
+    call(root, "git", "checkout", "--quiet", "-b", "main")
+    first = outputs(root)
+    call(root, "git", "checkout", "--quiet", "-b", "other")
+    edit(root, "inputs/run-b/config.yaml", "0.05", "0.2")
+    other = build_and_record(root)
+    call(root, "git", "checkout", "--quiet", "main")
+    restored(root)
+    assert outputs(root) == first != other
+    edit(root, "inputs/run-a/config.yaml", "0.05", "0.1")
+    mine = build_and_record(root)
+    call(root, "git", "checkout", "--quiet", "other")
+    restored(root)
+    assert outputs(root) == other
+    assert planned(root) == set()
+
+    call(root, "git", "checkout", "--quiet", "main")
+    merged = subprocess.run(["git", "merge", "other"], cwd=root, capture_output=True, text=True)
+    assert merged.returncode == 1
+    assert {"dvc.lock", "published/table1.md"} <= {line.rpartition("reports/")[2] for line in conflicts(root)}
+    found = restored(root)
+    assert found == {"toy": "in place", "run-a": "restored", "run-b": "in place", "table1": "stale"}
+    assert planned(root) == {"table1"}
+    both = build_and_record(root)
+    assert both["runs/a/checkpoint.bin"] == mine["runs/a/checkpoint.bin"]
+    assert both["runs/b/checkpoint.bin"] == other["runs/b/checkpoint.bin"]
+    assert call(root, "git", "status", "--porcelain").stdout == ""
+    assert len(call(root, "git", "rev-list", "--parents", "-1", "HEAD").stdout.split()) == 3
+    assert check_lock(toy_jobs(), root, PUBLISHED) == []
+
+
+def conflicts(root: Path) -> list[str]:
+    return call(root, "git", "diff", "--name-only", "--diff-filter=U").stdout.splitlines()
+
+
+def test_a_lock_with_conflict_markers_is_refused_and_either_side_will_do(recorded_project: Path) -> None:
+    """What a repository without our .gitattributes gets."""
+    root = recorded_project
+    call(root, "git", "checkout", "--quiet", "-b", "main")
+    for branch, value in (("one", "0.1"), ("two", "0.2")):
+        call(root, "git", "checkout", "--quiet", "-b", branch, "main")
+        edit(root, "dvc.lock", "optimizer.lr: 0.05", f"optimizer.lr: {value}")
+        commit_all(root)
+    assert subprocess.run(["git", "merge", "--quiet", "one"], cwd=root, capture_output=True).returncode == 1
+    before = outputs(root)
+    with pytest.raises(UserError, match=r"merge conflict markers; .*`git checkout --ours -- dvc.lock dvc.yaml`"):
+        restored(root)
+    assert outputs(root) == before
+    call(root, "git", "checkout", "--ours", "--", "dvc.lock", "dvc.yaml")
+    assert read_lock(root)["toy"].parameters["inputs/toy/config.yaml"]["optimizer.lr"] == 0.2
+
+
+def ordinary(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command for which file modes count: root loses the capabilities that set them aside."""
+    prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner", "--inh-caps", "-all"]
+    path = f"{Path(__file__).parent}:{REPOSITORY / 'src'}"
+    return subprocess.run(
+        [*(prefix if os.geteuid() == 0 else []), *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_an_ordinary_user_restores_and_rebuilds(recorded_project: Path, fresh: Path) -> None:
+    """DVC's cached files are read-only; neither a link to one nor a copy of one may stop Snakemake."""
+    (fresh / "locked").touch(0o444)
+    assert ordinary(fresh, "sh", "-c", "echo x > locked").returncode != 0
+    shared = recorded_project / ".dvc/cache"
+    dvc(fresh, "cache", "dir", "--local", str(shared))
+    dvc(fresh, "config", "--local", "cache.type", "symlink")
+    done = ordinary(fresh, sys.executable, "-c", RESTORE)
+    assert done.stdout.strip() == str(dict.fromkeys(("toy", "run-a", "run-b", "table1"), "restored")), done.stderr
+    assert (fresh / TABLE).is_symlink()
+    before = {path: md5_file(path) for path in shared.rglob("*") if path.is_file()}
+    edit(fresh, "inputs/run-a/config.yaml", "0.05", "0.1")
+    done = ordinary(fresh, sys.executable, "-m", "snakemake", "--cores", "1", "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (fresh / TABLE).is_symlink()
+    assert {path: md5_file(path) for path in shared.rglob("*") if path.is_file()} == before
+
+    held = stored_object(shared, fresh, "runs/b/checkpoint.bin")
+    damage(held)
+    (fresh / "runs/b/checkpoint.bin").unlink()
+    held.parent.chmod(0o555)
+    done = ordinary(fresh, sys.executable, "-c", RESTORE)
+    assert done.stderr.strip() == f"{held}: damaged, and not yours to remove; ask its owner to, then restore again"
+    held.parent.chmod(0o755)
