@@ -38,6 +38,7 @@ def test_the_command_line_is_frozen():
         "doctor": ["--unlock"],
         "bench": ["--steps", "runs"],
         "versus": ["--parts", "--rounds", "--steps"],
+        "portability": ["--cpu", "--operations", "target"],
     }
 
 

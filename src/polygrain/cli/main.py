@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     recording = _verb(verbs, "record", record, "after a successful build: commit it to DVC, publish copies")
     recording.add_argument("targets", nargs="+", metavar="target")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
-    lock.add_argument("targets", nargs="*", metavar="target", help="default: every table that has published copies")
+    lock.add_argument("targets", nargs="*", metavar="target", help="default: every table in dvc.lock")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
     doctor = _verb(verbs, "doctor", diagnose, "say what stands in the way of a build, and the command that clears it")
     doctor.add_argument(
@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
     versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
     versus.add_argument("--rounds", type=int, default=9)
     versus.add_argument("--steps", type=int, default=20, help="steps of each side in a round")
+    portable = _verb(
+        verbs, "portability", compare_processors, "compare bytes natively and on emulated processors; needs qemu-user"
+    )
+    portable.add_argument("target", nargs="?", default="reports/smoke-seeds1/table1.pdf", help="default: %(default)s")
+    portable.add_argument("--cpu", nargs="+", default=["Haswell", "EPYC"], help="default: %(default)s")
+    portable.add_argument("--operations", action="store_true", help="only single operations of every library: minutes")
     return top
 
 
@@ -177,6 +183,13 @@ def compare(options: argparse.Namespace) -> int:
 
     versus(_project(), parts=options.parts, rounds=options.rounds, steps=options.steps)
     return 0
+
+
+def compare_processors(options: argparse.Namespace) -> int:
+    """Exit 1 when a byte depends on the processor; the compared processes pin themselves."""
+    from polygrain.cli.portability.run import portability
+
+    return portability(_project(), options.target, options.cpu, jobs=not options.operations)
 
 
 def _project() -> Project:

@@ -81,7 +81,7 @@ def convolutions() -> Iterator[Operation]:
 
 
 def kernels() -> Iterator[Operation]:
-    """torch's own kernels."""
+    """Kernels of torch itself."""
     x = tensor(64, 257)
     for name in ("softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "cumsum", "sort", "argmax"):
         yield name, lambda name=name: getattr(torch, name)(x, 1)
@@ -93,8 +93,8 @@ def kernels() -> Iterator[Operation]:
     for mode in ("bilinear", "bicubic"):
         yield mode, lambda mode=mode: F.interpolate(tensor(2, 3, 37, 41), (28, 28), mode=mode, antialias=True)
     yield "cross_entropy", lambda: _gradient(lambda p: F.cross_entropy(p, torch.arange(64) % 10), tensor(64, 10))
-    for optimiser in (torch.optim.AdamW, torch.optim.SGD):
-        yield f"fused {optimiser.__name__}", lambda optimiser=optimiser: _optimised(optimiser)
+    yield "fused AdamW", lambda: _optimised(torch.optim.AdamW)
+    yield "fused SGD", lambda: _optimised(torch.optim.SGD, momentum=0.9)
 
 
 def _gradient(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
@@ -102,9 +102,9 @@ def _gradient(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | 
     return inputs.grad
 
 
-def _optimised(optimiser: Any) -> Tensor:
+def _optimised(optimiser: Any, **options: float) -> Tensor:
     weights = tensor(100, 31).requires_grad_()
-    steps = optimiser([weights], lr=0.01, weight_decay=0.1, fused=True)
+    steps = optimiser([weights], lr=0.01, weight_decay=0.1, fused=True, **options)
     for _ in range(3):
         weights.grad = weights.detach() * 3 + 0.1
         steps.step()
@@ -112,7 +112,7 @@ def _optimised(optimiser: Any) -> Tensor:
 
 
 def arrays() -> Iterator[Operation]:
-    """numpy's loops, and OpenBLAS inside numpy."""
+    """Loops of numpy, and OpenBLAS inside it."""
     x = tensor(101, 257).numpy()
     for kind in (x, x.astype(np.float64)):
         for name in ("exp", "log", "log1p", "sqrt", "sin", "cos", "tanh", "cbrt"):
@@ -125,7 +125,10 @@ def arrays() -> Iterator[Operation]:
     wide = x.astype(np.float64)
     for name in ("svd", "eigh", "inv", "qr"):
         yield f"OpenBLAS {name}", lambda name=name: getattr(np.linalg, name)(wide @ wide.T + np.eye(101))
-    yield "numpy random", lambda: [getattr(np.random.default_rng(0), n)(size=999) for n in ("normal", "random", "gumbel")]
+    yield (
+        "numpy random",
+        lambda: [getattr(np.random.default_rng(0), n)(size=999) for n in ("normal", "random", "gumbel")],
+    )
 
 
 def plain() -> Iterator[Operation]:

@@ -18,6 +18,7 @@ EMULATOR = "qemu-x86_64"
 NATIVE = "native"
 # AVX2 in front of all others: what the pinned instruction set asks for
 _FEATURES = {"AVX2": (7, 1, 5), "FMA": (1, 2, 12), "AVX-512": (7, 1, 16), "AMX": (7, 3, 24)}  # leaf, register, bit
+_MODEL = (0x80000002, 0x80000003, 0x80000004)
 # push rbx; mov r8,rdx; mov eax,edi; mov ecx,esi; cpuid; store eax, ebx, ecx, edx at r8; pop rbx; ret
 _CPUID = bytes.fromhex("53 4989d0 89f8 89f1 0fa2 418900 41895804 41894808 4189500c 5b c3")
 
@@ -43,19 +44,20 @@ def processor() -> Processor:
         raise UserError(f"this machine is {platform.machine()}: the claim is about x86-64 processors; run it on one")
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
         page.write(_CPUID)
-        anchor = ctypes.c_char.from_buffer(page)
-        call = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)(ctypes.addressof(anchor))
+        answers = {leaf: _ask(page, leaf) for leaf in (0, 1, 7, *_MODEL)}
+    _, b, c, d = answers[0]
+    model = [word for leaf in _MODEL for word in answers[leaf]]
+    has = tuple(name for name, (leaf, word, bit) in _FEATURES.items() if answers[leaf][word] >> bit & 1)
+    return Processor(_text([b, d, c]), _text(model), has)
 
-        def ask(leaf: int) -> tuple[int, ...]:
-            registers = (ctypes.c_uint32 * 4)()
-            call(leaf, 0, ctypes.byref(registers))
-            return tuple(registers)
 
-        _, b, c, d = ask(0)
-        words = [word for leaf in (0x80000002, 0x80000003, 0x80000004) for word in ask(leaf)]
-        has = tuple(name for name, (leaf, word, bit) in _FEATURES.items() if ask(leaf)[word] >> bit & 1)
-        del call, anchor  # they hold the page open
-    return Processor(_text([b, d, c]), _text(words), has)
+def _ask(page: mmap.mmap, leaf: int) -> tuple[int, ...]:
+    """What CPUID leaves in eax, ebx, ecx and edx."""
+    start = ctypes.c_char.from_buffer(page)
+    registers = (ctypes.c_uint32 * 4)()
+    call = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)(ctypes.addressof(start))
+    call(leaf, 0, ctypes.addressof(registers))
+    return tuple(registers)
 
 
 def _text(words: Sequence[int]) -> str:
