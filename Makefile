@@ -5,7 +5,7 @@ target := $(if $(seeds),reports/cpu-seeds$(seeds)/table1.pdf,reports/table1.pdf)
 bin := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: table1 test lint unit workflow bench lock
+.PHONY: table1 test lint unit workflow bench portability lock
 
 # Build table 1 (seeds=1 for one seed). Goes on where an earlier build was stopped.
 table1: .venv/ready
@@ -30,10 +30,16 @@ unit: .venv/ready
 workflow: .venv/ready
 	PATH="$(CURDIR)/$(bin):$$PATH" pytest -m "workflow or repro"
 
-# Where the time of a training step goes, what a verb costs to start, and speed and memory against the library lightly.
+# Where the time of a training step goes, what a verb costs to start, what the same bits cost, and speed and memory
+# against the library lightly.
 bench: .venv/ready
 	$(bin)/polygrain bench
+	$(bin)/polygrain bench --determinism --steps 20
 	$(bin)/polygrain versus
+
+# The same bytes natively and on emulated processors of two makers; about an hour. Needs qemu-user.
+portability: .venv/ready
+	$(bin)/polygrain portability
 
 # The virtual environment. uv, itself pinned in the lock, installs the rest from it, five times faster than pip.
 .venv/ready: requirements.lock pyproject.toml

@@ -36,7 +36,7 @@ def test_the_command_line_is_frozen():
         "record": ["targets"],
         "check-lock": ["--mark", "targets"],
         "doctor": ["--unlock"],
-        "bench": ["--steps", "runs"],
+        "bench": ["--determinism", "--rounds", "--steps", "runs"],
         "versus": ["--parts", "--rounds", "--steps"],
         "portability": ["--cpu", "--operations", "target"],
     }

@@ -79,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("runs", nargs="*", help="default: every method at cpu scale")
     bench.add_argument("--steps", type=int, default=60)
+    bench.add_argument("--determinism", action="store_true", help="instead: what the same bits cost")
+    bench.add_argument("--rounds", type=int, default=5, help="of --determinism")
     versus = _verb(verbs, "versus", compare, "compare speed and memory with lightly: a step, views, SMoG's groups")
     versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
     versus.add_argument("--rounds", type=int, default=9)
@@ -169,7 +171,12 @@ def diagnose(options: argparse.Namespace) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Time the training step of one or several runs and the start of each verb."""
+    """Time the training step of one or several runs and the start of each verb, or the cost of determinism."""
+    if options.determinism:
+        from polygrain.cli.bench.determinism import determinism
+
+        determinism(_project(), options.runs, steps=options.steps, rounds=options.rounds)
+        return 0
     _pin()
     from polygrain.cli.bench.run import bench
 
