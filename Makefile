@@ -5,7 +5,7 @@ target := $(if $(seeds),reports/cpu-seeds$(seeds)/table1.pdf,reports/table1.pdf)
 bin := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: table1 test lint unit workflow bench determinism lock
+.PHONY: table1 test lint unit workflow bench determinism portability lock
 
 # Build table 1 (seeds=1 for one seed). Goes on where an earlier build was stopped.
 table1: .venv/ready
@@ -30,14 +30,20 @@ unit: .venv/ready
 workflow: .venv/ready
 	PATH="$(CURDIR)/$(bin):$$PATH" pytest -m "workflow or repro"
 
-# Where the time of a training step goes, what a verb costs to start, and speed and memory against the library lightly.
+# Where the time of a training step goes, what a verb costs to start, what the same bits cost, and speed and memory
+# against the library lightly.
 bench: .venv/ready
 	$(bin)/polygrain bench
+	$(bin)/polygrain bench --determinism --steps 20
 	$(bin)/polygrain versus
 
 # Each method's run at cpu scale rebuilt under more than 200 SIGKILLs at random moments, every byte compared with dvc.lock.
 determinism: .venv/ready
 	PATH="$(CURDIR)/$(bin):$$PATH" polygrain determinism --jobs 2
+
+# The same bytes natively and on emulated processors of two makers; about an hour. Needs qemu-user.
+portability: .venv/ready
+	$(bin)/polygrain portability
 
 # The virtual environment. uv, itself pinned in the lock, installs the rest from it, five times faster than pip.
 .venv/ready: requirements.lock pyproject.toml

@@ -1,7 +1,10 @@
 """The cost report on a clock that moves only where a test says so: every second is booked once, where it belongs."""
 
 import copy
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +18,13 @@ from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.resnet import ResNet
+from polygrain.cli.bench import determinism
 from polygrain.cli.bench import meter as meter_module
 from polygrain.cli.bench import run as bench_run
+from polygrain.cli.bench.determinism import ALL_PINS, SIDES
 from polygrain.cli.bench.meter import CALLS, MEASURING, Meter, metered
 from polygrain.cli.bench.run import PARTS, WARM_UP, Cost, bench, describe, measure, overview
+from polygrain.cli.portability.run import checkout
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
 from polygrain.methods import wcl
@@ -374,3 +380,21 @@ def test_start_up_times_are_of_whole_processes(
     assert len(asked) == 12
     for code in set(asked):
         compile(code, "start-up", "exec")
+
+
+def test_a_side_of_the_cost_of_determinism_takes_real_steps_with_the_kernels_asked_for(data: Path) -> None:
+    project = Project(data.parents[1])
+    checkout(PROJECT, project.root)
+    assert determinism.measure(project, SIDES[ALL_PINS], "runs/smoke/fashion-mnist/simclr/base/seed0", 1) > 0
+    code = (
+        "import sys, torch, polygrain.cli.bench.side as side\n"
+        "side.main(sys.argv[1:])\n"
+        "print(torch.are_deterministic_algorithms_enabled(), torch.get_num_threads())"
+    )
+    for kernels, on in (("default", "False"), ("deterministic", "True")):
+        command = [sys.executable, "-c", code, "runs/smoke/fashion-mnist/simclr/base/seed0", "3", kernels]
+        done = subprocess.run(command, cwd=project.root, capture_output=True, text=True)
+        seconds, state = done.stdout.splitlines()
+        assert state.split() == [on, "1"], done.stderr
+        assert len(json.loads(seconds)) == 3
+        assert min(json.loads(seconds)) > 0

@@ -39,9 +39,10 @@ def test_the_command_line_is_frozen():
         "trace": ["--column", "--full", "--row", "target"],
         "crate": ["targets"],
         "doctor": ["--unlock"],
-        "bench": ["--steps", "runs"],
+        "bench": ["--determinism", "--rounds", "--steps", "runs"],
         "versus": ["--parts", "--rounds", "--steps"],
         "determinism": ["--jobs", "--kills", "--seed", "runs"],
+        "portability": ["--cpu", "--operations", "target"],
     }
 
 

@@ -8,6 +8,7 @@ from polygrain.config.project import Project
 from polygrain.config.stages import Stage
 from polygrain.config.tables import FORMATS, Table, table_stages
 from polygrain.provenance.checklock import mark_tables, verdict
+from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.pipeline import Job, stage_name
 from polygrain.provenance.record import record
@@ -46,9 +47,11 @@ def published(targets: Sequence[str]) -> dict[Path, Path]:
 
 
 def recorded_targets(project: Project) -> list[str]:
-    """The tables that have published copies; the default table where there is none yet."""
-    found = (path.relative_to(project.root / PUBLISHED) for path in (project.root / PUBLISHED).rglob("*.md"))
-    return sorted(str(Path("reports", path.with_suffix(".pdf"))) for path in found) or ["reports/table1.pdf"]
+    """The tables that dvc.lock holds; the default table where there is none yet."""
+    outputs = {path for stage in read_lock(project.root).values() for path in stage.outputs}
+    return sorted(path for path in outputs if path.startswith("reports/") and path.endswith(".pdf")) or [
+        "reports/table1.pdf"
+    ]
 
 
 def record_tables(project: Project, targets: Sequence[str]) -> None:
@@ -73,7 +76,7 @@ def show_in_readme(project: Project, target: str) -> None:
 def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int:
     """Print the verdict on the recorded claims; 0 when they hold or are honestly marked stale, 1 when not.
 
-    Without targets those that have published copies. With `mark`, a published table that is stale says so in its first
+    Without targets those that dvc.lock holds. With `mark`, a published table that is stale says so in its first
     line from now on, and a current one does not.
     """
     targets = targets or recorded_targets(project)

@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
     restoring.add_argument("targets", nargs="+", metavar="target", help="a table, a run or a file of one")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
-    lock.add_argument("targets", nargs="*", metavar="target", help="default: every table that has published copies")
+    lock.add_argument("targets", nargs="*", metavar="target", help="default: every table in dvc.lock")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")
     tracing = _verb(verbs, "trace", trace, "print the chain from a cell of a table to the data, each file checked")
     tracing.add_argument("target")
@@ -127,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("runs", nargs="*", help="default: every method at cpu scale")
     bench.add_argument("--steps", type=int, default=60)
+    bench.add_argument("--determinism", action="store_true", help="instead: what the same bits cost")
+    bench.add_argument("--rounds", type=int, default=5, help="of --determinism")
     versus = _verb(verbs, "versus", compare, "compare speed and memory with lightly: a step, views, SMoG's groups")
     versus.add_argument("--parts", default="abc", help="a: a whole step; b: views alone; c: SMoG's groups")
     versus.add_argument("--rounds", type=int, default=9)
@@ -138,6 +140,12 @@ def parser() -> argparse.ArgumentParser:
     determinism.add_argument("--kills", type=int, default=207, help="over all runs")
     determinism.add_argument("--seed", type=int, default=0, help="decides where the kills strike")
     determinism.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    portable = _verb(
+        verbs, "portability", compare_processors, "compare bytes natively and on emulated processors; needs qemu-user"
+    )
+    portable.add_argument("target", nargs="?", default="reports/smoke-seeds1/table1.pdf", help="default: %(default)s")
+    portable.add_argument("--cpu", nargs="+", default=["Haswell", "EPYC"], help="default: %(default)s")
+    portable.add_argument("--operations", action="store_true", help="only single operations of every library: minutes")
     return top
 
 
@@ -270,7 +278,12 @@ def diagnose(options: argparse.Namespace) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Time the training step of one or several runs and the start of each verb."""
+    """Time the training step of one or several runs and the start of each verb, or the cost of determinism."""
+    if options.determinism:
+        from polygrain.cli.bench.determinism import determinism
+
+        determinism(_project(), options.runs, steps=options.steps, rounds=options.rounds)
+        return 0
     _pin()
     from polygrain.cli.bench.run import bench
 
@@ -291,6 +304,11 @@ def rebuild(options: argparse.Namespace) -> int:
     from polygrain.cli.determinism.run import determinism
 
     return determinism(_project(), options.runs, kills=options.kills, seed=options.seed, jobs=options.jobs)
+def compare_processors(options: argparse.Namespace) -> int:
+    """Exit 1 when a byte depends on the processor; the compared processes pin themselves."""
+    from polygrain.cli.portability.run import portability
+
+    return portability(_project(), options.target, options.cpu, jobs=not options.operations)
 
 
 def _project() -> Project:

@@ -14,7 +14,7 @@ from polygrain.config.budget import steps as steps_of
 from polygrain.config.compose import choices
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
-from polygrain.config.stages import configuration, stage_of
+from polygrain.config.stages import Stage, configuration, stage_of
 from polygrain.provenance.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,19 +64,25 @@ def bench(project: Project, runs: Sequence[str], steps: int) -> None:
 
     pin_torch()
     costs = {}
-    for run in runs or list(_every_method(project)):
-        stage = stage_of(project, "pretrain", run)
-        data = Path("data", stage.config["dataset"])
-        if not (data / "manifest.json").is_file():
-            raise UserError(f"{data}: not there yet; build it with `snakemake --cores all {data}/manifest.json`")
-        if steps < 1 or stage.config["steps"] < steps + WARM_UP:
-            few = f"has only {stage.config['steps']} steps, {WARM_UP} of them to warm up"
-            raise UserError(f"{run}: {few}; ask for at least 1, or for fewer, with --steps")
+    for run in runs or list(every_method(project)):
+        stage, data = check_run(project, run, steps)
         costs[run] = measure(stage.config, data, steps)
         print(describe(run, stage.config, costs[run], steps), flush=True)
     if len(costs) > 1:
         print(overview(costs))
     _start_up()
+
+
+def check_run(project: Project, run: str, steps: int) -> tuple[Stage, Path]:
+    """A run's training and its data. Raises UserError without data, or with fewer steps than are asked for."""
+    stage = stage_of(project, "pretrain", run)
+    data = Path("data", stage.config["dataset"])
+    if not (data / "manifest.json").is_file():
+        raise UserError(f"{data}: not there yet; build it with `snakemake --cores all {data}/manifest.json`")
+    if steps < 1 or stage.config["steps"] < steps + WARM_UP:
+        few = f"has only {stage.config['steps']} steps, {WARM_UP} of them to warm up"
+        raise UserError(f"{run}: {few}; ask for at least 1, or for fewer, with --steps")
+    return stage, data
 
 
 def measure(config: dict[str, Any], data: Path, steps: int) -> Cost:
@@ -155,7 +161,7 @@ def _line(name: str, seconds: float, share: float | None) -> str:
     return f"{name:<54}{seconds * 1e3:>9.2f} ms" + ("" if share is None else f" {share:>7.1%}")
 
 
-def _every_method(project: Project) -> Iterator[str]:
+def every_method(project: Project) -> Iterator[str]:
     """The runs at cpu scale of the methods that take steps."""
     for method in choices(project.params, "method"):
         run = Run("cpu", "fashion-mnist", method, "base", 0)
