@@ -47,7 +47,7 @@ def parse_yaml(text: str, path: str | Path) -> Any:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: not valid YAML ({first}); correct it, or restore it from git") from error
+        raise UserError(f"{path}: not valid YAML ({first}); correct it, or restore it from git") from error
 
 
 def dump_yaml(value: Any, width: int = 80) -> str:
