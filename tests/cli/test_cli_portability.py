@@ -12,7 +12,7 @@ from polygrain.cli.portability import run as portability_run
 from polygrain.cli.portability.children import children
 from polygrain.cli.portability.compare import Outcome, Seen, differences, job_lines, operation_lines, read_operations
 from polygrain.cli.portability.processor import NATIVE, Processor, command, processor, variables
-from polygrain.cli.portability.run import phases, portability
+from polygrain.cli.portability.run import phases, portability, words_of
 from polygrain.config.project import Project
 from polygrain.config.tables import Table, table_stages
 from polygrain.provenance.errors import UserError
@@ -149,6 +149,8 @@ def test_data_is_packed_first_natively_and_the_table_comes_last() -> None:
         {(NATIVE, "table1"), ("EPYC", "table1")},
     ]
     assert all([stage.verb for stage in chain] == ["pretrain", "features", "evaluate"] for _, chain in order[2])
+    assert words_of(stages[0]) == ("prepare", "--workflow", "data/fashion-mnist")
+    assert words_of(stages[-1]) == ("table", "--workflow", "reports/smoke-seeds1/table1.pdf")
     assert sum(len(chain) for phase in order for _, chain in phase) == 2 * len(stages)
 
 

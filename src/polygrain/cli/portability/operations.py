@@ -23,6 +23,7 @@ from torch import Tensor
 from polygrain.cli.portability.processor import processor
 from polygrain.nn.random import normal, uniform
 from polygrain.provenance.pins import pin_torch
+from polygrain.train.guard import exit_with_parent
 
 Operation = tuple[str, Callable[[], Any]]
 # rows, inner, columns of products: heads, similarities, probes, odd sizes
@@ -226,6 +227,7 @@ def _parts(result: Any) -> Iterator[bytes]:
 
 def main() -> None:
     """Print the processor and the choices as one JSON line, then a line per operation, each as soon as it is done."""
+    exit_with_parent()
     pin_torch()
     loop = np.lib.introspect.opt_func_info(func_name="^tanh$", signature="float64")["tanh"]["dd"]["current"]
     seen = {**asdict(processor()), "torch": torch.backends.cpu.get_cpu_capability(), "numpy": loop}

@@ -85,8 +85,8 @@ def work(
         def do(name: str, chain: Sequence[Stage]) -> None:
             for stage in chain:
                 start = time.perf_counter()
-                arguments = (str(seen[name].processor), stage.verb, "--workflow", target_of(stage))
-                run = command(name, "polygrain.cli.portability.child", *arguments)
+                expected = str(seen[name].processor)
+                run = command(name, "polygrain.cli.portability.child", expected, *words_of(stage))
                 log = folder / name / "logs" / f"{stage.name}.log"
                 several.run(run, folder / name, variables(project.source), log)
                 hashes = {str(path): sha256_file(folder / name / path) for path in stage.outputs}
@@ -109,9 +109,11 @@ def checkout(project: Project, folder: Path) -> None:
         (folder / name).symlink_to((project.root / name).resolve())
 
 
-def target_of(stage: Stage) -> str:
-    """What the verb of a stage is told to make."""
-    return str(stage.directory if stage.verb in VERBS else stage.outputs[0])
+def words_of(stage: Stage) -> tuple[str, str, str]:
+    """The command line of a stage's verb: a table's stage is named after the table."""
+    if stage.verb in VERBS:
+        return stage.verb, "--workflow", str(stage.directory)
+    return "table", "--workflow", str(stage.outputs[0])
 
 
 def phases(stages: Sequence[Stage], names: Sequence[str]) -> list[list[tuple[str, list[Stage]]]]:
