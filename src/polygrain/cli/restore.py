@@ -43,18 +43,14 @@ def _refuse_if_busy(project: Project) -> None:
 
 def report(jobs: Sequence[Job], found: Mapping[str, Restored], wanted: Sequence[str]) -> list[str]:
     """A line for each job that was asked for or is not simply back, counts per verdict, and what runs next."""
-    special = [
-        job.name for job in jobs if job.name in wanted or found[job.name].verdict not in ("restored", "in place")
-    ]
+    special = [job.name for job in jobs if job.name in wanted or found[job.name].verdict not in BACK]
     width = max(map(len, special))
     lines = [f"{'stage':{width}}  {'verdict':10}  {'md5':8}  reason"]
     for name in special:
         md5 = next(iter(found[name].md5.values()), "")
         lines.append(f"{name:{width}}  {found[name].verdict:10}  {md5[:8]:8}  {found[name].reason}".rstrip())
     counts = Counter(result.verdict for result in found.values())
-    lines.append(
-        ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*GOOD, "stale", "missing") if counts[verdict])
-    )
+    lines.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]))
     removed = sum(len(result.removed) for result in found.values())
     lines += [f"removed {removed} files that nothing vouches for"] * bool(removed)
     return [*lines, _next(jobs, found, wanted)]
