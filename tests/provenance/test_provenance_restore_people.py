@@ -96,10 +96,10 @@ def test_a_lock_with_conflict_markers_is_refused_and_either_side_will_do(recorde
         commit_all(root)
     assert subprocess.run(["git", "merge", "--quiet", "one"], cwd=root, capture_output=True).returncode == 1
     before = outputs(root)
-    with pytest.raises(UserError, match=r"merge conflict markers; .*`git checkout --ours -- dvc.lock dvc.yaml`"):
+    with pytest.raises(UserError, match=r"merge conflict markers; .*`git checkout --ours -- dvc.lock`"):
         restored(root)
     assert outputs(root) == before
-    call(root, "git", "checkout", "--ours", "--", "dvc.lock", "dvc.yaml")
+    call(root, "git", "checkout", "--ours", "--", "dvc.lock")
     assert read_lock(root)["toy"].parameters["inputs/toy/config.yaml"]["optimizer.lr"] == 0.2
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage
+from polygrain.config.runs import Run
+from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
 from polygrain.config.tables import FORMATS, Table, table_stages
 from polygrain.provenance.checklock import mark_tables, verdict
 from polygrain.provenance.dvcfiles import read_lock
@@ -17,11 +18,27 @@ PUBLISHED = "reports/published"
 
 
 def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
-    """The jobs behind tables as DVC stages, shared ones once; brings their staleness files up to date on the way."""
-    stages = {stage.name: stage for target in targets for stage in table_stages(project, Table.parse(target))}
+    """The jobs behind targets as DVC stages, shared ones once; brings their staleness files up to date on the way.
+
+    A target is a table, a run or a data set, or a file of one of them.
+    """
+    stages = {stage.name: stage for target in targets for stage in _stages(project, Path(target))}
     for stage in stages.values():
         write_inputs(project, stage)
     return [job_of(stage) for stage in stages.values()]
+
+
+def _stages(project: Project, target: Path) -> list[Stage]:
+    """The stages behind one target."""
+    match target.parts[:1]:
+        case ("data",):
+            return [stage_of(project, "prepare", Path(*target.parts[:2]))]
+        case ("runs",):
+            run = Run.parse(Path(*target.parts[:6]))
+            names = evaluated(configuration(project, run), run)
+            return [*(stage_of(project, "prepare", Path("data", name)) for name in names), *run_stages(project, run)]
+        case _:
+            return table_stages(project, Table.parse(target))
 
 
 def job_of(stage: Stage) -> Job:

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     restoring = _verb(
         verbs, "restore", restore, "bring recorded outputs back with proof, so that only what is stale runs"
     )
-    restoring.add_argument("targets", nargs="+", metavar="target", help="a table, a run or a file of one")
+    restoring.add_argument("targets", nargs="+", metavar="target", help="a table, run or data set, or a file of one")
     lock = _verb(verbs, "check-lock", check_lock, "compare the code and params at HEAD with dvc.lock, without training")
     lock.add_argument("targets", nargs="*", metavar="target", help="default: every table in dvc.lock")
     lock.add_argument("--mark", action="store_true", help="let the published table say that it is stale, if it is")

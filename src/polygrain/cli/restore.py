@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from polygrain.cli.claims import jobs_of
 from polygrain.cli.doctor import obstacles
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pipeline import Job, to_run
-from polygrain.provenance.restore import Restored, restore
+from polygrain.provenance.restore import Restored, Verdict, restore
 
-GOOD = ("restored", "in place", "built here")
+BACK = ("restored", "in place")
 
 
 def restore_targets(project: Project, targets: Sequence[str]) -> int:
@@ -20,9 +21,18 @@ def restore_targets(project: Project, targets: Sequence[str]) -> int:
     Returns 0, also when something is left to train. Raises UserError for a target that does not exist.
     """
     jobs = jobs_of(project, targets)
+    wanted = [name for target in targets for name in _makers(jobs, Path(target))]
     found = restore(jobs, project.root, lambda: _refuse_if_busy(project))
-    print("\n".join(report(jobs, found, [Path(target) for target in targets])))
+    print("\n".join(report(jobs, found, wanted)))
     return 0
+
+
+def _makers(jobs: Sequence[Job], target: Path) -> list[str]:
+    """The jobs that make a file, or anything in a folder."""
+    names = [job.name for job in jobs if any(target in (path, *path.parents) for path in job.outputs)]
+    if not names:
+        raise UserError(f"{target}: no job makes it; polygrain plan TABLE and polygrain show RUN say what there is")
+    return names
 
 
 def _refuse_if_busy(project: Project) -> None:
@@ -31,37 +41,29 @@ def _refuse_if_busy(project: Project) -> None:
         raise UserError(f"{lines[0]}; then restore again")
 
 
-def report(jobs: Sequence[Job], found: Mapping[str, Restored], targets: Sequence[Path]) -> list[str]:
-    """Counts per verdict, a line for each target and for each job that is not simply back, and what runs next."""
-    wanted = [job.name for job in jobs if set(targets) & set(job.outputs)]
-    special = [job for job in jobs if job.name in wanted or found[job.name].verdict not in ("restored", "in place")]
-    width = max(len(job.name) for job in special) if special else 0
-    lines = [f"{job.name:{width}}  {_verdict(found[job.name])}" for job in special]
-    counts = Counter(found[job.name].verdict for job in jobs)
-    lines.append(
-        ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*GOOD, "stale", "missing") if counts[verdict])
-    )
+def report(jobs: Sequence[Job], found: Mapping[str, Restored], wanted: Sequence[str]) -> list[str]:
+    """A line for each job that was asked for or is not simply back, counts per verdict, and what runs next."""
+    special = [job.name for job in jobs if job.name in wanted or found[job.name].verdict not in BACK]
+    width = max(map(len, special))
+    lines = [f"{'stage':{width}}  {'verdict':10}  {'md5':8}  reason"]
+    for name in special:
+        md5 = next(iter(found[name].md5.values()), "")
+        lines.append(f"{name:{width}}  {found[name].verdict:10}  {md5[:8]:8}  {found[name].reason}".rstrip())
+    counts = Counter(result.verdict for result in found.values())
+    lines.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]))
+    removed = sum(len(result.removed) for result in found.values())
+    lines += [f"removed {removed} files that nothing vouches for"] * bool(removed)
     return [*lines, _next(jobs, found, wanted)]
-
-
-def _verdict(result: Restored) -> str:
-    md5 = next(iter(result.md5.values()), "")
-    shown = f"{result.verdict:10}  {md5[:8]:8}  {result.reason}"
-    return shown.rstrip()
 
 
 def _next(jobs: Sequence[Job], found: Mapping[str, Restored], wanted: Sequence[str]) -> str:
     """What Snakemake will run for the targets."""
-    absent = {path for job in jobs for path in job.outputs if not _present(found[job.name], path)}
+    absent = {path for result in found.values() for path in result.lacking}
     running = to_run(jobs, absent, wanted)
     trainings = sum(name.startswith("pretrain-") for name in running)
     if not running:
-        return "nothing to do: everything is in place"
+        return "nothing to train: everything is in place"
     rest = f"{len(running)} jobs" if len(running) > 1 else "1 job"
     if not trainings:
         return f"nothing to train: snakemake runs {rest}, no training"
     return f"snakemake runs {trainings} training{'s' if trainings > 1 else ''} ({rest} in all)"
-
-
-def _present(result: Restored, path: Path) -> bool:
-    return result.verdict in GOOD or (result.verdict == "missing" and path not in result.lacking)

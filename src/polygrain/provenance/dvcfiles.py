@@ -60,21 +60,16 @@ def dump_yaml(value: Any, width: int = 80) -> str:
     return stream.getvalue()
 
 
-def refuse_conflict(path: Path) -> None:
-    """Raise UserError with the way out when git left merge conflict markers in a generated file."""
-    if path.is_file() and b"\n<<<<<<< " in b"\n" + path.read_bytes():
-        raise UserError(
-            f"{path}: has merge conflict markers; take one side whole (`git checkout --ours -- {LOCK} {PIPELINE}`),"
-            " then polygrain restore, snakemake and polygrain record"
-        )
-
-
 def read_lock(root: Path) -> dict[str, Locked]:
     """Read the stages of `dvc.lock`, none without a file. Raises UserError when it is broken or half merged."""
     path = root / LOCK
     if not path.is_file():
         return {}
-    refuse_conflict(path)
+    if b"\n<<<<<<< " in b"\n" + path.read_bytes():
+        raise UserError(
+            f"{path}: has merge conflict markers; take one side whole (`git checkout --ours -- {LOCK}`),"
+            " then polygrain restore, snakemake and polygrain record"
+        )
     return _stages(load_yaml(path), path)
 
 

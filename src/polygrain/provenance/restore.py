@@ -10,17 +10,19 @@ status` calls a checkout clean whose cached object was damaged. For the same rea
 all: command, parameters, dependencies and outputs are each compared with the lock already.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from polygrain.provenance.bring import bring
 from polygrain.provenance.dvccommand import settings
-from polygrain.provenance.dvcfiles import LOCK, PIPELINE, read_lock, read_merged_lock, refuse_conflict
+from polygrain.provenance.dvcfiles import LOCK, Locked, read_lock, read_merged_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import Finding, in_order, judge
@@ -32,14 +34,22 @@ TOUCH = ("--touch", "--forceall", "--rerun-incomplete", "--no-hooks", "--nolock"
 TOUCH += ("--profile", "none", "--workflow-profile", "none", "--cores", "1", "--quiet", "all")
 
 
+Verdict = Literal["restored", "in place", "built here", "stale", "missing"]
+
+
 @dataclass(frozen=True)
 class Restored:
-    """What became of one job's outputs: `md5` of each one that is vouched for, `lacking` those that are not there."""
+    """What became of one job's outputs.
 
-    verdict: Literal["restored", "in place", "built here", "stale", "missing"]
+    `md5` of each one that is vouched for, in place or not; `lacking` those that are not in place, `removed` those of
+    them that were there with bytes that nothing vouches for.
+    """
+
+    verdict: Verdict
     reason: str
     md5: Mapping[Path, str]
     lacking: tuple[Path, ...]
+    removed: tuple[Path, ...]
 
 
 def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> dict[str, Restored]:
@@ -51,11 +61,17 @@ def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> 
     Raises UserError without a lock, for one with merge conflicts, and for what DVC or Snakemake refuse.
     """
     check_jobs(jobs)
-    refuse_conflict(root / PIPELINE)
     locks = [read_lock(root), read_merged_lock(root)]
     if not any(locks):
         raise UserError(f"{root / LOCK}: missing or empty, so there is nothing to restore; build with snakemake")
     check_free()
+    with _alone(root):
+        return _restore(jobs, root, locks, check_free)
+
+
+def _restore(
+    jobs: Sequence[Job], root: Path, locks: Sequence[Mapping[str, Locked]], check_free: Callable[[], None]
+) -> dict[str, Restored]:
     remote = settings(root).get("core.remote")
     hashes = Hashes(root)
     hashes.read_ahead(path for job in jobs for path in job.outputs)
@@ -66,23 +82,39 @@ def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> 
         why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
         findings = judge(jobs, root, locks, hashes)
     check_free()
+    results = {}
     for job in jobs:
-        if findings[job.name].lacking:
-            _remove([root / path for path in findings[job.name].lacking])
+        last = findings[job.name]
+        removed = _remove(root, last.lacking)
         if first[job.name].lacking:
             _drop_false_record(job, root, hashes)
+        verdict, reason = _verdict(last, first[job.name], why)
+        results[job.name] = Restored(verdict, reason, last.claims, last.lacking, removed)
     _stamp(jobs, root, findings)
-    return {job.name: _result(findings[job.name], first[job.name], why) for job in jobs}
+    return results
 
 
-def _result(last: Finding, first: Finding, why: Mapping[Path, str]) -> Restored:
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the operating system's lock against a second restore; it is gone with this process, however that ends."""
+    path = root / ".dvc/tmp/polygrain-restore.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{root}: another polygrain restore works here; wait for it") from None
+        yield
+
+
+def _verdict(last: Finding, first: Finding, why: Mapping[Path, str]) -> tuple[Verdict, str]:
     match last.state:
         case "in place":
-            return Restored("in place" if first.state == "in place" else "restored", "", last.claims, ())
+            return ("in place" if first.state == "in place" else "restored"), ""
         case "absent":
-            return Restored("missing", why[last.lacking[0]], last.claims, last.lacking)
+            return "missing", why[last.lacking[0]]
         case state:
-            return Restored(state, last.reason, last.claims, last.lacking)
+            return state, last.reason
 
 
 def _lacking(findings: Mapping[str, Finding]) -> dict[Path, str]:
@@ -90,12 +122,15 @@ def _lacking(findings: Mapping[str, Finding]) -> dict[Path, str]:
     return {path: found.claims[path] for found in findings.values() if found.claims for path in found.lacking}
 
 
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
+def _remove(root: Path, outputs: Sequence[Path]) -> tuple[Path, ...]:
+    """Delete those of the outputs that are there; return them."""
+    removed = tuple(path for path in outputs if os.path.lexists(root / path))
+    for path in removed:
         try:
-            path.unlink(missing_ok=True)
-        except (IsADirectoryError, PermissionError) as error:
+            (root / path).unlink()
+        except OSError as error:
             raise UserError(f"{path}: cannot be removed ({error.strerror}); do that and restore again") from None
+    return removed
 
 
 def _drop_false_record(job: Job, root: Path, hashes: Hashes) -> None:
