@@ -47,11 +47,13 @@ def test_a_fact_names_the_keys_that_it_follows_from_with_file_and_line():
     assert lines[-1] == f"images_seen {126208}, by polygrain/config/budget.py"
 
 
-def test_a_setting_names_its_key_with_file_and_line():
+def test_a_setting_is_followed_to_the_file_and_line_that_decides_it():
+    """The method takes its grains from another key, which the variant sets."""
     found = recompute(REPOSITORY, cell("mugs/instance", "grains", "reports/table2.pdf"))
     assert found.text == "instance"
-    place = found.lines[0].split()[-1]
-    assert place.startswith("params/variant/mugs/instance.yaml:")
+    file, number = found.lines[-1].split()[-1].split(":")
+    assert file == "params/variant/mugs/instance.yaml"
+    assert (REPOSITORY.root / file).read_text().splitlines()[int(number) - 1].strip() == "grains: [instance]"
 
 
 def test_a_reported_number_names_its_line_and_source():

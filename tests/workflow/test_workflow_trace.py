@@ -154,7 +154,7 @@ def test_a_fresh_clone_knows_the_chain_from_git_alone(recorded, capsys, tmp_path
     clone = type(recorded)(tmp_path / "clone")
     status, said = traced(clone, capsys)
     assert status == 0
-    assert f"no such cell in {FOLDER}/table1.csv, which is not here" in said
+    assert f"printed     not here: {FOLDER}/table1.csv" in said
     assert "in reports/published/smoke-seeds1/table1.csv" in said
     assert f"seed 0  not here: {RUN}/results/knn.json" in said
     checkpoint = hashlib.sha256((recorded.root / RUN / "checkpoint.safetensors").read_bytes()).hexdigest()

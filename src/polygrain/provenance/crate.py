@@ -113,6 +113,7 @@ class _Crate:
         """One job: its execution, and the engine's control of it."""
         self._check(job)
         step, account = self.steps[job.name], self.accounts[job.name]
+        results = [self._file(job, path) for path in job.outputs]
         objects = [self._file(job, path) for path in (job.config, *inputs_of(job))]
         for source in self.sources.get(job.name, ()):
             more = {"description": source.description, "license": source.licence}
@@ -124,7 +125,7 @@ class _Crate:
             "description": account.command if account else NO_RECORD,
             "instrument": ref(f"#tool-{step}"),
             "object": refs(objects),
-            "result": refs(self._file(job, path) for path in job.outputs),
+            "result": refs(results),
             "actionStatus": COMPLETED,
         }
         if account:

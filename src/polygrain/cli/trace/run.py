@@ -46,7 +46,7 @@ def _head(project: Project, cell: CellAddress, evidence: Evidence) -> tuple[list
     for path in (source, Path(PUBLISHED, *source.parts[1:])):
         line = printed_cell((project.root / path).read_text(), cell) if (project.root / path).is_file() else None
         if line is None:
-            lines.append(labelled("printed", f"no such cell in {path}, which is {_why_not(project, path)}"))
+            lines.append(labelled("printed", f"{_why_not(project, path)}: {path}"))
         else:
             texts[str(path)] = line["text"]
             unit = f" {line['unit']}" if line["unit"] == "%" else ""
@@ -61,7 +61,7 @@ def _head(project: Project, cell: CellAddress, evidence: Evidence) -> tuple[list
 
 
 def _why_not(project: Project, path: Path) -> str:
-    return "another table" if (project.root / path).is_file() else "not here"
+    return "has no such cell" if (project.root / path).is_file() else "not here"
 
 
 def _published_fault(project: Project, cell: CellAddress, evidence: Evidence, source: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """What a cell prints, recomputed from what it comes from: one way for each kind of column."""
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ _BUDGET = (
     *("pretrain.images", "pretrain.batch", "pretrain.epochs", "pretrain.encoder_passes"),
     *("method.encoder_passes", "method.start_passes"),
 )
+# A value that is another key's: ${method.values.grains}
+_REFERENCE = re.compile(r"\$\{([a-z0-9_.]+)\}")
 
 
 @dataclass
@@ -99,18 +102,31 @@ def _setting(project: Project, cell: CellAddress) -> Recomputed:
     values = dict(_values(config, (cell.setting,)))
     if not values:
         return Recomputed(ABSENT, [f"{cell.runs[0].path} has no {cell.setting}"])
-    return Recomputed(setting_text(values[cell.setting]) or ABSENT, list(_keys(project, cell, config, (cell.setting,))))
+    return Recomputed(setting_text(values[cell.setting]) or ABSENT, _keys(project, cell, config, (cell.setting,)))
 
 
-def _keys(project: Project, cell: CellAddress, config: Config, keys: tuple[str, ...]) -> Iterator[str]:
-    """Each key with its value and the file and line that set it."""
+def _keys(project: Project, cell: CellAddress, config: Config, keys: Sequence[str]) -> list[str]:
+    """Each key with its value and the file and line that set it; a value taken from another key is followed there."""
     places = origins(cell.runs[0], project.params)
-    values = [(f"{key} = {value}", place_of(key, places)) for key, value in _values(config, keys)]
-    width = max((len(text) for text, _ in values), default=0)
-    yield from (f"{text:<{width}}  {place}" for text, place in values)
+    values: dict[str, tuple[str, str]] = {}
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop(0)
+        for name, value in () if key in values else _values(config, (key,)):
+            place = place_of(name, places)
+            values[name] = (f"{name} = {value}", place)
+            waiting += _REFERENCE.findall(_written(project, place))
+    width = max((len(text) for text, _ in values.values()), default=0)
+    return [f"{text:<{width}}  {place}" for text, place in values.values()]
 
 
-def _values(config: Config, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _written(project: Project, place: str) -> str:
+    """The line `file:number` of params."""
+    file, _, number = place.rpartition(":")
+    return (project.root / file).read_text().splitlines()[int(number) - 1] if file else ""
+
+
+def _values(config: Config, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for key in keys:
         value: Any = config
         for part in key.split("."):
