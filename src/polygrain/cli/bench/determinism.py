@@ -86,7 +86,8 @@ def measure(project: Project, side: Side, run: str, steps: int) -> float:
     done = subprocess.run(command, cwd=project.root, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{run}: a measured process failed: {done.stderr.strip().rpartition(chr(10))[2]}")
-    return statistics.median(json.loads(done.stdout))
+    seconds: list[float] = json.loads(done.stdout)
+    return statistics.median(seconds)
 
 
 def line(run: str, found: Mapping[str, Sequence[float]]) -> str:

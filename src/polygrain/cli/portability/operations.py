@@ -8,10 +8,10 @@ import hashlib
 import io
 import json
 import math
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,65 +42,69 @@ def products() -> Iterator[Operation]:
     """Through MKL: products and decompositions."""
     for m, k, n in _PRODUCTS:
         a, b, c = tensor(m, k), tensor(k, n, seed=1), tensor(n, seed=2)
-        yield f"mm {m} {k} {n}", lambda a=a, b=b: a @ b
-        yield f"linear {m} {k} {n}", lambda a=a, b=b, c=c: F.linear(a, b.T.contiguous(), c)
-        yield f"mm {m} {k} {n} double", lambda a=a, b=b: a.double() @ b.double()
-    yield "bmm", lambda: torch.bmm(tensor(32, 49, 32), tensor(32, 32, 49, seed=1))
-    yield "attention", lambda: F.scaled_dot_product_attention(*(tensor(4, 2, 17, 32, seed=i) for i in range(3)))
+        yield f"mm {m} {k} {n}", partial(torch.mm, a, b)
+        yield f"linear {m} {k} {n}", partial(F.linear, a, b.T.contiguous(), c)
+        yield f"mm {m} {k} {n} double", partial(torch.mm, a.double(), b.double())
+    yield "bmm", partial(torch.bmm, tensor(32, 49, 32), tensor(32, 32, 49, seed=1))
+    query, key, value = (tensor(4, 2, 17, 32, seed=seed) for seed in range(3))
+    yield "attention", partial(F.scaled_dot_product_attention, query, key, value)
     square = tensor(60, 60)
     square = square @ square.T + 60 * torch.eye(60)
     for name in ("eigh", "svd", "qr", "cholesky", "inv"):
-        yield name, lambda name=name: getattr(torch.linalg, name)(square)
+        yield name, partial(getattr(torch.linalg, name), square)
 
 
 def functions() -> Iterator[Operation]:
     """Elementary functions, most of them MKL's vector mathematics; without those that polygrain does not call."""
     x = tensor(64, 257)
-    for kind in (x, x.double()):
-        for name in ("exp", "log1p", "expm1", "sin", "cos", "tanh", "erf", "sigmoid", "rsqrt", "erfinv"):
-            usable = kind.abs() / 4 + 0.1 if name in ("log1p", "rsqrt", "erfinv") else kind
-            yield f"{name} {kind.dtype}"[:24], lambda name=name, usable=usable: getattr(torch, name)(usable)
-    yield "log float32", lambda: torch.log(x.abs() + 0.1)
-    yield "pow", lambda: (x.abs() + 0.1) ** 1.7
-    yield "gelu", lambda: F.gelu(x)
-    yield "uniform, normal of polygrain", lambda: (uniform(torch.arange(999)), normal(torch.arange(999)))
+    small = x.abs() / 4 + 0.1
+    for kind in (torch.float32, torch.float64):
+        for name in ("exp", "expm1", "sin", "cos", "tanh", "erf", "sigmoid"):
+            yield f"{name} {kind}", partial(getattr(torch, name), x.to(kind))
+        for name in ("log1p", "rsqrt", "erfinv"):
+            yield f"{name} {kind}", partial(getattr(torch, name), small.to(kind))
+    yield "log", partial(torch.log, small)
+    yield "pow", partial(torch.pow, small, 1.7)
+    yield "gelu", partial(F.gelu, x)
+    yield "uniform of polygrain", partial(uniform, torch.arange(999))
+    yield "normal of polygrain", partial(normal, torch.arange(999))
 
 
 def convolutions() -> Iterator[Operation]:
     """Through oneDNN: forward and both gradients, in both memory layouts."""
     for layout in (torch.contiguous_format, torch.channels_last):
         for channels, width, side, kernel in _CONVOLUTIONS:
+            images = tensor(16, channels, side, side).contiguous(memory_format=layout)
+            weight = tensor(width, channels, kernel, kernel, seed=1).contiguous(memory_format=layout)
+            yield f"conv2d {channels} {width} {kernel} {str(layout)[6:]}", partial(_convolution, images, weight)
 
-            def run(layout: Any = layout, c: int = channels, w: int = width, s: int = side, k: int = kernel) -> Any:
-                images = tensor(16, c, s, s).contiguous(memory_format=layout).requires_grad_()
-                weight = tensor(w, c, k, k, seed=1).contiguous(memory_format=layout).requires_grad_()
-                maps = F.conv2d(images, weight, padding=k // 2)
-                maps.square().sum().backward()
-                return maps, images.grad, weight.grad
 
-            yield f"conv2d {channels} {width} {kernel} {str(layout)[6:]}", run
+def _convolution(images: Tensor, weight: Tensor) -> list[Tensor]:
+    inputs = images.requires_grad_(), weight.requires_grad_()
+    maps = F.conv2d(*inputs, padding=weight.shape[-1] // 2)
+    return [maps, *torch.autograd.grad(maps.square().sum(), inputs)]
 
 
 def kernels() -> Iterator[Operation]:
     """Kernels of torch itself."""
     x = tensor(64, 257)
     for name in ("softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "cumsum", "sort", "argmax"):
-        yield name, lambda name=name: getattr(torch, name)(x, 1)
-    yield "stable argsort", lambda: torch.argsort(x.flatten().round(decimals=1), stable=True)
-    yield "topk", lambda: x.topk(7, 1)
-    yield "normalize", lambda: F.normalize(x)
-    yield "batch_norm", lambda: F.batch_norm(x, None, None, training=True)
-    yield "layer_norm", lambda: F.layer_norm(x, (257,))
+        yield name, partial(getattr(torch, name), x, 1)
+    yield "stable argsort", partial(torch.argsort, x.flatten().round(decimals=1), stable=True)
+    yield "topk", partial(torch.topk, x, 7, 1)
+    yield "normalize", partial(F.normalize, x)
+    yield "batch_norm", partial(F.batch_norm, x, None, None, training=True)
+    yield "layer_norm", partial(F.layer_norm, x, (257,))
     for mode in ("bilinear", "bicubic"):
-        yield mode, lambda mode=mode: F.interpolate(tensor(2, 3, 37, 41), (28, 28), mode=mode, antialias=True)
-    yield "cross_entropy", lambda: _gradient(lambda p: F.cross_entropy(p, torch.arange(64) % 10), tensor(64, 10))
-    yield "fused AdamW", lambda: _optimised(torch.optim.AdamW)
-    yield "fused SGD", lambda: _optimised(torch.optim.SGD, momentum=0.9)
+        yield mode, partial(F.interpolate, tensor(2, 3, 37, 41), (28, 28), mode=mode, antialias=True)
+    yield "cross_entropy", partial(_cross_entropy, tensor(64, 10))
+    yield "fused AdamW", partial(_optimised, torch.optim.AdamW)
+    yield "fused SGD", partial(_optimised, torch.optim.SGD, momentum=0.9)
 
 
-def _gradient(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
-    function(inputs.requires_grad_()).backward()  # type: ignore[no-untyped-call]
-    return inputs.grad
+def _cross_entropy(logits: Tensor) -> tuple[Tensor, ...]:
+    loss = F.cross_entropy(logits.requires_grad_(), torch.arange(len(logits)) % logits.shape[1])
+    return loss, *torch.autograd.grad(loss, logits)
 
 
 def _optimised(optimiser: Any, **options: float) -> Tensor:
@@ -114,32 +118,34 @@ def _optimised(optimiser: Any, **options: float) -> Tensor:
 
 def arrays() -> Iterator[Operation]:
     """Loops of numpy, and OpenBLAS inside it."""
-    x = tensor(101, 257).numpy()
-    for kind in (x, x.astype(np.float64)):
+    for kind in (np.float32, np.float64):
+        x = tensor(101, 257).numpy().astype(kind)
+        positive = np.abs(x) + kind(0.1)
         for name in ("exp", "log", "log1p", "sqrt", "sin", "cos", "tanh", "cbrt"):
-            usable = np.abs(kind) + kind.dtype.type(0.1)
-            yield f"numpy {name} {kind.dtype}", lambda name=name, usable=usable: getattr(np, name)(usable)
-        yield f"numpy sum, std {kind.dtype}", lambda kind=kind: (kind.sum(1), kind.std(0), kind.mean())
-        yield f"numpy sort {kind.dtype}", lambda kind=kind: np.sort(kind, 1)
-        yield f"numpy pow {kind.dtype}", lambda kind=kind: np.abs(kind) ** kind.dtype.type(1.7)
-        yield f"OpenBLAS product {kind.dtype}", lambda kind=kind: (kind @ kind.T, kind @ kind[0], kind[0] @ kind[1])
-    wide = x.astype(np.float64)
+            yield f"numpy {name} {x.dtype}", partial(getattr(np, name), positive)
+        yield f"numpy pow {x.dtype}", partial(np.power, positive, kind(1.7))
+        for name in ("sum", "std", "sort"):
+            yield f"numpy {name} {x.dtype}", partial(getattr(np, name), x, axis=1)
+        yield f"OpenBLAS product {x.dtype}", partial(np.matmul, x, x.T)
+        yield f"OpenBLAS product with a vector {x.dtype}", partial(np.matmul, x, x[0])
+    square = np.matmul(x, x.T) + np.eye(101)
     for name in ("svd", "eigh", "inv", "qr"):
-        yield f"OpenBLAS {name}", lambda name=name: getattr(np.linalg, name)(wide @ wide.T + np.eye(101))
-    yield (
-        "numpy random",
-        lambda: [getattr(np.random.default_rng(0), n)(size=999) for n in ("normal", "random", "gumbel")],
-    )
+        yield f"OpenBLAS {name}", partial(getattr(np.linalg, name), square)
+    for name in ("normal", "random", "gumbel"):
+        yield f"numpy random {name}", partial(getattr(np.random.default_rng(0), name), size=999)
 
 
 def plain() -> Iterator[Operation]:
     """The C library's mathematics, as Python calls it, and zlib."""
     values = [abs(float(value)) + 0.01 for value in tensor(999).numpy()]
     for name in ("exp", "log", "log2", "log1p", "sin", "cos", "tan", "tanh", "atan", "erf", "lgamma"):
-        yield f"libm {name}", lambda name=name: np.array([getattr(math, name)(value) for value in values])
-    yield "libm pow", lambda: np.array([value**1.7 for value in values])
-    data = tensor(9999).numpy().round(1).tobytes()
-    yield "zlib", lambda: (zlib.compress(data, 6), zlib.crc32(data).to_bytes(4, "little"))
+        yield f"libm {name}", partial(_mapped, getattr(math, name), values)
+    yield "libm pow", partial(_mapped, partial(math.pow, 1.7), values)
+    yield "zlib", partial(zlib.compress, tensor(9999).numpy().round(1).tobytes(), 6)
+
+
+def _mapped(function: Callable[[float], float], values: Sequence[float]) -> "np.ndarray[Any, Any]":
+    return np.array([function(value) for value in values])
 
 
 def pictures() -> Iterator[Operation]:
@@ -147,14 +153,14 @@ def pictures() -> Iterator[Operation]:
     smooth = np.add.outer(np.arange(120), np.arange(90))[..., None] * np.array([1, 2, 3]) % 256
     image = Image.fromarray(smooth.astype(np.uint8))
     jpeg = _saved(image, "JPEG")
-    yield "Pillow JPEG encoding", lambda: jpeg
-    yield "Pillow JPEG decoding", lambda: Image.open(io.BytesIO(jpeg)).convert("RGB").tobytes()
-    yield "Pillow JPEG decoding, draft", lambda: _draft(jpeg)
-    yield "Pillow PNG", lambda: _saved(image, "PNG")
+    yield "Pillow JPEG encoding", partial(_saved, image, "JPEG")
+    yield "Pillow JPEG decoding", partial(_decoded, jpeg)
+    yield "Pillow JPEG decoding at half the size", partial(_decoded, jpeg, size=(45, 60))
+    yield "Pillow PNG", partial(_saved, image, "PNG")
     for kind in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS):
-        yield f"Pillow {kind.name.lower()}", lambda kind=kind: image.resize((37, 41), kind).tobytes()
+        yield f"Pillow {kind.name.lower()}", partial(_resized, image, kind)
     for suffix in ("pdf", "png"):
-        yield f"matplotlib {suffix}", lambda suffix=suffix: _figure(suffix)
+        yield f"matplotlib {suffix}", partial(_figure, suffix)
     yield "typst pdf", _typeset
 
 
@@ -164,10 +170,15 @@ def _saved(image: Image.Image, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _draft(jpeg: bytes) -> bytes:
+def _decoded(jpeg: bytes, size: tuple[int, int] | None = None) -> bytes:
     image = Image.open(io.BytesIO(jpeg))
-    image.draft("RGB", (60, 45))
-    return image.tobytes()
+    if size:
+        image.draft("RGB", size)
+    return image.convert("RGB").tobytes()
+
+
+def _resized(image: Image.Image, kind: Image.Resampling) -> bytes:
+    return image.resize((37, 41), kind).tobytes()
 
 
 def _figure(suffix: str) -> bytes:
@@ -238,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
