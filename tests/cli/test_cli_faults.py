@@ -83,6 +83,9 @@ def test_output_that_nobody_takes_is_no_traceback():
     assert done.returncode == 2
     assert done.stderr.startswith("polygrain plan: reports/table1.pdf: no space left on device; free some space")
     assert len(done.stderr.splitlines()) == 1
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command[:-1], "x.pdf"], cwd=REPOSITORY, stderr=full)
+    assert done.returncode == 2
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)

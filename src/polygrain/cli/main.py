@@ -19,11 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"polygrain {options.verb}: {error}", file=sys.stderr)
-        return 2
+        return _say(options, str(error), 2)
     except KeyboardInterrupt:
-        print(f"polygrain {options.verb}: stopped", file=sys.stderr)
-        return 130
+        return _say(options, "stopped", 130)
     except Exception as error:
         return _fault(options, error)
 
@@ -39,8 +37,14 @@ def _fault(options: argparse.Namespace, error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
         return 141
-    print(f"polygrain {options.verb}: {line}", file=sys.stderr)
-    return 2
+    return _say(options, line, 2)
+
+
+def _say(options: argparse.Namespace, line: str, status: int) -> int:
+    """Print how a verb ended and return its status, also where the log is on the disk that is full."""
+    with suppress(OSError):
+        print(f"polygrain {options.verb}: {line}", file=sys.stderr, flush=True)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
