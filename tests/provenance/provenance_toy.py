@@ -117,9 +117,8 @@ def space_out(root: Path) -> None:
 
 def snakemake(root: Path, *arguments: str) -> str:
     # large checkpoints are compared by time only: without this, Snakemake compares small files by content
-    done = call(
-        root, sys.executable, "-m", "snakemake", "--cores", "1", "--max-checksum-file-size", "0", *arguments, "all"
-    )
+    options = ["--cores", "1", "--max-checksum-file-size", "0", *arguments]
+    done = call(root, sys.executable, "-m", "snakemake", *options, "--", "all")
     return done.stdout + done.stderr
 
 

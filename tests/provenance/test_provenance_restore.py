@@ -1,5 +1,6 @@
 """`restore` in real clones with real DVC and Snakemake: what comes back, what is left to run, and what it refuses."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -180,8 +181,6 @@ def test_killed_in_the_middle_and_started_again(recorded_project: Path, fresh: P
         "restore(provenance_toy.toy_jobs(), pathlib.Path('.'), lambda: None)\n"
     )
     path = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2] / 'src'}"}
-    import os
-
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=fresh, env={**os.environ, **path}, start_new_session=True
     )
