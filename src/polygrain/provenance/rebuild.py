@@ -51,7 +51,10 @@ def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, S
         blob = repository.find(commit, str(LOCK))
         if blob is None:
             raise UserError(f"{LOCK}: not in the last commit; run `polygrain record TABLE` and commit the result")
-        lock = LockParser().parse(blob, repository.read(blob))
+        try:
+            lock = LockParser().parse(blob, repository.read(blob))
+        except UserError as error:
+            raise UserError(f"{LOCK} at HEAD is {error}; restore it from an earlier commit") from None
     path = Path(target).as_posix()
     if path not in lock.makers:
         raise UserError(f"{target}: no output of {LOCK} at HEAD{nearest(target, lock.makers)[:200]}")

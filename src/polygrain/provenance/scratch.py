@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +16,9 @@ from polygrain.provenance.repository import git
 
 # Set inside git hooks; they would point every git command at the user's own repository.
 _GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+
+_GRACE = 10.0
+"""Seconds between asking a group of processes to end and killing it."""
 
 
 @contextmanager
@@ -63,17 +66,35 @@ def run(folder: Path, *command: str, check: bool = True) -> "subprocess.Complete
     environment["PYTHONPATH"] = str(folder / "src")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             said, _ = process.communicate()
         except BaseException:
-            process.terminate()
-            process.wait()
+            _end_group(process)
             raise
     if check and process.returncode:
         raise UserError(f"{' '.join(command[:4])} failed in a scratch clone: {_end(said)}")
     return subprocess.CompletedProcess(command, process.returncode, said)
+
+
+def _end_group(process: "subprocess.Popen[str]") -> None:
+    """Stop a command with everything it started: on a signal of its own Snakemake would wait for its jobs."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(_GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
 
 
 def _end(said: str, lines: int = 5) -> str:
