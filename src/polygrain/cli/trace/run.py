@@ -133,12 +133,22 @@ def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printe
     """Where packed data come from."""
     if stage.verb != "prepare":
         return []
-    sources = sources_of(project, stage)
-    if not sources:
+    found = [(source.name, source.sha256) for source in sources_of(project, stage)]
+    account = evidence.account(job_of(stage))
+    if found:
+        about = sources_of(project, stage)[0]
+        lines = wrapped("  source", f"{about.description}; licence {about.licence}")
+    elif account is not None:
+        # a published crate knows them too; it has no size of what is not kept here
+        found = [(name, content.sha256) for name, content in sorted(account.files.items()) if content.size is None]
+        lines = wrapped(
+            "  source", f"by {account.source}; {stage.directory}/manifest.json, which is not here, says more"
+        )
+    else:
         return wrapped("  source", f"{stage.directory}/manifest.json names the raw files; it is not here")
-    lines = wrapped("  source", f"{sources[0].description}; licence {sources[0].licence}")
-    for source in sources:
-        lines.append(labelled("", f"{source.name}  sha256 {printer.short(source.sha256)}  checked when read"))
+    lines += [
+        labelled("", f"{name}  sha256 {printer.short(sha256)}  checked when it was read") for name, sha256 in found
+    ]
     return lines
 
 
