@@ -30,8 +30,10 @@ from polygrain.provenance.pipeline import Job, check_jobs, inputs_of
 from polygrain.provenance.proof import objection_to_outputs
 
 # without hooks, for `onsuccess` also fires here; without a lock, so that one is always somebody else's
-TOUCH = ("--touch", "--forceall", "--rerun-incomplete", "--no-hooks", "--nolock")
-TOUCH += ("--profile", "none", "--workflow-profile", "none", "--cores", "1", "--quiet", "all")
+TOUCH = (
+    *("--touch", "--forceall", "--rerun-incomplete", "--no-hooks", "--nolock"),
+    *("--profile", "none", "--workflow-profile", "none", "--cores", "1", "--quiet", "all"),
+)
 
 
 Verdict = Literal["restored", "in place", "built here", "stale", "missing"]

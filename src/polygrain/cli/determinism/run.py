@@ -44,6 +44,7 @@ def determinism(project: Project, runs: Sequence[str], *, kills: int, seed: int,
         raise UserError(f"determinism: {kills} kills, {jobs} jobs; give each of {len(chosen)} runs a kill, and a job")
     with folder_of(project) as folder:
         work = Work(project, Project(folder / "killed"), Project(folder / "reference"), seed)
+        bar: tqdm[None]
         with tqdm(total=kills, unit="kill", desc="determinism") as bar:
             tallies = work.go(chosen, kills, jobs, bar)
         print(table(tallies, seed))
