@@ -271,7 +271,7 @@ def test_whole_steps_against_a_rewrite(name: str, norm: bool) -> None:
     """Losses, every gradient and the momentum weights, step by step."""
     net, plain = method(norm, **RUNS[name]), Rewrite(norm, **RUNS[name]).run()
     for (terms, gradients, _), (expected_terms, expected_gradients) in zip(train(net), plain.history, strict=True):
-        assert terms == pytest.approx(expected_terms, rel=1e-11)
+        assert terms == pytest.approx(expected_terms, rel=1e-10)
         assert list(terms) == list(expected_terms)
         assert set(gradients) == set(expected_gradients)
         for parameter, gradient in gradients.items():
@@ -392,7 +392,7 @@ def test_order_in_the_batch_does_not_matter(selection: str) -> None:
     (straight,), (shuffled,) = (
         train(method(True, selection=selection), last=1, rows=rows) for rows in (slice(None), order)
     )
-    assert shuffled[0] == pytest.approx(straight[0], rel=1e-11)
+    assert shuffled[0] == pytest.approx(straight[0], rel=1e-10)
     for name, gradient in straight[1].items():
         torch.testing.assert_close(shuffled[1][name], gradient, rtol=1e-8, atol=1e-12)
 
@@ -404,7 +404,7 @@ def test_views_change_places_where_every_cell_is_visited() -> None:
     back = Batch(given.views[::-1], given.geometry[::-1], given.indices, given.labels_for_monitoring)
     there, again = (net(one, clock(0))[0] for one in (given, back))
     assert {name: term.item() for name, term in again.items()} == pytest.approx(
-        {name: term.item() for name, term in there.items()}, rel=1e-11
+        {name: term.item() for name, term in there.items()}, rel=1e-10
     )
 
 
@@ -429,7 +429,7 @@ def test_a_mirrored_view_with_mirrored_pixels_changes_nothing() -> None:
         terms, _ = net(Batch(views, places, given.indices, given.labels_for_monitoring), clock(0))
         losses.append([term.item() for term in terms.values()])
     for other in losses[1:]:
-        assert other == pytest.approx(losses[0], rel=1e-11)
+        assert other == pytest.approx(losses[0], rel=1e-10)
 
 
 def test_random_pairs_depend_on_step_and_image_alone() -> None:

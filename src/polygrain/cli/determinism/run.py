@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
@@ -44,7 +45,6 @@ def determinism(project: Project, runs: Sequence[str], *, kills: int, seed: int,
         raise UserError(f"determinism: {kills} kills, {jobs} jobs; give each of {len(chosen)} runs a kill, and a job")
     with folder_of(project) as folder:
         work = Work(project, Project(folder / "killed"), Project(folder / "reference"), seed)
-        bar: tqdm[None]
         with tqdm(total=kills, unit="kill", desc="determinism") as bar:
             tallies = work.go(chosen, kills, jobs, bar)
         print(table(tallies, seed))
@@ -67,7 +67,7 @@ class Work:
         self.seed = seed
         self._stopped = threading.Event()
 
-    def go(self, runs: Sequence[Run], kills: int, jobs: int, bar: "tqdm[None]") -> list[Tally]:
+    def go(self, runs: Sequence[Run], kills: int, jobs: int, bar: "tqdm[Any]") -> list[Tally]:
         """Do all runs, `jobs` side by side. A fault or an interrupt ends them all."""
         tasks = []
         for run, share in zip(runs, shares(kills, len(runs)), strict=True):
@@ -84,7 +84,7 @@ class Work:
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _one(self, run: Run, stages: Sequence[Stage], reference: Reference, kills: int, bar: "tqdm[None]") -> Tally:
+    def _one(self, run: Run, stages: Sequence[Stage], reference: Reference, kills: int, bar: "tqdm[Any]") -> Tally:
         tally = Tally(run, stages[0].config["steps"], reference.reason)
         claims = reference.claims
         if not claims:
