@@ -72,7 +72,10 @@ class Work:
         tasks = []
         for run, share in zip(runs, shares(kills, len(runs)), strict=True):
             stages = stages_of(self.killed, run)
-            tasks.append(partial(self._one, run, stages, recorded(self.killed, stages), share, bar))
+            reference = recorded(self.killed, stages)
+            if not reference.claims:
+                stages_of(self.reference, run)
+            tasks.append(partial(self._one, run, stages, reference, share, bar))
         with ThreadPoolExecutor(jobs) as pool:
             futures = [pool.submit(task) for task in tasks]
             try:
@@ -89,7 +92,6 @@ class Work:
         claims = reference.claims
         if not claims:
             bar.write(f"{run.path}: {reference.reason}; made once without a kill, as reference")
-            stages_of(self.reference, run)
             for stage in stages:
                 run_verb(stage.verb, stage.directory, self.reference.root, None, 0.0, self._stopped.is_set)
             claims = hashes(self.reference.root, stages)
