@@ -97,10 +97,17 @@ def test_a_record_that_does_not_fit_proves_nothing(recorded_project: Path, spoil
             (root / "records/run-a.json").write_text("{")
         case "input":  # the record says that it read other data
             edit(root, PREPARE, "same bytes", "diff bytes")
-            rerun_record = root / "records/toy.json"
-            rerun_record.unlink()
+            (root / "records/toy.json").unlink()
     expected = {"toy": "built here", "run-a": "stale", "run-b": "built here", "table1": "stale"}
     assert states(root) == (expected if spoil != "input" else dict.fromkeys(expected, "stale"))
+
+
+def test_a_run_on_data_that_nobody_vouches_for_does_not_count(recorded_project: Path) -> None:
+    """Its record fits, but restoring the data takes its ground away."""
+    root = recorded_project
+    (root / PREPARE).write_text("edited")
+    rerun(root, "run-a", "table1")
+    assert states(root) == {"toy": "absent", "run-a": "absent", "run-b": "in place", "table1": "absent"}
 
 
 def test_data_packed_again_to_the_recorded_bytes_stand_for_them(recorded_project: Path) -> None:
