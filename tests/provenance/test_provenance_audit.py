@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from provenance_past import COPY, RESULT, TABLE, Past, audit_of, change, entry, found, honest, kinds, lock_text, md5
 from provenance_toy import call
+from written_past import COPY, RESULT, TABLE, Past, audit_of, change, entry, found, honest, kinds, lock_text, md5
 
 from polygrain.provenance.audit import Audit
 from polygrain.provenance.checklock import mark_stale

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from provenance_past import RESULT, Past, honest, lock_text, md5, stage
 from provenance_toy import call
+from written_past import RESULT, Past, honest, lock_text, md5, stage
 
 from polygrain.provenance import history
 from polygrain.provenance.dvcfiles import read_lock

@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from provenance_toy import call
 
 from polygrain.provenance.audit import Audit, Change, audit_history
 from polygrain.provenance.history import read_history
@@ -16,6 +15,7 @@ from polygrain.provenance.repository import Repository
 from polygrain.provenance.sources import SHAPE, Layout
 
 Files = dict[str, str]
+_ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
 RESULT, TABLE = "runs/a/result.json", "reports/table.md"
 COPY = "reports/published/table.md"
 
@@ -92,11 +92,13 @@ class Past:
     def write(self) -> Path:
         """Make the repository; returns the project's folder in it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        call(self.root, "git", "init", "--quiet", "--initial-branch=main")
-        subprocess.run(
-            ["git", "fast-import", "--quiet", "--force"], cwd=self.root, input=b"".join(self._stream), check=True
-        )
-        call(self.root, "git", "reset", "--quiet", "--hard", "main")
+        for command in (
+            "init --quiet --initial-branch=main",
+            "fast-import --quiet --force",
+            "reset --quiet --hard main",
+        ):
+            stream = b"".join(self._stream) if "import" in command else None
+            subprocess.run(["git", *command.split()], cwd=self.root, input=stream, env=_ENVIRONMENT, check=True)
         return self.root / self._folder
 
     def audit(self) -> Audit:
@@ -129,6 +131,3 @@ def change(audit: Audit, output: str, number: int = -1) -> Change:
 
 def found(audit: Audit) -> list[tuple[str, str]]:
     return [(finding.kind, finding.line) for _, finding in audit.findings]
-
-
-ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
