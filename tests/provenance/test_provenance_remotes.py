@@ -1,6 +1,5 @@
 """`restore` from remotes that people use: an S3 bucket (moto's server) and a read-only web server."""
 
-import os
 import re
 import subprocess
 import sys
@@ -48,12 +47,14 @@ def check(fresh: Path, recorded_project: Path) -> None:
 def test_a_bucket(recorded_project: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    settings = fresh.parent / "settings"  # in place of the user's own
+    settings.touch()
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
     with served(["-c", BUCKET], fresh) as address:
         for root in (recorded_project, fresh):
             dvc(root, "remote", "add", "--default", "--local", "bucket", "s3://claims/polygrain")
             dvc(root, "remote", "modify", "--local", "bucket", "endpointurl", address)
-        dvc(recorded_project, "push", "--quiet")
+        dvc(recorded_project, "push")
         check(fresh, recorded_project)
 
 

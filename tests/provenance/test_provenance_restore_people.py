@@ -124,7 +124,7 @@ def test_an_ordinary_user_restores_and_rebuilds(recorded_project: Path, fresh: P
     dvc(fresh, "cache", "dir", "--local", str(shared))
     dvc(fresh, "config", "--local", "cache.type", "symlink")
     done = ordinary(fresh, sys.executable, "-c", RESTORE)
-    assert done.stdout.strip() == str(dict.fromkeys(("toy", "run-a", "run-b", "table1"), "restored")), done.stderr
+    assert done.stdout.count("'restored'") == len(toy_jobs()), done.stdout + done.stderr
     assert (fresh / TABLE).is_symlink()
     before = {path: md5_file(path) for path in shared.rglob("*") if path.is_file()}
     edit(fresh, "inputs/run-a/config.yaml", "0.05", "0.1")
