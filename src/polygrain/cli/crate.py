@@ -27,7 +27,12 @@ def write_crates(project: Project, targets: Sequence[str]) -> None:
 
 
 def publish_crates(project: Project, targets: Sequence[str]) -> None:
-    """Write the crates of recorded tables among the published copies: a clone knows when and where they were made."""
+    """Write the crates of recorded tables among the published copies: a clone knows when and where they were made.
+
+    Before the first commit there is none, for a crate names the commit that it belongs to.
+    """
+    if commit_date(project.root) is None:
+        return
     for folder, tables in _by_folder(targets).items():
         write_if_changed(project.root / published_crate(folder), crate_of(project, folder, tables))
 
