@@ -72,7 +72,7 @@ def test_a_number_is_followed_to_the_raw_files(recorded, capsys):
         said.index(f"  {file}\n") for file in (f"{FOLDER}/table1.csv", *files, "data/fashion-mnist/manifest.json")
     ]
     assert places == sorted(places)
-    assert "counted again from" in said
+    assert "counted again from" in " ".join(said.split())
     for file in files:
         shown = next(place for place, line in enumerate(lines) if line.endswith(f"  {file}"))
         sha256 = hashlib.sha256((recorded.root / file).read_bytes()).hexdigest()
@@ -168,8 +168,7 @@ def test_a_fresh_clone_knows_the_chain_from_git_alone(recorded, capsys, tmp_path
 
 
 def test_an_edited_parameter_is_a_remark_and_no_contradiction(recorded, capsys):
-    path = recorded.root / "params/recipe/mugs/smoke.yaml"
-    path = path if path.is_file() else recorded.root / "params/method/mugs.yaml"
+    path = recorded.root / "params/method/mugs.yaml"
     honest = path.read_text()
     path.write_text(re.sub(r"(?m)^(\s*\w*temperature\w*): [0-9.]+", r"\1: 0.77", honest, count=1))
     assert path.read_text() != honest

@@ -14,7 +14,7 @@ from polygrain.provenance.crate_reader import read_crate
 from polygrain.provenance.environment import environment
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.evidence import Evidence
-from polygrain.provenance.files import read_json, write_if_changed, write_text
+from polygrain.provenance.files import read_json, sha256_file, write_text
 from polygrain.provenance.sidecar import commit_date
 
 
@@ -29,12 +29,23 @@ def write_crates(project: Project, targets: Sequence[str]) -> None:
 def publish_crates(project: Project, targets: Sequence[str]) -> None:
     """Write the crates of recorded tables among the published copies: a clone knows when and where they were made.
 
-    Before the first commit there is none, for a crate names the commit that it belongs to.
+    Before the first commit there is none, for a crate names the commit that it belongs to. One that already tells of
+    these very tables stays: who records restored outputs knows less about how they were made.
     """
     if commit_date(project.root) is None:
         return
     for folder, tables in _by_folder(targets).items():
-        write_if_changed(project.root / published_crate(folder), crate_of(project, folder, tables))
+        path = project.root / published_crate(folder)
+        if not _tells_of(path, [project.root / table for table in tables]):
+            write_text(path, crate_of(project, folder, tables))
+
+
+def _tells_of(crate: Path, tables: Sequence[Path]) -> bool:
+    """Whether a crate holds the hashes of tables; each names all that it was made from, by its claim id."""
+    if not crate.is_file():
+        return False
+    text = crate.read_text()
+    return all(sha256_file(table) in text for table in tables)
 
 
 def published_crate(folder: Path) -> Path:
