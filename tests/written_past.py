@@ -112,7 +112,9 @@ def sources(path: str) -> tuple[str, ...]:
     return {"inputs/a/code.json": ("src",), "inputs/a/config.yaml": ("params",)}.get(path, ())
 
 
-LAYOUT = Layout(published=Path("reports/published"), outputs=Path("reports"), sources=sources)
+LAYOUT = Layout(
+    published=Path("reports/published"), outputs=Path("reports"), sources=sources, records=frozenset({"crate.json"})
+)
 
 
 def audit_of(root: Path) -> Audit:

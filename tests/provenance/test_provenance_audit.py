@@ -142,7 +142,8 @@ def test_a_published_copy_must_be_the_recorded_bytes(past: Past, tmp_path: Path)
     mark_stale(copy, ["run-a: changed"])
     stale = {**honest(), COPY: copy.read_text()}
     assert stale[COPY].startswith("> **Stale")
-    audit = _of(past, honest(), stale, {**honest(), COPY: "better\n"}, {**honest(), "reports/published/x.md": "y"})
+    more = {"reports/published/x.md": "y", "reports/published/crate.json": "a record, no output"}
+    audit = _of(past, honest(), stale, {**honest(), COPY: "better\n"}, {**honest(), **more})
     assert found(audit) == [
         ("published", f"{COPY}: is not the {TABLE} of dvc.lock"),
         ("published", "reports/published/x.md: dvc.lock knows no reports/x.md"),

@@ -11,6 +11,7 @@ from polygrain.config.project import Project
 from polygrain.provenance.audit import audit_history
 from polygrain.provenance.cache import cache_folder, examine, object_path, objects_of
 from polygrain.provenance.compare import TOLERANCE
+from polygrain.provenance.crate import NAME as CRATE
 from polygrain.provenance.explain import closing_lines, entry_lines
 from polygrain.provenance.history import State, read_history
 from polygrain.provenance.rebuild import Rebuilt, rebuild
@@ -36,7 +37,12 @@ def sources_of(path: str) -> tuple[str, ...]:
     return ()
 
 
-LAYOUT = Layout(published=Path(PUBLISHED), outputs=Path("reports"), sources=sources_of)
+LAYOUT = Layout(
+    published=Path(PUBLISHED),
+    outputs=Path("reports"),
+    sources=sources_of,
+    records=frozenset({CRATE, "determinism.md"}),
+)
 
 
 def audit_project(project: Project, *, checkout: bool) -> int:

@@ -25,6 +25,7 @@ recorded, only a rebuild can tell.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from polygrain.provenance.checklock import without_mark
@@ -264,6 +265,8 @@ class _Auditor:
         """Copies in git that are not what the lock of the same commit says."""
         tree = self._copies[state.commit.id]
         for name, blob in sorted(self._repository.files(tree).items()):
+            if Path(name).name in self._layout.records:
+                continue
             output = (self._layout.outputs / name).as_posix()
             copy = (self._layout.published / name).as_posix()
             stage = state.lock.makers.get(output)

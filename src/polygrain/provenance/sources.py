@@ -27,6 +27,8 @@ class Layout:
     outputs: Path
     sources: Callable[[str], tuple[str, ...]]
     """Path of an input -> files and folders that it is computed from; none where that is unknown."""
+    records: frozenset[str] = frozenset()
+    """Names of published files that are no output of a job and may change as they like."""
 
 
 class Sources:
