@@ -28,7 +28,7 @@ def states(root: Path) -> dict[str, str]:
 
 def rerun(root: Path, *names: str) -> None:
     """Run jobs by hand, as Snakemake would."""
-    for job in toy_jobs():
+    for job in reversed(toy_jobs()):
         if job.name in names:
             groups = [",".join(map(str, paths)) for paths in (job.dependencies, job.outputs)]
             subprocess.run([sys.executable, "job.py", job.name, job.sidecar, job.config, *groups], cwd=root, check=True)
