@@ -129,6 +129,8 @@ def trigger(point: Point, *, batch: int, usual: float, folder: Path, outputs: li
         return next(folder.glob(pattern), None) is not None
 
     match point.place:
+        case "start":
+            return lambda watched: watched.seconds >= point.value or watched.images is not None
         case "time":
             return lambda watched: watched.seconds >= point.value * usual
         case "step":

@@ -7,16 +7,17 @@ from typing import Literal
 
 START_SECONDS = 6.0  # about what a process needs before its first step
 
-Place = Literal["time", "step", "save", "publish", "output"]
+Place = Literal["start", "time", "step", "save", "publish", "output"]
 
 
 @dataclass(frozen=True)
 class Point:
     """One kill.
 
-    `time`: `value` is a share of the stage's usual duration. `step`: `value` is a training step. `save`: while the
-    first resume state behind step `value` is written. `publish`: while the checkpoint is written and just after.
-    `output`: when the stage's first final name appears. `delay` seconds pass between the event and the kill.
+    `start`: after `value` seconds, or when the first step begins. `time`: `value` is a share of the stage's usual
+    duration. `step`: `value` is a training step. `save`: while the first resume state behind step `value` is written.
+    `publish`: while the checkpoint is written and just after. `output`: when the stage's first final name appears.
+    `delay` seconds pass between the event and the kill.
     """
 
     place: Place
@@ -51,7 +52,7 @@ def draw(kills: int, steps: int, seed: int, run: str) -> Mapping[str, list[Point
     ]
     training.sort(key=lambda point: point.value)
     for _ in range(tenth):
-        training.insert(generator.randint(0, len(training)), Point("time", 0.0, generator.uniform(0, START_SECONDS)))
+        training.insert(generator.randint(0, len(training)), Point("start", generator.uniform(0, START_SECONDS)))
     training += [Point("publish", delay=generator.uniform(0, 0.2)) for _ in range(last)]
     return {"pretrain": training, **{name: _in_stage(generator, tenth) for name in ("features", "evaluate")}}
 
