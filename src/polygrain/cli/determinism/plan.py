@@ -58,7 +58,8 @@ def draw(kills: int, steps: int, seed: int, run: str) -> Mapping[str, list[Point
 
 
 def _in_stage(generator: random.Random, kills: int) -> list[Point]:
-    return [_late(generator) if number else _output(generator) for number in range(kills)]
+    """The last one when the first final name appears: a kill that comes too late ends the stage."""
+    return [_late(generator) if number < kills - 1 else _output(generator) for number in range(kills)]
 
 
 def _late(generator: random.Random) -> Point:
