@@ -24,6 +24,7 @@ from provenance_toy import (
 )
 
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.judge import Finding
 from polygrain.provenance.record import record
 from polygrain.provenance.restore import restore
 
@@ -230,3 +231,20 @@ def test_nothing_changes_while_something_else_works_in_the_tree(recorded_project
     with pytest.raises(UserError, match=r"dvc\.lock: missing or empty, so there is nothing to restore"):
         restored(recorded_project)
     assert (recorded_project / CHECKPOINT).read_text() == "edited"
+
+
+def test_an_edit_while_it_works_is_not_stamped(recorded_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake reads the params when it stamps, later than the judge did."""
+    stamped: list[set[str]] = []
+
+    def stamp(jobs: object, root: Path, findings: dict[str, Finding]) -> None:
+        if not stamped:
+            edit(root, CONFIG, "0.05", "0.1")
+        stamped.append({name for name, finding in findings.items() if finding.claims})
+
+    monkeypatch.setattr("polygrain.provenance.restore._stamp", stamp)
+    found = restore(toy_jobs(), recorded_project, lambda: None)
+    assert stamped == [NAMES, {"toy", "run-b"}]
+    assert found["run-a"].verdict == "stale"
+    assert found["run-a"].removed == (Path(CHECKPOINT), Path("runs/a/metrics.jsonl"))
+    assert not (recorded_project / CHECKPOINT).exists()

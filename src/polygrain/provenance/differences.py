@@ -7,6 +7,7 @@ command, these parameters, this code, environment and data?
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,22 @@ def differences(
         return
     if stage.command != job.command:
         yield Difference(f"its command was {stage.command!r}, now it is {job.command!r}")
-    yield from _parameters(job, root, stage)
+    yield from _parameters(job, root, stage, hashes)
     yield from _dependencies(job, stage, upstream, hashes)
     names = {path.as_posix() for path in job.outputs}
     for name in sorted(names ^ set(stage.outputs)):
         yield Difference(f"{name} is an output only {'now' if name in names else f'in {LOCK}'}")
 
 
-def _parameters(job: Job, root: Path, stage: Locked) -> Iterator[Difference]:
+@cache
+def _parsed(path: Path, md5: str | None) -> Mapping[str, Any]:
+    """The parameters of a file with this content: parsing YAML takes longer than all else, and some ask twice."""
+    return parameters(path)
+
+
+def _parameters(job: Job, root: Path, stage: Locked, hashes: Hashes) -> Iterator[Difference]:
     then = stage.parameters.get(job.config.as_posix(), {})
-    now = parameters(root / job.config)
+    now = _parsed(root / job.config, hashes.md5(job.config))
     for key in sorted({*then, *now}):
         before, after = (_printed(values, key) for values in (then, now))
         if before != after:

@@ -14,7 +14,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,23 +77,37 @@ def _restore(
     remote = settings(root).get("core.remote")
     hashes = Hashes(root)
     hashes.read_ahead(path for job in jobs for path in job.outputs)
-    first = findings = judge(jobs, root, locks, hashes)
+    first = judge(jobs, root, locks, hashes)
     why: dict[Path, str] = {}
-    # what arrives can make a record that stood alone complete, and so vouch for more
-    while lacking := {path: md5 for path, md5 in _lacking(findings).items() if path not in why}:
-        why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
-        findings = judge(jobs, root, locks, hashes)
-    check_free()
-    results = {}
-    for job in jobs:
-        last = findings[job.name]
-        removed = _remove(root, last.lacking)
-        if first[job.name].lacking:
-            _drop_false_record(job, root, hashes)
-        verdict, reason = _verdict(last, first[job.name], why)
-        results[job.name] = Restored(verdict, reason, last.claims, last.lacking, removed)
-    _stamp(jobs, root, findings)
-    return results
+    removed: set[Path] = set()
+    last = first
+    while True:
+        # what arrives can make a record that stood alone complete, and so vouch for more
+        while lacking := {path: md5 for path, md5 in _lacking(last).items() if path not in why}:
+            why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
+            last = judge(jobs, root, locks, hashes)
+        check_free()
+        for job in jobs:
+            removed |= _remove(root, last[job.name].lacking)
+            if first[job.name].lacking:
+                _drop_false_record(job, root, hashes)
+        _stamp(jobs, root, last)
+        stamped, last = last, judge(jobs, root, locks, hashes)
+        if last == stamped:  # else params or code were edited under our hands, and Snakemake was told a lie
+            break
+    return {job.name: _result(job, first[job.name], last[job.name], why, removed) for job in jobs}
+
+
+def _result(job: Job, first: Finding, last: Finding, why: Mapping[Path, str], removed: Set[Path]) -> Restored:
+    verdict: Verdict
+    match last.state:
+        case "in place":
+            verdict, reason = "in place" if first.state == "in place" else "restored", ""
+        case "absent":
+            verdict, reason = "missing", why[last.lacking[0]]
+        case state:
+            verdict, reason = state, last.reason
+    return Restored(verdict, reason, last.claims, last.lacking, tuple(path for path in job.outputs if path in removed))
 
 
 @contextmanager
@@ -109,24 +123,14 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _verdict(last: Finding, first: Finding, why: Mapping[Path, str]) -> tuple[Verdict, str]:
-    match last.state:
-        case "in place":
-            return ("in place" if first.state == "in place" else "restored"), ""
-        case "absent":
-            return "missing", why[last.lacking[0]]
-        case state:
-            return state, last.reason
-
-
 def _lacking(findings: Mapping[str, Finding]) -> dict[Path, str]:
     """The outputs that are vouched for and not in place, with their MD5."""
     return {path: found.claims[path] for found in findings.values() if found.claims for path in found.lacking}
 
 
-def _remove(root: Path, outputs: Sequence[Path]) -> tuple[Path, ...]:
+def _remove(root: Path, outputs: Sequence[Path]) -> set[Path]:
     """Delete those of the outputs that are there; return them."""
-    removed = tuple(path for path in outputs if os.path.lexists(root / path))
+    removed = {path for path in outputs if os.path.lexists(root / path)}
     for path in removed:
         try:
             (root / path).unlink()
