@@ -58,7 +58,10 @@ def stage_at(verb: str, path: str) -> Stage:
 @cache
 def written(verb: str, path: str) -> list[str]:
     """The staleness files of a stage, brought up to date once per build of the job graph."""
-    return write_inputs(PROJECT, stage_at(verb, path))
+    try:
+        return write_inputs(PROJECT, stage_at(verb, path))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def decided_by(verb: str):
