@@ -89,6 +89,7 @@ JSON = b'{"a": {"top1": 0.5, "n": 10}, "name": "x"}'
         ("r.json", JSON, JSON.replace(b'"x"', b'"y"'), "different", "name: recorded x, rebuilt y"),
         ("r.json", JSON, JSON.replace(b'"name": "x"', b'"other": "x"'), "different", "absent"),
         ("r.json", JSON, JSON.replace(b"10", b"true"), "different", "a.n"),
+        ("r.json", JSON.replace(b"10", b"1"), JSON.replace(b"10", b"true"), "different", "recorded 1, rebuilt True"),
         ("r.json", JSON, b"{", "other bytes", ""),
         ("r.json", JSON, JSON + b"\n", "within tolerance", ""),
         ("m.jsonl", b'{"loss": 1.0}\n{"loss": 2.0}\n', b'{"loss": 1.0}\n{"loss": 2.1}\n', "different", "line 2 loss"),

@@ -43,7 +43,7 @@ def _compare(output: str, recorded: dict[str, Any], rebuilt: dict[str, Any]) -> 
     near: list[tuple[float, str]] = []
     for key in {**recorded, **rebuilt}:
         one, two = (side.get(key, "absent") for side in (recorded, rebuilt))
-        if one == two:
+        if one == two and isinstance(one, bool) == isinstance(two, bool):
             continue
         distance = _distance(one, two)
         (near if distance <= TOLERANCE else far).append((distance, f"{key}: recorded {one}, rebuilt {two}"))
