@@ -26,9 +26,9 @@ lint: .venv/ready
 unit: .venv/ready
 	$(bin)/pytest -n 2 --dist loadfile -m "not workflow and not repro"
 
-# End to end at smoke scale; one session, because the built checkout is shared.
+# End to end at smoke scale; two test processes share one built checkout.
 workflow: .venv/ready
-	PATH="$(CURDIR)/$(bin):$$PATH" pytest -m "workflow or repro"
+	PATH="$(CURDIR)/$(bin):$$PATH" pytest -n 2 --dist loadfile -m "workflow or repro"
 
 # Where the time of a training step goes, what a verb costs to start, what the same bits cost, and speed and memory
 # against the library lightly.

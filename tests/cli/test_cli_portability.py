@@ -11,6 +11,7 @@ from polygrain.cli.main import main
 from polygrain.cli.portability import run as portability_run
 from polygrain.cli.portability.children import children
 from polygrain.cli.portability.compare import Outcome, Seen, differences, job_lines, operation_lines, read_operations
+from polygrain.cli.portability.pins import lines
 from polygrain.cli.portability.processor import NATIVE, Processor, command, processor, variables
 from polygrain.cli.portability.run import phases, portability, words_of
 from polygrain.config.project import Project
@@ -168,6 +169,16 @@ def test_what_a_child_printed_is_read_and_a_silent_one_refused(tmp_path: Path) -
     assert found.processor == Processor("V", "M", ("AVX2",))
     assert found.chosen == {"torch": "AVX2", "numpy": "X86_V3", "MKL": "COMPATIBLE"}
     assert found.operations == {"MKL": {"mm": "a1"}, "torch": {"sum": "c3"}}
+
+
+def test_what_a_pin_is_for_is_counted_by_library() -> None:
+    sides = {"ONE": seen("A"), "OTHER=x": seen("A", mm="other", sum="other")}
+    head, _, _, _, one, other = lines(seen("A"), sides)
+    assert head == "A, model, AVX2"
+    assert one == "| ONE | 0 | none | torch AVX2, MKL COMPATIBLE |"
+    assert other == "| OTHER=x in place of its value | 2 | MKL 1, torch 1 | torch AVX2, MKL COMPATIBLE |"
+    del sides["ONE"].operations["torch"]["sum"]
+    assert "| 1 | torch 1 |" in lines(seen("A"), sides)[4], "an operation that is missing is none that agrees"
 
 
 @pytest.mark.workflow

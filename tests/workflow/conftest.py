@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = "reports/smoke-seeds1/table1.pdf"
@@ -94,9 +95,18 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout with the smoke table built on two cores; tests must not change it."""
-    checkout = make_checkout(tmp_path_factory.mktemp("built"))
-    checkout.build()
+    """A checkout with the smoke table built on two cores; tests must not change it.
+
+    Test processes side by side share one, which the first of them builds.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    root /= "built"
+    with FileLock(root.with_suffix(".lock")):
+        checkout = Checkout(root) if root.is_dir() else make_checkout(root)
+        if not (root / SMOKE).is_file():
+            checkout.build()
     return checkout
 
 

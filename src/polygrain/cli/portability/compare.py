@@ -61,7 +61,7 @@ def operation_lines(seen: Mapping[str, Seen]) -> list[str]:
     for library, operations in native.operations.items():
         row = f"{library:<28}{len(operations):>8}"
         for name in others:
-            wrong = _unequal(operations, seen[name].operations.get(library, {}))
+            wrong = unequal(operations, seen[name].operations.get(library, {}))
             row += f"{f'{len(wrong)} differ' if wrong else 'identical':>18}"
         lines.append(row)
     return [*lines, ""]
@@ -76,7 +76,7 @@ def job_lines(jobs: Sequence[str], outcomes: Mapping[str, Outcome]) -> list[str]
     for job in jobs:
         row = f"{job:<{width}}{len(native.files[job]):>6}{native.seconds[job]:>8.0f} s"
         for name in others:
-            wrong = _unequal(native.files[job], outcomes[name].files[job])
+            wrong = unequal(native.files[job], outcomes[name].files[job])
             row += f"{f'{len(wrong)} differ' if wrong else 'identical':>14}{outcomes[name].seconds[job]:>6.0f} s"
         lines.append(row)
     total = "".join(f"{'':>14}{sum(outcomes[name].seconds.values()):>6.0f} s" for name in others)
@@ -89,14 +89,14 @@ def differences(seen: Mapping[str, Seen], outcomes: Mapping[str, Outcome]) -> li
     lines = []
     for name in seen:
         for library, operations in seen[NATIVE].operations.items():
-            for wrong in _unequal(operations, seen[name].operations.get(library, {})):
+            for wrong in unequal(operations, seen[name].operations.get(library, {})):
                 lines.append(f"different on {name}: {library}, {wrong}")
     for name, outcome in outcomes.items():
         for job, files in outcomes[NATIVE].files.items():
-            lines += [f"different on {name}: {wrong}" for wrong in _unequal(files, outcome.files.get(job, {}))]
+            lines += [f"different on {name}: {wrong}" for wrong in unequal(files, outcome.files.get(job, {}))]
     return lines
 
 
-def _unequal(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
+def unequal(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
     """Names whose hashes differ or that only one side has."""
     return [name for name in {**first, **second} if first.get(name) != second.get(name)]

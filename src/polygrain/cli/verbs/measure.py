@@ -34,6 +34,7 @@ def add_to(verbs: Verbs) -> None:
     portable.add_argument("target", nargs="?", default="reports/smoke-seeds1/table1.pdf", help="default: %(default)s")
     portable.add_argument("--cpu", nargs="+", default=["Haswell", "EPYC"], help="default: %(default)s")
     portable.add_argument("--operations", action="store_true", help="only single operations of every library: minutes")
+    portable.add_argument("--pins", action="store_true", help="only what each pin is for, natively: a minute")
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -67,6 +68,11 @@ def rebuild(options: argparse.Namespace) -> int:
 
 def compare_processors(options: argparse.Namespace) -> int:
     """Exit 1 when a byte depends on the processor; the compared processes pin themselves."""
+    if options.pins:
+        from polygrain.cli.portability.pins import pins
+
+        pins(project())
+        return 0
     from polygrain.cli.portability.run import portability
 
     return portability(project(), options.target, options.cpu, jobs=not options.operations)
