@@ -176,9 +176,9 @@ def test_what_a_pin_is_for_is_counted_by_library() -> None:
     head, _, _, _, one, other = lines(seen("A"), sides)
     assert head == "A, model, AVX2"
     assert one == "| ONE | 0 | none | torch AVX2, MKL COMPATIBLE |"
-    assert other == "| OTHER=x in place of its value | 2 | MKL 1, torch 1 | torch AVX2, MKL COMPATIBLE |"
+    assert other == "| OTHER=x in place of its value | 2 | MKL: 1; torch: 1 | torch AVX2, MKL COMPATIBLE |"
     del sides["ONE"].operations["torch"]["sum"]
-    assert "| 1 | torch 1 |" in lines(seen("A"), sides)[4], "an operation that is missing is none that agrees"
+    assert "| 1 | torch: 1 |" in lines(seen("A"), sides)[4], "an operation that is missing is none that agrees"
 
 
 @pytest.mark.workflow

@@ -48,7 +48,7 @@ def lines(pinned: Seen, sides: Mapping[str, Seen]) -> list[str]:
             library: len(unequal(operations, seen.operations.get(library, {})))
             for library, operations in pinned.operations.items()
         }
-        where = ", ".join(f"{library} {count}" for library, count in wrong.items() if count)
+        where = "; ".join(f"{library}: {count}" for library, count in wrong.items() if count)
         choices = ", ".join(f"{library} {choice}" for library, choice in seen.chosen.items())
         instead = " in place of its value" if "=" in name else ""
         rows.append(f"| {name}{instead} | {sum(wrong.values())} | {where or 'none'} | {choices} |")
