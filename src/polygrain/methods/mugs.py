@@ -34,8 +34,8 @@ switch was not run; as patch embedding, whose learning rate is scaled, a ResNet'
 One memory serves search and retrieval; the release's second copy differs by its initial noise. `purity` compares images
 of the batch, since a memory of labels would make the checkpoint depend on them.
 
-Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 81.5 ± 1.6 on Fashion-MNIST,
-85.6 ± 1.1 in transfer to Animal-MNIST.
+Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 81.4 ± 1.0 on Fashion-MNIST,
+85.5 ± 1.1 in transfer to Animal-MNIST.
 
 Legend: B images, S crops of the student, T views of the teacher, R = rows of several crops, crop-major; N tokens, D
 width of a feature or an embedding, k neighbours, G = k + 1, Q queue or memory rows, P prototypes.
