@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from written_past import Past, entry, lock_text, md5
 
-from polygrain.cli.audit import LAYOUT, sources_of
+from polygrain.cli.audit import LAYOUT, entries_of, sources_of
 from polygrain.cli.example import make_example
 from polygrain.cli.history.names import Names
 from polygrain.cli.history.values import Value, values
 from polygrain.config.project import Project
 from polygrain.config.tables import Table
 from polygrain.provenance.audit import audit_history
+from polygrain.provenance.code import code_hashes
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.history import read_history
+from polygrain.provenance.history import LockParser, read_history
 from polygrain.provenance.repository import Repository
 
 RUN = "runs/smoke/toy/simclr/base/seed0"
@@ -139,6 +140,69 @@ def test_a_printed_label_of_two_groups_needs_its_group(tmp_path: Path) -> None:
 def test_generated_inputs_have_their_sources_in_git(path: str, expected: tuple[str, ...]) -> None:
     assert sources_of(path) == expected
     assert all((Path(__file__).parents[2] / source).exists() for source in expected)
+
+
+CODE = f"{RUN}/code/pretrain.json"
+PACKAGE = {
+    "src/polygrain/__init__.py": "",
+    "src/polygrain/train/__init__.py": "",
+    "src/polygrain/train/run.py": "import polygrain.train.loop\n",
+    "src/polygrain/train/loop.py": "STEPS = 1\n",
+    "src/polygrain/methods/__init__.py": "",
+    "src/polygrain/methods/simclr.py": "from polygrain.train import loop\n",
+    "src/polygrain/methods/mugs.py": "K = 1\n",
+    "src/polygrain/backbones/__init__.py": "",
+    "src/polygrain/backbones/resnet.py": "WIDTH = 1\n",
+}
+NAMES = {"method": {"name": "simclr"}, "backbone": {"name": "resnet"}, "dataset": "toy", "format": "pixels"}
+
+
+def built(config: dict[str, Any], bytes_: str, **edited: str) -> dict[str, str]:
+    """A commit with the lock of one training and a package, some of whose files are edited."""
+    package = PACKAGE | {f"src/polygrain/{name}.py": text for name, text in edited.items()}
+    training = {
+        "cmd": "x",
+        "deps": [entry(CODE, md5(json.dumps(package)))],
+        "params": {f"{RUN}/config/pretrain.yaml": config},
+        "outs": [entry(f"{RUN}/checkpoint.safetensors", md5(bytes_))],
+    }
+    return {"dvc.lock": lock_text({"pretrain": training}), **package}
+
+
+@pytest.mark.parametrize(
+    ("config", "edited", "named"),
+    [
+        (NAMES, {"methods/mugs": "K = 2\n", "train/loop": "STEPS = 2\n"}, ["train/loop"]),
+        (NAMES, {"methods/mugs": "K = 2\n", "backbones/resnet": "WIDTH = 2\n"}, ["backbones/resnet"]),
+        # a module that is imported no more, and one that is new
+        (NAMES, {"train/run": "import polygrain.new\n", "new": ""}, ["new", "train/run"]),
+        # what no longer parses is followed as it was before
+        (NAMES, {"methods/mugs": "K = 2\n", "train/loop": "STEPS = (\n"}, ["train/loop"]),
+        # all is named where nothing else would be, and where the configuration names no method
+        (NAMES, {"methods/mugs": "K = 2\n"}, ["methods/mugs"]),
+        ({"lr": 0.1}, {"methods/mugs": "K = 2\n", "train/loop": "STEPS = 2\n"}, ["methods/mugs", "train/loop"]),
+    ],
+)
+def test_changed_code_is_named_as_far_as_the_stage_imports_it(
+    tmp_path: Path, config: dict[str, Any], edited: dict[str, str], named: list[str]
+) -> None:
+    past = Past(tmp_path / "past")
+    past.commit(built(config, "one"))
+    past.commit(built(config, "two", **edited))
+    with Repository(past.write()) as repository:
+        result = audit_history(repository, read_history(repository), LAYOUT)
+    (change,) = result.entries[-1].changes
+    assert change.kind == "explained"
+    assert [cause.sources for cause in change.causes] == [tuple(f"src/polygrain/{name}.py" for name in named)]
+
+
+def test_every_recorded_stage_of_this_project_has_its_entries() -> None:
+    root = Path(__file__).parents[2]
+    for stage in LockParser().parse("", (root / "dvc.lock").read_bytes()).stages.values():
+        for path in stage.dependencies:
+            if sources_of(path) and "config" not in path:
+                hashes = code_hashes(entries_of(stage, path), root / "src")
+                assert len(hashes) > 3, (stage.name, path)
 
 
 def test_an_example_never_writes_into_a_folder_that_holds_something(tmp_path: Path) -> None:

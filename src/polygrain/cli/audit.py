@@ -1,5 +1,6 @@
 """`polygrain audit`: whether every change of a recorded result is explained, through the whole history."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -7,12 +8,16 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from polygrain.cli.claims import PUBLISHED
+from polygrain.config.compose import Config
 from polygrain.config.project import Project
+from polygrain.config.stages import build_stage
 from polygrain.provenance.audit import audit_history
 from polygrain.provenance.cache import cache_folder, examine, object_path, objects_of
 from polygrain.provenance.compare import TOLERANCE
 from polygrain.provenance.crate import NAME as CRATE
+from polygrain.provenance.errors import UserError
 from polygrain.provenance.explain import closing_lines, entry_lines
+from polygrain.provenance.history import Stage as Recorded
 from polygrain.provenance.history import State, read_history
 from polygrain.provenance.rebuild import Rebuilt, rebuild
 from polygrain.provenance.repository import Repository, git
@@ -37,10 +42,38 @@ def sources_of(path: str) -> tuple[str, ...]:
     return ()
 
 
+def entries_of(stage: Recorded, path: str) -> Sequence[str]:
+    """The modules whose import closure decides such a file, as far as the recorded configuration tells."""
+    file = PurePosixPath(path)
+    if file.name == "environment.json":
+        return ("polygrain.provenance.environment",)
+    if "code" not in file.parts[:-1]:
+        return ()
+    if file.parts[0] == "reports":
+        return ("polygrain.report.ledger" if file.stem == "ledger" else "polygrain.report.build",)
+    try:
+        return build_stage(file.stem, Path(*file.parts[:-2]), _configuration(stage)).entries
+    except (KeyError, TypeError, UserError):  # an older shape of the configuration
+        return ()
+
+
+def _configuration(stage: Recorded) -> Config:
+    """A stage's configuration from the dotted keys of the lock."""
+    config: Config = {}
+    for (_, key), value in stage.parameters.items():
+        *folders, name = key.split(".")
+        inner = config
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = json.loads(value)
+    return config
+
+
 LAYOUT = Layout(
     published=Path(PUBLISHED),
     outputs=Path("reports"),
     sources=sources_of,
+    entries=entries_of,
     records=frozenset({CRATE, "determinism.md"}),
 )
 

@@ -224,7 +224,7 @@ class _Auditor:
         if parent is None:
             return (), ""
         origin = self._origin(*parent)
-        sources = self._sources.differing(origin, state.commit, file)
+        sources = self._sources.differing(origin, state.commit, parent[1], file)
         if sources is None or sources:
             return tuple(sources or ()), ""
         where = " and ".join(self._layout.sources(file))

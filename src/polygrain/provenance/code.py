@@ -26,7 +26,7 @@ _SKIPPED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 
 @dataclass(frozen=True)
-class _Module:
+class Module:
     """One parsed module: its hash and the imports in it, as (base module, names taken from it)."""
 
     sha256: str
@@ -40,26 +40,40 @@ def code_hashes(entries: Sequence[str], source: Path) -> dict[str, str]:
     (`src`). The names are sorted; the package `__init__` files on the way are included. Raises UserError for
     a module that does not exist or does not parse.
     """
-    hashes: dict[str, str] = {}
+
+    def find(name: str) -> Module | None:
+        path = next((source / place for place in places(name) if (source / place).is_file()), None)
+        if path is None:
+            return None
+        status = path.stat()
+        return _parse_file(name, path, status.st_mtime_ns, status.st_size)
+
+    return {name: module.sha256 for name, module in closure(entries, find, source).items()}
+
+
+def closure(entries: Sequence[str], find: Callable[[str], Module | None], source: Path) -> dict[str, Module]:
+    """The modules that `entries` import, also at second hand, and themselves, by name.
+
+    `find` gives the module of a name, None where there is none. Raises UserError, in which `source` says where was
+    looked, for a module that an import needs and `find` does not give.
+    """
+    found: dict[str, Module] = {}
     waiting = [(name, "") for name in entries]
     while waiting:
         name, importer = waiting.pop()
-        if name in hashes:
+        if name in found:
             continue
-        path = _locate(name, source)
-        if path is None:
+        module = find(name)
+        if module is None:
             raise UserError(_unknown(name, importer, source))
-        status = path.stat()
-        module = _parse(name, path, status.st_mtime_ns, status.st_size)
-        hashes[name] = module.sha256
+        found[name] = module
         parent = name.rpartition(".")[0]
         needed = [parent] if parent else []
         for base, taken in module.imports:
             needed.append(base)
-            submodules = (f"{base}.{item}" for item in taken)
-            needed += [item for item in submodules if _locate(item, source) is not None]
-        waiting += [(item, name) for item in needed if item not in hashes]
-    return dict(sorted(hashes.items()))
+            needed += [item for item in (f"{base}.{word}" for word in taken) if find(item) is not None]
+        waiting += [(item, name) for item in needed if item not in found]
+    return dict(sorted(found.items()))
 
 
 def tree_hash(text: str) -> str:
@@ -73,26 +87,30 @@ def _unknown(name: str, importer: str, source: Path) -> str:
     return f"module {name}: {source} holds no such module; check the spelling, or add the file"
 
 
-def _locate(name: str, source: Path) -> Path | None:
-    """Find the file of a module of this package: a plain module or a package's `__init__.py`."""
+def places(name: str) -> tuple[Path, ...]:
+    """Where a module of this package may lie below the folder that holds it: a plain file, or that of a package."""
     parts = name.split(".")
     if parts[0] != PACKAGE:
-        return None
-    base = source.joinpath(*parts)
-    candidates = (base.with_name(base.name + ".py"), base / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
+        return ()
+    base = Path(*parts)
+    return base.with_name(f"{base.name}.py"), base / "__init__.py"
 
 
-@cache
-def _parse(name: str, path: Path, mtime_ns: int, size: int) -> _Module:
-    """Parse once per process and state of the file; the last two arguments are there for the cache."""
+def parse(name: str, path: Path, text: bytes) -> Module:
+    """Parse the text of a module that lies at `path`. Raises UserError with file and line where it is not valid."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         raise UserError(f"{path}:{line}: not valid Python ({error}); correct it") from error
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return _Module(_hash_tree(tree), tuple(_imports(tree, package)))
+    return Module(_hash_tree(tree), tuple(_imports(tree, package)))
+
+
+@cache
+def _parse_file(name: str, path: Path, mtime_ns: int, size: int) -> Module:
+    """Parse once per process and state of the file; the last two arguments are there for the cache."""
+    return parse(name, path, path.read_bytes())
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -2,19 +2,24 @@
 
 A hash in `dvc.lock` of a file that git does not hold (code hashes, the environment, a resolved configuration) can be
 edited by hand. Its sources are in git: where those mean the same in two commits, the file cannot have changed.
+
+All of `src` counts as sources of a code hash, because what a stage imports, and how that is found out, may itself have
+changed. To name what did change it, its own import closure in either commit is taken.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from polygrain.provenance.code import tree_hash
-from polygrain.provenance.history import load_fast
+from polygrain.provenance.code import Module, closure, parse, places, tree_hash
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.history import Stage, load_fast
 from polygrain.provenance.repository import Commit, Repository
 
+SOURCE = "src"
 SHAPE = ""
 """Asks for the sources of a stage's command and of the names of its inputs, instead of an input file's."""
 
@@ -27,6 +32,8 @@ class Layout:
     outputs: Path
     sources: Callable[[str], tuple[str, ...]]
     """Path of an input -> files and folders that it is computed from; none where that is unknown."""
+    entries: Callable[[Stage, str], Sequence[str]] = lambda _, __: ()
+    """Stage and path of an input -> modules whose import closure decides it, where that is less than the package."""
     records: frozenset[str] = frozenset()
     """Names of published files that are no output of a job and may change as they like."""
 
@@ -38,12 +45,45 @@ class Sources:
         self._repository = repository
         self._layout = layout
         self._meanings: dict[tuple[str, str], str] = {}
+        self._modules: dict[tuple[str | None, str], Module | None] = {}
         self._answers: dict[tuple[str | None, str | None, str], list[str]] = {}
 
-    def differing(self, before: Commit, after: Commit, path: str) -> list[str] | None:
-        """The sources of an input that mean something else in `after`; None where its sources are unknown."""
+    def differing(self, before: Commit, after: Commit, stage: Stage, path: str) -> list[str] | None:
+        """The sources of a stage's input that mean something else in `after`; None where its sources are unknown.
+
+        Of the package's modules only those that the stage imports, unless that leaves nothing to explain a change by.
+        """
         sources = self._layout.sources(path)
-        return [name for source in sources for name in self._between(before, after, source)] if sources else None
+        if not sources:
+            return None
+        names = [name for source in sources for name in self._between(before, after, source)]
+        entries = self._layout.entries(stage, path)
+        if not entries:
+            return names
+        used = self._closure(before, entries) | self._closure(after, entries)
+        return [name for name in names if name in used or not name.startswith(f"{SOURCE}/")] or names
+
+    def _closure(self, commit: Commit, entries: Sequence[str]) -> set[str]:
+        """The files of a commit that `entries` import; none where they cannot be followed."""
+        source = self._repository.find(commit.id, SOURCE)
+
+        def find(name: str) -> Module | None:
+            if (source, name) not in self._modules:
+                self._modules[source, name] = self._module(commit, name)
+            return self._modules[source, name]
+
+        try:
+            names = closure(entries, find, Path(SOURCE))
+        except UserError:
+            return set()
+        return {f"{SOURCE}/{place}" for name in names for place in places(name)}
+
+    def _module(self, commit: Commit, name: str) -> Module | None:
+        for place in places(name):
+            blob = self._repository.find(commit.id, f"{SOURCE}/{place}")
+            if blob is not None:
+                return parse(name, place, self._repository.read(blob))
+        return None
 
     def _between(self, before: Commit, after: Commit, source: str) -> list[str]:
         one, two = (self._repository.find(commit.id, source) for commit in (before, after))
