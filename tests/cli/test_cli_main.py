@@ -45,7 +45,7 @@ def test_the_command_line_is_frozen():
         "bench": ["--determinism", "--rounds", "--steps", "runs"],
         "versus": ["--parts", "--rounds", "--steps"],
         "determinism": ["--jobs", "--kills", "--seed", "runs"],
-        "portability": ["--cpu", "--operations", "--pins", "target"],
+        "portability": ["--cpu", "--operations", "--pins", "targets"],
     }
 
 

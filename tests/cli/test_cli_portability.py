@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from polygrain.cli.claims import stages_of
 from polygrain.cli.main import main
 from polygrain.cli.portability import run as portability_run
 from polygrain.cli.portability.children import children
@@ -15,7 +16,6 @@ from polygrain.cli.portability.pins import lines
 from polygrain.cli.portability.processor import NATIVE, Processor, command, processor, variables
 from polygrain.cli.portability.run import phases, portability, words_of
 from polygrain.config.project import Project
-from polygrain.config.tables import Table, table_stages
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
 
@@ -75,11 +75,11 @@ def test_a_difference_is_exit_1_and_leaves_what_was_made(
     monkeypatch.setattr(portability_run, "emulator", lambda: "qemu")
     monkeypatch.setattr(portability_run.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     monkeypatch.setattr(portability_run, "look", lambda *_: {NATIVE: seen("A"), "EPYC": seen("B", mm="other")})
-    assert portability(PROJECT, "", ["EPYC"], jobs=False) == 1
+    assert portability(PROJECT, [], ["EPYC"], jobs=False) == 1
     assert f"different on EPYC: MKL, mm\neverything that was made lies in {tmp_path}\n" in capsys.readouterr().out
     assert tmp_path.is_dir()
     monkeypatch.setattr(portability_run, "look", lambda *_: {NATIVE: seen("A"), "EPYC": seen("B")})
-    assert portability(PROJECT, "", ["EPYC"], jobs=False) == 0
+    assert portability(PROJECT, [], ["EPYC"], jobs=False) == 0
     assert capsys.readouterr().out.endswith("the same bytes on native, EPYC\n")
     assert not tmp_path.exists()
 
@@ -141,7 +141,7 @@ def test_the_first_failure_ends_the_other_children(tmp_path: Path) -> None:
 
 
 def test_data_is_packed_first_natively_and_the_table_comes_last() -> None:
-    stages = table_stages(PROJECT, Table.parse("reports/smoke-seeds1/table1.pdf"))
+    stages = stages_of(PROJECT, ["reports/smoke-seeds1/table1.pdf"])
     order = phases(stages, [NATIVE, "EPYC"])
     assert [{(name, stage.verb) for name, chain in phase for stage in chain} for phase in order] == [
         {(NATIVE, "prepare")},

@@ -22,10 +22,15 @@ def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
 
     A target is a table, a run or a data set, or a file of one of them.
     """
-    stages = {stage.name: stage for target in targets for stage in _stages(project, Path(target))}
-    for stage in stages.values():
+    stages = stages_of(project, targets)
+    for stage in stages:
         write_inputs(project, stage)
-    return [job_of(stage) for stage in stages.values()]
+    return [job_of(stage) for stage in stages]
+
+
+def stages_of(project: Project, targets: Sequence[str]) -> list[Stage]:
+    """The stages behind targets in order, shared ones once."""
+    return list({stage.name: stage for target in targets for stage in _stages(project, Path(target))}.values())
 
 
 def _stages(project: Project, target: Path) -> list[Stage]:

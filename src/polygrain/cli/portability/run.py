@@ -1,4 +1,4 @@
-"""`polygrain portability`: operations, then every job of a table, natively and on emulated processors."""
+"""`polygrain portability`: operations, then every job of a table or a run, natively and on emulated processors."""
 
 import shutil
 import tempfile
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from polygrain.cli.claims import stages_of
 from polygrain.cli.portability.children import Children, children
 from polygrain.cli.portability.compare import Outcome, Seen, differences, job_lines, operation_lines, read_operations
 from polygrain.cli.portability.processor import NATIVE, command, emulator, variables
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import VERBS, Stage
-from polygrain.config.tables import Table, table_stages
 from polygrain.provenance.files import sha256_file
 
 # what jobs read of a checkout; all else they make
@@ -24,14 +24,14 @@ CHECKOUT = ("Snakefile", "params", "pyproject.toml", "requirements.lock", "src",
 EMULATED = 30
 
 
-def portability(project: Project, target: str, cpus: Sequence[str], *, jobs: bool) -> int:
-    """Compare operations and, with `jobs`, the outputs of every job behind a table; 1 when a byte differs, else 0.
+def portability(project: Project, targets: Sequence[str], cpus: Sequence[str], *, jobs: bool) -> int:
+    """Compare operations and, with `jobs`, the outputs of every job behind tables or runs; 1 when a byte differs.
 
     All that is made lies in a temporary folder, which stays if something differs. Raises UserError without the
     emulator, and when a child fails.
     """
     emulator()
-    stages = table_stages(project, Table.parse(target)) if jobs else []
+    stages = stages_of(project, targets) if jobs else []
     names = (NATIVE, *dict.fromkeys(cpus))
     folder = Path(tempfile.mkdtemp(prefix="polygrain-portability-"))
     with children() as several:

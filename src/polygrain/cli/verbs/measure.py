@@ -31,7 +31,8 @@ def add_to(verbs: Verbs) -> None:
     portable = add(
         verbs, "portability", compare_processors, "compare bytes natively and on emulated processors; needs qemu-user"
     )
-    portable.add_argument("target", nargs="?", default="reports/smoke-seeds1/table1.pdf", help="default: %(default)s")
+    smoke = ["reports/smoke-seeds1/table1.pdf"]
+    portable.add_argument("targets", nargs="*", default=smoke, help="tables or runs; default: %(default)s")
     portable.add_argument("--cpu", nargs="+", default=["Haswell", "EPYC"], help="default: %(default)s")
     portable.add_argument("--operations", action="store_true", help="only single operations of every library: minutes")
     portable.add_argument("--pins", action="store_true", help="only what each pin is for, natively: a minute")
@@ -75,4 +76,4 @@ def compare_processors(options: argparse.Namespace) -> int:
         return 0
     from polygrain.cli.portability.run import portability
 
-    return portability(project(), options.target, options.cpu, jobs=not options.operations)
+    return portability(project(), options.targets, options.cpu, jobs=not options.operations)
