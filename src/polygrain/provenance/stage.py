@@ -1,0 +1,91 @@
+"""One job of the workflow as one object: what it reads and writes, what decides its outputs, and what it costs.
+
+Rules, dvc.yaml, `plan`, `trace`, `crate`, `record`, `restore` and `audit` ask this object; none of them knows a file of
+a stage by itself. Paths are relative to the project root.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb applied to a target. Build one with `polygrain.config.stages`."""
+
+    verb: str
+    """The verb of the command line that does it: prepare, pretrain, features, evaluate or table."""
+    task: str
+    """Its name within its directory: the verb, or the protocol, or the table."""
+    directory: Path
+    """The packed data set, the run, or the folder of the table."""
+    config: Mapping[str, Any] = field(hash=False)
+    """The part of the configuration that decides the outputs."""
+    entries: tuple[str, ...]
+    """Modules whose import closure is the code of this stage; `run(stage)` of the first does the work."""
+    inputs: tuple[Path, ...]
+    """Outputs of other stages, and files that people write."""
+    outputs: tuple[Path, ...]
+    datasets: tuple[str, ...] = ()
+    """Packed data sets that the outputs come from, also when they are read through features."""
+    minutes: float = 0.0
+    """Declared minutes of one core."""
+    memory: int = 0
+    """Declared peak memory, MB."""
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """A name that is unique in the workflow and legal in dvc.yaml: letters, digits, `-` and `_`."""
+        text = "-".join((self.task, *self.directory.parts))
+        return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text)
+
+    @property
+    def target(self) -> Path:
+        """What the verb is given: the directory where it is one job's alone, else the first output."""
+        return self.directory if self.task == self.verb else self.outputs[0]
+
+    @property
+    def command(self) -> str:
+        """What a person types to build the outputs."""
+        return f"snakemake --cores all {self.outputs[0]}"
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self._decisive("config", "yaml")
+
+    @property
+    def code_path(self) -> Path:
+        """The code hashes."""
+        return self._decisive("code", "json")
+
+    @property
+    def environment_path(self) -> Path:
+        """The versions and pins that decide the outputs: a new typesetter makes no training stale."""
+        return Path("reports" if self.verb == "table" else "runs", "environment.json")
+
+    def _decisive(self, kind: str, suffix: str) -> Path:
+        """Where a file that decides staleness goes.
+
+        Snakemake takes stock of a folder once and misses what is written there later. So the files of a run's stages
+        are written together, and each table has a folder of its own.
+        """
+        folder = self.directory / kind / self.task if self.verb == "table" else self.directory / kind
+        return folder / f"{self.task}.{suffix}"
+
+    @property
+    def dependencies(self) -> tuple[Path, ...]:
+        """Every hashed input except the configuration, sorted: code, environment, data and outputs of other stages."""
+        return tuple(sorted({self.code_path, self.environment_path, *self.inputs}))
+
+    @property
+    def manifests(self) -> tuple[Path, ...]:
+        """The manifests of the data sets behind the outputs."""
+        return tuple(Path("data", name, "manifest.json") for name in self.datasets)
+
+    @property
+    def sidecar(self) -> Path:
+        """The record of how the outputs were made."""
+        return Path("records", self.directory, f"{self.task}.json")
