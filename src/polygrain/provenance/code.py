@@ -78,7 +78,7 @@ def closure(entries: Sequence[str], find: Callable[[str], Module | None], source
 
 def tree_hash(text: str) -> str:
     """SHA-256 (hex) of the canonical syntax tree of one source text."""
-    return _hash_tree(ast.parse(text))
+    return node_hash(ast.parse(text))
 
 
 def _unknown(name: str, importer: str, source: Path) -> str:
@@ -104,7 +104,7 @@ def parse(name: str, path: Path, text: bytes) -> Module:
         line = getattr(error, "lineno", None) or 1
         raise UserError(f"{path}:{line}: not valid Python ({error}); correct it") from error
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return Module(_hash_tree(tree), tuple(_imports(tree, package)))
+    return Module(node_hash(tree), tuple(_imports(tree, package)))
 
 
 @cache
@@ -188,7 +188,8 @@ def _is_empty_text(value: Any) -> bool:
     return isinstance(value, ast.JoinedStr) and not _join_texts(value.values)
 
 
-def _hash_tree(tree: ast.AST) -> str:
+def node_hash(tree: ast.AST) -> str:
+    """SHA-256 (hex) of one node of a canonical syntax tree."""
     digest = hashlib.sha256()
     _feed(tree, digest.update)
     return digest.hexdigest()
