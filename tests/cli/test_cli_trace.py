@@ -13,7 +13,7 @@ from polygrain.cli.trace.links import Printer, wrapped
 from polygrain.cli.trace.values import recompute
 from polygrain.config.project import Project
 from polygrain.config.stages import Stage
-from polygrain.evaluate.result import Predictions, Result
+from polygrain.evaluate.result import ACCURACY, Number, Result, classified
 from polygrain.provenance.evidence import Evidence
 from polygrain.provenance.files import canonical_json
 from polygrain.provenance.pipeline import Job
@@ -72,8 +72,8 @@ def measured(tmp_path: Path) -> tuple[Project, CellAddress]:
     for run, right in zip(address.runs, (5, 6, 8), strict=True):
         label = np.arange(10)
         predicted = np.where(label < right, label, 99)
-        rows = Predictions(predicted, label, label)
-        values = {"fashion-mnist/top1": rows.top1(), "mnist-5k/top1": 0.5}
+        values, rows = classified("fashion-mnist", predicted, label, label)
+        values["mnist-5k/top1"] = Number(0.5, ACCURACY)
         Result(values, {}, {"fashion-mnist": rows}).save(tmp_path / run.path / "results", "knn")
     return Project(tmp_path), address
 
@@ -87,7 +87,7 @@ def test_a_measured_cell_is_its_seeds_with_mean_and_sample_deviation(measured):
         ["seed 1", "60.0000"],
         ["seed 2", "80.0000"],
     ]
-    assert all("counted again from 10 predictions" in line for line in found.lines[:3])
+    assert all("counted again from 10 test examples" in line for line in found.lines[:3])
     assert found.lines[3] == "mean 63.3333, sample standard deviation 15.2753: 63.3 ± 15.3"
 
 
@@ -102,7 +102,7 @@ def test_a_value_that_its_predictions_do_not_give_is_a_fault(measured):
     about = json.loads((project.root / path).read_text())
     about["values"]["fashion-mnist/top1"] = 0.9
     (project.root / path).write_text(canonical_json(about))
-    assert recompute(project, address).faults == [f"{path}: says 0.9 where its predictions give 0.6"]
+    assert recompute(project, address).faults == [f"{path}: says 0.9 where its test examples give 0.6"]
 
 
 def test_missing_results_and_values_are_named(measured):
@@ -112,7 +112,7 @@ def test_missing_results_and_values_are_named(measured):
     assert found.text is None
     assert found.lines[0].startswith("seed 0  not here: ")
     assert found.lines[1].startswith('seed 1  no value "mnist-5k/macro" in ')
-    assert "predictions" not in recompute(project, replace(address, value="mnist-5k/top1")).lines[1]
+    assert "counted again" not in recompute(project, replace(address, value="mnist-5k/top1")).lines[1]
 
 
 @pytest.fixture

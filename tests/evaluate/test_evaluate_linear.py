@@ -8,6 +8,7 @@ import yaml
 
 from polygrain.evaluate import linear
 from polygrain.evaluate.linear import Schedule, Setting
+from polygrain.evaluate.result import ACCURACY
 from polygrain.evaluate.store import Features
 from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
@@ -93,7 +94,7 @@ def test_the_gradient_is_the_closed_form_and_that_of_autograd() -> None:
 
 def test_separable_classes_are_separated(features) -> None:
     result = linear.evaluate(features(separation=5.0), **VALUES)
-    assert result.values == dict.fromkeys(("toy/top1", "toy/macro", "toy/10%/top1", "toy/10%/macro"), 1.0)
+    assert result.values == dict.fromkeys(("toy/top1", "toy/macro", "toy/10%/top1", "toy/10%/macro"), (1.0, ACCURACY))
     assert result.selected["toy"]["steps"] == 5 * 7
     assert result.selected["toy/10%"]["steps"] == 30
 
@@ -102,13 +103,13 @@ def test_labels_decide_the_keys_and_steps_and_the_result_is_that_of_the_predicti
     made = features(names=("toy", "other"))
     result = linear.evaluate(made, **{**VALUES, "labels": ["all", "10%", "1%"]})
     keys = [f"{name}{subset}" for name in ("toy", "other") for subset in ("", "/10%", "/1%")]
-    assert list(result.predictions) == list(result.selected) == keys
+    assert list(result.examples) == list(result.selected) == keys
     assert sorted(result.values) == sorted(f"{key}/{what}" for key in keys for what in ("top1", "macro"))
     for key in keys:
         test = made.datasets[key.partition("/")[0]].test
-        np.testing.assert_array_equal(result.predictions[key].label, test.labels)
-        np.testing.assert_array_equal(result.predictions[key].index, test.indices)
-        assert result.values[f"{key}/top1"] == (result.predictions[key].predicted == test.labels).mean()
+        np.testing.assert_array_equal(result.examples[key].label, test.labels)
+        np.testing.assert_array_equal(result.examples[key].index, test.indices)
+        assert result.values[f"{key}/top1"].value == (result.examples[key].predicted == test.labels).mean()
     assert result.values["toy/top1"] > result.values["toy/1%/top1"]
 
 
@@ -120,7 +121,7 @@ def test_test_labels_have_no_say_in_what_is_selected(features) -> None:
     seen = linear.evaluate(made, **values)
     blind = linear.evaluate(Features({"toy": replace(data, test=shuffled)}), **values)
     assert blind.selected == seen.selected
-    np.testing.assert_array_equal(blind.predictions["toy"].predicted, seen.predictions["toy"].predicted)
+    np.testing.assert_array_equal(blind.examples["toy"].predicted, seen.examples["toy"].predicted)
     assert blind.values != seen.values
     flipped = replace(data.validation, labels=(data.validation.labels + 1) % 5)
     assert linear.evaluate(Features({"toy": replace(data, validation=flipped)}), **values).selected != seen.selected
@@ -133,7 +134,7 @@ def test_a_subset_never_sees_the_other_labels(features) -> None:
     labels[40:] = 0
     changed = Features({"toy": replace(data, train=replace(data.train, labels=labels))})
     before, after = linear.evaluate(made, **VALUES), linear.evaluate(changed, **VALUES)
-    np.testing.assert_array_equal(before.predictions["toy/10%"].predicted, after.predictions["toy/10%"].predicted)
+    np.testing.assert_array_equal(before.examples["toy/10%"].predicted, after.examples["toy/10%"].predicted)
     assert after.values["toy/top1"] < before.values["toy/top1"]
 
 
@@ -167,7 +168,8 @@ def test_features_are_standardised_so_scale_and_offset_do_not_matter(features) -
     }
     first = linear.evaluate(made, **VALUES).values
     second = linear.evaluate(Features({"toy": replace(data, **moved)}), **VALUES).values
-    assert first == pytest.approx(second, abs=0.015)
+    for name, number in first.items():
+        assert number.value == pytest.approx(second[name].value, abs=0.015)
 
 
 def test_constant_dimensions_are_harmless(features) -> None:
@@ -179,7 +181,7 @@ def test_constant_dimensions_are_harmless(features) -> None:
         padded[name] = replace(getattr(data, name), features=rows)
     padded["test"].features[:, 3] += 100  # a constant in train says nothing, whatever it is in test
     values = linear.evaluate(Features({"toy": replace(data, **padded)}), **VALUES).values
-    assert values["toy/top1"] > 0.8
+    assert values["toy/top1"].value > 0.8
 
 
 def test_collapsed_features_are_evaluated_and_noted(features) -> None:
@@ -189,7 +191,7 @@ def test_collapsed_features_are_evaluated_and_noted(features) -> None:
         for name in ("train", "validation", "test")
     }
     result = linear.evaluate(Features({"toy": replace(data, **flat)}), **VALUES)
-    assert result.values["toy/top1"] == pytest.approx(0.2)
+    assert result.values["toy/top1"].value == pytest.approx(0.2)
     assert "collapsed" in result.note
 
 
@@ -219,4 +221,4 @@ def test_an_unknown_label_subset_is_refused(features) -> None:
 def test_the_published_values_run(features) -> None:
     values = yaml.safe_load(Path("params/evaluate/linear.yaml").read_text())
     result = linear.evaluate(features(), **{**values, "minimum_steps": 100, "epochs": 2})
-    assert result.values["toy/top1"] > 0.5
+    assert result.values["toy/top1"].value > 0.5

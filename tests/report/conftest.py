@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polygrain.evaluate.result import Predictions, Result
+from polygrain.evaluate.result import Result, classified
 from polygrain.provenance.files import sha256_bytes, write_text
 
 HEADER = "row,method,backbone,dataset,protocol,metric,value,unit,source\n"
@@ -28,8 +28,8 @@ RIGHT = {
 def result(right: int, protocol: str, note: str = "", images: int = 40) -> Result:
     labels = np.arange(images, dtype=np.int64) % 10
     predicted = np.where(np.arange(images) < right, labels, (labels + 1) % 10)
-    predictions = Predictions(predicted, labels, 7 * np.arange(images, dtype=np.int64))
-    return Result({"toy/top1": right / images, "toy/macro": right / images}, {}, {"toy": predictions}, note)
+    values, examples = classified("toy", predicted, labels, 7 * np.arange(images, dtype=np.int64))
+    return Result(values, {}, {"toy": examples}, note)
 
 
 def row(label: str, method: str, passes: float, **extra: Any) -> dict[str, Any]:

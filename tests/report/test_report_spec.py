@@ -35,7 +35,7 @@ def rows(config: Config) -> list[Any]:
         (lambda c: rows(c)[0]["facts"].update(images_seen=-1), "facts.images_seen: must be a number"),
         (lambda c: c["compare"].update(reference=["Randon"]), "no row 'Randon'; did you mean 'Random'"),
         (lambda c: c["compare"].update(columns=["knm"]), "no column 'knm'; did you mean 'knn'"),
-        (lambda c: c["compare"].update(columns=["passes"]), "'passes' is no top-1 accuracy"),
+        (lambda c: c["compare"].update(columns=["passes"]), "'passes' is no value of a protocol"),
         (lambda c: c["compare"].update(level=2.0), "level"),
         (lambda c: c["compare"].update(columns=[]), "at least one column and one reference"),
         (lambda c: c["reported"][0].update(row="Plan"), "no row 'Plan'; did you mean 'Plain'"),

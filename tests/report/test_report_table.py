@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polygrain.evaluate.result import Predictions, Result
+from polygrain.evaluate.result import ACCURACY, Examples, Measure, Number, Result, npz_bytes
 from polygrain.provenance.claim import claim_id
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_text
+from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes, write_text
 from polygrain.report.build import footer_of
 from polygrain.report.cells import Cell, Table, letters
 from polygrain.report.measured import Results
@@ -70,7 +70,7 @@ def test_arrows_against_the_best_reference_of_the_column(config: Config, project
     assert better is not None
     assert tied is not None
     assert (better.reference, tied.reference) == ("PCA", "Random")
-    assert better.difference.estimate == pytest.approx(32 / 40 - 14 / 40)
+    assert better.difference.estimate == pytest.approx(80 - 35)
     assert better.p_adjusted >= better.difference.p
     assert tied.p_adjusted > 0.2
     assert cell(table, "Random", "knn").comparison is None
@@ -122,12 +122,12 @@ def test_a_missing_reference_leaves_its_column_uncompared(config: Config, projec
     assert cell(table, "Group", "linear").comparison is not None
 
 
-def test_missing_predictions_are_a_note_not_a_fault(config: Config, project: Path) -> None:
+def test_missing_scores_are_a_note_not_a_fault(config: Config, project: Path) -> None:
     for seed in (0, 1):
-        Result({"toy/top1": 0.75}, {}, {}).save(results(project, "plain", seed), "knn")
+        Result({"toy/top1": Number(0.75, ACCURACY)}).save(results(project, "plain", seed), "knn")
     found = cell(built(config, project), "Plain", "knn")
     assert (found.text, found.comparison) == ("75.0 ± 0.0", None)
-    assert found.notes == ("Not compared: knn kept no predictions for toy/top1.",)
+    assert found.notes == ("Not compared: knn kept no score per test example for toy/top1.",)
 
 
 def test_remarks_of_a_protocol_are_footnotes_of_their_data_set(
@@ -211,7 +211,7 @@ def test_a_damaged_file(config: Config, project: Path, name: str, content: str) 
 def test_rows_tested_on_other_images(config: Config, project: Path, make_result: Callable[..., Result]) -> None:
     for seed in (0, 1):
         make_result(20, "knn", images=50).save(results(project, "plain", seed), "knn")
-    with pytest.raises(UserError, match="tested on other images"):
+    with pytest.raises(UserError, match="tested on other examples"):
         built(config, project)
 
 
@@ -220,15 +220,93 @@ def test_order_of_test_images_is_matched_by_index(config: Config, project: Path)
     folder = results(project, "plain", 0)
     loaded = Result.load(folder, "knn")
     order = np.random.default_rng(0).permutation(40)
-    rows = loaded.predictions["toy"]
-    shuffled = Predictions(rows.predicted[order], rows.label[order], rows.index[order])
+    rows = loaded.examples["toy"]
+    shuffled = Examples(
+        rows.index[order], {"top1": rows.scores["top1"][order]}, rows.predicted[order], rows.label[order]
+    )
     Result(loaded.values, {}, {"toy": shuffled}).save(folder, "knn")
     assert cell(built(config, project), "Plain", "knn").comparison == before
 
 
-def test_an_image_that_occurs_twice(config: Config, project: Path) -> None:
-    rows = Result.load(results(project, "plain", 0), "knn").predictions["toy"]
-    twice = Predictions(rows.predicted, rows.label, np.zeros_like(rows.index))
-    Result({"toy/top1": 0.75}, {}, {"toy": twice}).save(results(project, "plain", 0), "knn")
-    with pytest.raises(UserError, match="occurs twice"):
+def test_an_example_that_occurs_twice(config: Config, project: Path) -> None:
+    folder = results(project, "plain", 0)
+    with np.load(folder / "knn.npz") as archive:
+        arrays = dict(archive)
+    write_bytes(folder / "knn.npz", npz_bytes({**arrays, "toy.index": np.zeros_like(arrays["toy.index"])}))
+    with pytest.raises(UserError, match=r"knn\.npz: toy: a test example occurs twice"):
         built(config, project)
+
+
+SURPRISE = {"random": 2.5, "pca": 2.25, "plain": 1.0, "group": 1.03, "cheap": 3.0}
+
+
+def surprised(project: Path, measure: Measure, method: str = "") -> None:
+    """A protocol `own` in every run, or in those of one method: a float per test example around the method's level."""
+    for name in (method,) if method else SURPRISE:
+        for seed in (0, 1):
+            noise = np.random.default_rng(seed).normal(size=40)
+            score = SURPRISE[name] + 0.1 * (noise - noise.mean()) + 0.02 * seed
+            rows = Examples(np.arange(40), {"surprise": score})
+            values = {"toy/surprise": Number(float(score.mean()), measure)}
+            Result(values, {}, {"toy": rows}).save(results(project, name, seed), "own")
+
+
+@pytest.fixture
+def own(config: Config) -> Config:
+    """The table with a column for that protocol, in the comparison."""
+    config["columns"][1] = {"id": "own", "group": "Toy", "label": "own", "protocol": "own", "value": "toy/surprise"}
+    config["compare"]["columns"] = ["own"]
+    return config
+
+
+def test_lower_is_better_in_bits(own: Config, project: Path) -> None:
+    surprised(project, Measure("bits", "lower", 2))
+    table = built(own, project)
+    found = cell(table, "Plain", "own")
+    assert (found.text, found.unit, found.arrow, found.best) == ("1.01 ± 0.01", "bits", "↑", True)
+    assert found.comparison is not None
+    assert found.comparison.reference == "PCA"  # the lower of the two controls
+    assert found.comparison.difference.estimate == pytest.approx(1.0 - 2.25)
+    assert cell(table, "Cheap", "own").arrow == "↓"
+    assert cell(table, "Group", "own").best is False
+    assert any(line == "Toy own in bits: lower is better." for line in table.legend)
+    assert any(line.startswith("Bold: best mean within") for line in table.legend)
+
+
+def test_decimals_decide_what_is_printed_and_who_shares_the_bold(own: Config, project: Path) -> None:
+    surprised(project, Measure("1", "lower", 1))
+    table = built(own, project)
+    assert [cell(table, label, "own").main for label in ("Plain", "Group")] == ["1.0", "1.0"]
+    assert all(cell(table, label, "own").best for label in ("Plain", "Group"))
+    assert "Toy own: lower is better." in table.legend
+    assert (cell(table, "Plain", "own").unit, cell(table, "Plain", "own").decimals) == ("", 4)
+
+
+def test_where_no_side_is_better_nothing_is_marked(own: Config, project: Path) -> None:
+    surprised(project, Measure("bits", "none", 2))
+    with pytest.raises(UserError, match="the numbers of 'own' have no better side; leave it out"):
+        built(own, project)
+    own["compare"]["columns"] = ["knn"]
+    table = built(own, project)
+    assert not any(cell(table, label, "own").best for label in ("Plain", "Group"))
+    assert "Toy own in bits: neither side is better." in table.legend
+
+
+@pytest.mark.parametrize(
+    "other", [Measure("nats", "lower", 2), Measure("bits", "higher", 2), Measure("bits", "lower", 3)]
+)
+def test_rows_that_disagree_in_what_a_number_is(own: Config, project: Path, other: Measure) -> None:
+    surprised(project, Measure("bits", "lower", 2))
+    surprised(project, other, "group")
+    message = (
+        r"group/base/seed0/results/own\.json: toy/surprise has unit .* but unit bits, direction lower, 2 decimals in"
+    )
+    with pytest.raises(UserError, match=message):
+        built(own, project)
+
+
+def test_a_missing_number_has_the_unit_of_its_column(own: Config, project: Path) -> None:
+    surprised(project, Measure("bits", "lower", 2))
+    (results(project, "random", 0) / "own.json").unlink()
+    found = cell(built(own, project), "Random", "own")
+    assert (found.text, found.unit) == ("—", "bits")

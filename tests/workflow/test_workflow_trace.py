@@ -111,7 +111,7 @@ def test_a_tampered_result_is_shown_at_its_link(recorded, capsys):
     assert "NOT as in its record, NOT as in dvc.lock" in link
     assert "WRONG" in link
     assert "  WRONG" not in said[said.index("\nfeatures    ") :]
-    assert "says 0.99 where its predictions give" in said
+    assert "says 0.99 where its test examples give" in said
     assert f"{FOLDER}/table1.csv: prints" in said
     assert re.search(r"verdict     \d contradictions; ", said)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from polygrain.evaluate.result import Predictions, Result
+from polygrain.evaluate.result import Number, Result, classified
 from polygrain.evaluate.store import Features, FeatureSet, Split
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.provenance.errors import UserError
@@ -38,7 +38,7 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
         raise UserError(f"knn: k must hold numbers from 1 to {_MOST_NEIGHBOURS}, not {k}")
     if not temperature > 0 or byte_budget < 1:
         raise UserError(f"knn: temperature ({temperature}) and byte_budget ({byte_budget}) must be positive")
-    values, selected, predictions = dict[str, float](), {}, {}
+    values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
         if max(k) > len(dataset.train):
             raise UserError(
@@ -46,11 +46,10 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
             )
         best, accuracy = _select(dataset, sorted(set(k)), temperature, byte_budget)
         predicted_Q = _classify(dataset, dataset.test, [best], temperature, byte_budget)[:, 0]
-        test = Predictions(predicted_Q.numpy(), dataset.test.labels, dataset.test.indices)
-        values |= {f"{name}/top1": test.top1(), f"{name}/macro": test.macro()}
+        numbers, examples[name] = classified(name, predicted_Q.numpy(), dataset.test.labels, dataset.test.indices)
+        values |= numbers
         selected[name] = {"k": best, "validation_top1": accuracy}
-        predictions[name] = test
-    return Result(values, selected, predictions, features.note())
+    return Result(values, selected, examples, features.note())
 
 
 def _select(dataset: FeatureSet, choices: list[int], temperature: float, byte_budget: int) -> tuple[int, float]:

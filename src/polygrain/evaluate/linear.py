@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from polygrain.evaluate.result import Predictions, Result
+from polygrain.evaluate.result import Number, Result, classified
 from polygrain.evaluate.store import ALL, Features, FeatureSet, Split
 from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
@@ -75,7 +75,7 @@ def evaluate(
     """
     settings = [Setting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
     _check(settings, labels, epochs, minimum_steps, batch, momentum)
-    values, selected, predictions = dict[str, float](), {}, {}
+    values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
         inputs = _Inputs(dataset)
         for subset in labels:
@@ -86,11 +86,10 @@ def evaluate(
             weights_RDC = train(x_ND, y_N, settings, schedule, classes=dataset.classes)
             best, accuracy = select(weights_RDC, *inputs(dataset.validation), settings, key)
             predicted_N = (inputs(dataset.test)[0] @ weights_RDC[best]).argmax(dim=1)
-            test = Predictions(predicted_N.numpy(), dataset.test.labels, dataset.test.indices)
-            values |= {f"{key}/top1": test.top1(), f"{key}/macro": test.macro()}
+            numbers, examples[key] = classified(key, predicted_N.numpy(), dataset.test.labels, dataset.test.indices)
+            values |= numbers
             selected[key] = {**asdict(settings[best]), "steps": steps, "validation_top1": accuracy}
-            predictions[key] = test
-    return Result(values, selected, predictions, features.note())
+    return Result(values, selected, examples, features.note())
 
 
 def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], schedule: Schedule, *, classes: int) -> Tensor:

@@ -1,16 +1,21 @@
-"""What a protocol found: named numbers, what was selected on validation, and one prediction per test image.
+"""What a protocol found: named numbers with unit and direction, and what it gave each test example.
 
-`{protocol}.json` holds the numbers, `{protocol}.npz` the predictions. Both are claims: equal content gives
-equal bytes.
+A name is `{data set}[/{subset}]/{metric}`, such as `fashion-mnist/10%/top1`; all before the metric is its key.
+
+`{protocol}.json` holds the numbers and, under `measures`, what each of them is: [unit, direction, printed decimals].
+`{protocol}.npz` holds `{key}.index`, int64 [n], the positions of the test examples in the packed data set; for every
+number that is a mean over them `{name}.score`, int64 or float64 [n]; and where classes were predicted
+`{key}.predicted` and `{key}.label`, int64 [n]. Both files are claims: equal content gives equal bytes.
 """
 
 import io
+import math
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,79 +23,201 @@ import numpy.typing as npt
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, read_json, write_bytes, write_text
 
-FORMAT = 1
-_PARTS = ("predicted", "label", "index")
+FORMAT = 2
+FRACTION = "fraction"
+DIRECTIONS = ("higher", "lower", "none")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip file can name
+_ROUNDING = 1e-9  # between a number and the mean of its scores, relative to the larger of it and 1
 
 Integers = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Predictions on a test split at the reported setting; all int64 [n]."""
+class Measure:
+    """What a number is: how tables print it and which of two is better."""
 
-    predicted: Integers
-    label: Integers
+    unit: str
+    """`fraction` (0..1, printed in percent), `1` for a number without unit, or what it counts, such as `bits`."""
+    direction: str
+    """Which is better: `higher`, `lower`, or `none`."""
+    decimals: int = 1
+    """Printed behind the point; of a fraction, in percent."""
+
+    @property
+    def printed_unit(self) -> str:
+        """The unit in which tables print it; empty when it has none."""
+        return {FRACTION: "%", "1": ""}.get(self.unit, self.unit)
+
+    @property
+    def factor(self) -> float:
+        """From a value to the number that tables print."""
+        return 100.0 if self.unit == FRACTION else 1.0
+
+    @property
+    def sign(self) -> int:
+        """1 where higher numbers are better, -1 where lower ones are, 0 where neither."""
+        return {"higher": 1, "lower": -1}.get(self.direction, 0)
+
+    def fault(self) -> str:
+        """What is wrong with it; empty when nothing is."""
+        if not isinstance(self.unit, str) or not self.unit:
+            return f"unit must be text, not {self.unit!r}"
+        if self.direction not in DIRECTIONS:
+            return f"direction must be one of {', '.join(DIRECTIONS)}, not {self.direction!r}"
+        fits = isinstance(self.decimals, int) and 0 <= self.decimals <= 9
+        return "" if fits else f"decimals must be from 0 to 9, not {self.decimals!r}"
+
+
+ACCURACY = Measure(FRACTION, "higher")
+
+
+class Number(NamedTuple):
+    """A value and what it is."""
+
+    value: float
+    measure: Measure
+
+    def fault(self) -> str:
+        """What is wrong with it; empty when nothing is."""
+        if fault := self.measure.fault():
+            return fault
+        known = isinstance(self.value, int | float) and not isinstance(self.value, bool) and math.isfinite(self.value)
+        if self.measure.unit == FRACTION and not (known and 0 <= self.value <= 1):
+            return f"must be a fraction in 0..1, not {self.value!r}"
+        return "" if known else f"must be a finite number, not {self.value!r}"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The test examples behind the numbers of one key; arrays are [n], in one order."""
+
     index: Integers
-    """Position of each image in the packed data set."""
+    """Positions in the packed data set."""
+    scores: Mapping[str, Scores]
+    """Metric -> one score per example; the number is their mean. Metrics that are no such mean are left out."""
+    predicted: Integers | None = None
+    label: Integers | None = None
 
-    def top1(self) -> float:
-        """Share of images whose class was predicted."""
-        return int((self.predicted == self.label).sum()) / len(self.label)
+    def arrays(self, key: str) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The names and arrays that the file holds."""
+        yield f"{key}.index", self.index
+        yield from ((f"{key}/{metric}.score", score) for metric, score in self.scores.items())
+        if self.predicted is not None and self.label is not None:
+            yield from ((f"{key}.predicted", self.predicted), (f"{key}.label", self.label))
 
-    def macro(self) -> float:
-        """Mean over the classes present of the share predicted within the class, rounded once."""
-        present = np.bincount(self.label)
-        hits = np.bincount(self.label[self.predicted == self.label], minlength=len(present))
-        shares = [Fraction(int(hit), int(of)) for hit, of in zip(hits, present, strict=True) if of]
-        return float(sum(shares, Fraction()) / len(shares))
+    def fault(self) -> str:
+        """What is wrong with the arrays; empty when nothing is."""
+        classes = [array for array in (self.predicted, self.label) if array is not None]
+        whole = [self.index, *classes]
+        if len({array.shape for array in (*whole, *self.scores.values())}) != 1 or self.index.ndim != 1:
+            return "its arrays differ in shape"
+        if not self.index.size or len(np.unique(self.index)) != len(self.index):
+            return "no test example" if not self.index.size else "a test example occurs twice"
+        if len(classes) == 1 or any(array.dtype != np.int64 for array in whole):
+            return "index, predicted and label must be int64, the last two both or neither"
+        for metric, score in self.scores.items():
+            if score.dtype not in (np.int64, np.float64) or not np.isfinite(score).all():
+                return f"the scores of {metric} must be finite, int64 or float64"
+        return ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One protocol's outcome; a key of `selected` or `predictions` is `{dataset}` or `{dataset}/{subset}`."""
+    """One protocol's outcome."""
 
-    values: Mapping[str, float]
-    """`{key}/top1` and the like -> fraction in 0..1."""
-    selected: Mapping[str, Mapping[str, Any]]
-    """What was chosen on the validation split, per key."""
-    predictions: Mapping[str, Predictions]
+    values: Mapping[str, Number]
+    """By name."""
+    selected: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Key -> what was chosen on the validation split."""
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+    """Key -> its test examples."""
     note: str = ""
-    """One line for a reader of the number, empty when there is nothing to say."""
+    """One line for a reader of the numbers, empty when there is nothing to say."""
 
     def save(self, folder: Path, protocol: str) -> None:
-        """Write `{protocol}.npz`, then `{protocol}.json`, each atomically."""
-        arrays = {
-            f"{key}.{part}": np.asarray(getattr(rows, part), dtype=np.int64)
-            for key, rows in self.predictions.items()
-            for part in _PARTS
-        }
+        """Write `{protocol}.npz`, then `{protocol}.json`, each atomically.
+
+        Raises UserError when a number or a score is not what this module documents.
+        """
+        for where, fault in self._faults():
+            raise UserError(f"{protocol}: {where}: {fault}; correct the protocol")
         about = {
             "format": FORMAT,
             "protocol": protocol,
-            "values": dict(self.values),
+            "values": {name: number.value for name, number in self.values.items()},
+            "measures": {name: astuple(number.measure) for name, number in self.values.items()},
             "selected": {key: dict(chosen) for key, chosen in self.selected.items()},
             "note": self.note,
         }
+        arrays = dict(pair for key, rows in self.examples.items() for pair in rows.arrays(key))
         write_bytes(folder / f"{protocol}.npz", npz_bytes(arrays))
         write_text(folder / f"{protocol}.json", canonical_json(about))
 
     @classmethod
-    def load(cls, folder: Path, protocol: str) -> "Result":
-        """Read what `save` wrote. Raises UserError naming a file that is missing or broken."""
+    def load(cls, folder: Path, protocol: str, *, numbers_only: bool = False) -> "Result":
+        """Read what `save` wrote. Raises UserError naming a file that is missing or broken.
+
+        numbers_only: leave the test examples unread; they need not be here then. Whether a number is the mean of its
+        scores is left to whoever uses them: `agrees` says it.
+        """
         path = folder / f"{protocol}.json"
         about = read_json(path)
         if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("protocol") != protocol:
             raise UserError(f"{path}: not a result of {protocol} in format {FORMAT}; delete it and evaluate again")
         try:
-            return cls(
-                about["values"],
-                about["selected"],
-                _read_predictions(folder / f"{protocol}.npz"),
-                about["note"],
-            )
-        except KeyError as error:
-            raise UserError(f"{path}: key {error} is missing; delete it and evaluate again") from None
+            values = {name: Number(value, Measure(*about["measures"][name])) for name, value in about["values"].items()}
+            selected, note = about["selected"], str(about["note"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: malformed ({error}); delete it and evaluate again") from None
+        for name, number in values.items():
+            if fault := number.fault():
+                raise UserError(f"{path}: {name} {fault}; delete it and evaluate again")
+        examples = {} if numbers_only else _read_arrays(path.with_suffix(".npz"))
+        return cls(values, selected, examples, note)
+
+    def counted(self, name: str) -> float | None:
+        """A number counted again from its test examples; None when nothing is kept to count it from."""
+        key, _, metric = name.rpartition("/")
+        rows = self.examples.get(key)
+        if rows is not None and metric in rows.scores:
+            return float(rows.scores[metric].mean())
+        if rows is not None and metric == "macro" and rows.predicted is not None and rows.label is not None:
+            return macro(rows.predicted, rows.label)
+        return None
+
+    def agrees(self, name: str) -> bool:
+        """Whether a number is what its test examples give, where that can be counted."""
+        counted = self.counted(name)
+        return counted is None or abs(counted - self.values[name].value) <= _ROUNDING * max(1.0, abs(counted))
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        yield from ((name, fault) for name, number in self.values.items() if (fault := number.fault()))
+        for key, rows in self.examples.items():
+            if fault := rows.fault():
+                yield key, fault
+            for name in (f"{key}/{metric}" for metric in rows.scores):
+                if name not in self.values or not self.agrees(name):
+                    yield name, f"must be a value, the mean {self.counted(name)} of its scores"
+
+
+def classified(key: str, predicted: Integers, label: Integers, index: Integers) -> tuple[dict[str, Number], Examples]:
+    """The numbers of a classification, `{key}/top1` and `{key}/macro`, and the images behind them.
+
+    predicted, label, index: int64 [n] of the test split. The score of an image is 1 when its class was predicted.
+    """
+    right = (predicted == label).astype(np.int64)
+    values = {"top1": int(right.sum()) / len(label), "macro": macro(predicted, label)}
+    numbers = {f"{key}/{metric}": Number(value, ACCURACY) for metric, value in values.items()}
+    return numbers, Examples(index, {"top1": right}, predicted, label)
+
+
+def macro(predicted: Integers, label: Integers) -> float:
+    """Mean over the classes present of the share predicted within the class, rounded once."""
+    present = np.bincount(label)
+    hits = np.bincount(label[predicted == label], minlength=len(present))
+    shares = [Fraction(int(hit), int(of)) for hit, of in zip(hits, present, strict=True) if of]
+    return float(sum(shares, Fraction()) / len(shares))
 
 
 def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -106,12 +233,21 @@ def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_predictions(path: Path) -> dict[str, Predictions]:
+def _read_arrays(path: Path) -> dict[str, Examples]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            keys = sorted({name.rpartition(".")[0] for name in archive.files})
-            return {key: Predictions(*(archive[f"{key}.{part}"] for part in _PARTS)) for key in keys}
+            found: dict[str, dict[str, Any]] = {}
+            for name in archive.files:
+                stem, _, part = name.rpartition(".")
+                key, _, metric = stem.rpartition("/") if part == "score" else (stem, "", "")
+                kept = found.setdefault(key, {"scores": {}})
+                (kept["scores"] if metric else kept)[metric or part] = archive[name]
+        examples = {key: Examples(**parts) for key, parts in found.items()}
     except FileNotFoundError:
         raise UserError(f"{path}: not found; evaluate again") from None
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it and evaluate again") from None
+    for key, rows in examples.items():
+        if fault := rows.fault():
+            raise UserError(f"{path}: {key}: {fault}; delete it and evaluate again")
+    return examples

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from polygrain.report.spec import Column
-from polygrain.report.statistics import Difference
+from polygrain.report.statistics import Contrast
 
 ABSENT = "—"
 
@@ -13,7 +13,8 @@ class Comparison:
     """A cell against the reference row of its column."""
 
     reference: str
-    difference: Difference
+    difference: Contrast
+    """In the unit of the cell."""
     p_adjusted: float
     arrow: str
     """`↑` better, `↓` worse, empty when not significant."""
@@ -21,9 +22,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed cell. Accuracies and their differences are in percent, facts in their own unit, settings are text."""
+    """One printed cell: a number in its unit, or text."""
 
     unit: str
+    """`%` for what was measured as a fraction; empty for text and for numbers without unit."""
     main: str
     """The number or text, or `ABSENT`."""
     spread: str = ""
@@ -31,6 +33,8 @@ class Cell:
     mean: float | None = None
     sd: float | None = None
     n: int = 0
+    decimals: int = 4
+    """Of mean, deviation and difference in the CSV."""
     notes: tuple[str, ...] = ()
     best: bool = False
     comparison: Comparison | None = None

@@ -1,4 +1,4 @@
-"""What the runs behind a row measured: one number per seed, and which test images each seed got right."""
+"""What the runs behind a row measured: one number per seed, and what each seed scored on each test example."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,12 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from polygrain.evaluate.result import Predictions, Result
+from polygrain.evaluate.result import Measure, Result
 from polygrain.provenance.errors import UserError
 from polygrain.report.spec import Column, Row
-
-# A value and the share of right predictions are the same quotient of whole numbers.
-_ROUNDING = 1e-9
 
 
 class MissingError(Exception):
@@ -21,9 +18,10 @@ class MissingError(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's numbers in one column, one per seed, as fractions; `notes` are the protocol's remarks on them."""
+    """A row's numbers in one column, one per seed, and what they are; `notes` are the protocol's remarks on them."""
 
     values: tuple[float, ...]
+    measure: Measure
     notes: tuple[str, ...]
 
 
@@ -32,38 +30,58 @@ class Results:
     """The result files under a root, each read once."""
 
     root: Path
+    measures: dict[str, Measure] = field(default_factory=dict)
+    """Column id -> what its numbers are, once one of them was read."""
+    _first: dict[str, str] = field(default_factory=dict)
+    """Column id -> the run that said so."""
     _read: dict[tuple[str, str], Result] = field(default_factory=dict)
 
     def measured(self, row: Row, column: Column, seeds: Sequence[int]) -> Measured:
-        """The row's values. Raises MissingError when any seed lacks one, UserError when a file is malformed."""
+        """The row's values.
+
+        Raises MissingError when any seed lacks one, UserError when a file is malformed or when its unit, direction or
+        decimals are not those of the column's other numbers.
+        """
         found = self._of_row(row, column.protocol, seeds)
         lacking = [seed for seed, result in zip(seeds, found, strict=True) if column.value not in result.values]
         if lacking:
             raise MissingError(f"{column.protocol} gave no {column.value} for {_seeds(lacking)}")
-        values = tuple(self._value(run, column, result) for run, result in zip(row.runs, found, strict=True))
-        return Measured(values, _remarks(found, column.value.partition("/")[0], seeds))
+        numbers = [result.values[column.value] for result in found]
+        for run, number in zip(row.runs, numbers, strict=True):
+            self._agree(run, column, number.measure)
+        values = tuple(float(number.value) for number in numbers)
+        return Measured(values, numbers[0].measure, _remarks(found, column.value.partition("/")[0], seeds))
 
-    def correct(self, row: Row, column: Column, seeds: Sequence[int]) -> tuple[npt.NDArray[np.bool_], bytes]:
-        """Whether each seed [S] is right on each test image [N], by ascending index, and a key of those images.
+    def scores(self, row: Row, column: Column, seeds: Sequence[int]) -> tuple[npt.NDArray[np.float64], bytes]:
+        """What each seed scored [S] on each test example [N], by ascending index, and a key of those examples.
 
-        Rows with an equal key were tested on the same images with the same labels. Raises as above.
+        Rows with an equal key were tested on the same examples with the same labels. Raises as above.
         """
-        found = self._of_row(row, column.protocol, seeds)
-        right, keys = [], set[bytes]()
-        for run, result in zip(row.runs, found, strict=True):
-            predictions = result.predictions.get(column.predictions)
-            if predictions is None:
-                raise MissingError(f"{column.protocol} kept no predictions for {column.value}")
-            path = self._path(run, column.protocol, "npz")
-            order = _order(path, predictions)
-            correct = (predictions.predicted == predictions.label)[order]
-            if abs(float(correct.mean()) - self._value(run, column, result)) > _ROUNDING:
+        key, _, metric = column.value.rpartition("/")
+        scores, examples = [], set[bytes]()
+        for run, result in zip(row.runs, self._of_row(row, column.protocol, seeds), strict=True):
+            rows = result.examples.get(key)
+            if rows is None or metric not in rows.scores:
+                raise MissingError(f"{column.protocol} kept no score per test example for {column.value}")
+            if not result.agrees(column.value):
+                path = self._path(run, column.protocol, "npz")
                 raise UserError(f"{path}: disagrees with {column.protocol}.json on {column.value}; evaluate again")
-            right.append(correct)
-            keys.add(predictions.index[order].tobytes() + predictions.label[order].tobytes())
-        if len(keys) > 1:
-            raise UserError(f"{row.runs[0]}: its seeds were tested on different images; evaluate them again")
-        return np.stack(right), keys.pop()
+            order = np.argsort(rows.index, kind="stable")
+            scores.append(rows.scores[metric][order])
+            labels = b"" if rows.label is None else rows.label[order].tobytes()
+            examples.add(rows.index[order].tobytes() + labels)
+        if len(examples) > 1:
+            raise UserError(f"{row.runs[0]}: its seeds were tested on different examples; evaluate them again")
+        return np.stack(scores).astype(np.float64), examples.pop()
+
+    def _agree(self, run: str, column: Column, measure: Measure) -> None:
+        first = self._first.setdefault(column.id, run)
+        known = self.measures.setdefault(column.id, measure)
+        if measure != known:
+            raise UserError(
+                f"{self._path(run, column.protocol, 'json')}: {column.value} has {_words(measure)}, but"
+                f" {_words(known)} in {first}; evaluate both again, or give them columns of their own"
+            )
 
     def _of_row(self, row: Row, protocol: str, seeds: Sequence[int]) -> list[Result]:
         absent = [
@@ -77,31 +95,15 @@ class Results:
 
     def _load(self, run: str, protocol: str) -> Result:
         if (run, protocol) not in self._read:
-            result = Result.load(self.root / run / "results", protocol)
-            if not isinstance(result.values, dict) or not isinstance(result.note, str):
-                raise UserError(f"{self._path(run, protocol, 'json')}: malformed; delete it and evaluate again")
-            self._read[run, protocol] = result
+            self._read[run, protocol] = Result.load(self.root / run / "results", protocol)
         return self._read[run, protocol]
-
-    def _value(self, run: str, column: Column, result: Result) -> float:
-        value = result.values[column.value]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            path = self._path(run, column.protocol, "json")
-            raise UserError(f"{path}: {column.value} must be a fraction in 0..1, not {value!r}; evaluate again")
-        return float(value)
 
     def _path(self, run: str, protocol: str, kind: str) -> Path:
         return self.root / run / "results" / f"{protocol}.{kind}"
 
 
-def _order(path: Path, predictions: Predictions) -> npt.NDArray[np.int64]:
-    """Positions that sort the test images by index. Raises UserError when the arrays do not fit each other."""
-    shapes = {predictions.predicted.shape, predictions.label.shape, predictions.index.shape}
-    if len(shapes) != 1 or predictions.index.ndim != 1 or not predictions.index.size:
-        raise UserError(f"{path}: its arrays differ in shape or are empty; delete it and evaluate again")
-    if len(np.unique(predictions.index)) != len(predictions.index):
-        raise UserError(f"{path}: a test image occurs twice; delete it and evaluate again")
-    return np.argsort(predictions.index, kind="stable")
+def _words(measure: Measure) -> str:
+    return f"unit {measure.unit}, direction {measure.direction}, {measure.decimals} decimals"
 
 
 def _remarks(found: Sequence[Result], dataset: str, seeds: Sequence[int]) -> tuple[str, ...]:

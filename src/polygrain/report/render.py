@@ -40,7 +40,7 @@ def paired(table: Table) -> list[bool]:
 
 
 def render_csv(table: Table) -> str:
-    """Tidy CSV, one line per cell. Accuracies and differences are in percent, p values as they are."""
+    """Tidy CSV, one line per cell. Means, deviations and differences are in the unit of the line."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -55,15 +55,15 @@ def render_csv(table: Table) -> str:
 
 
 def _csv_cell(cell: Cell) -> tuple[str | int, ...]:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.{cell.decimals}f}"
+
     compared: tuple[str, ...] = ("",) * 6
     if cell.comparison is not None:
         found = cell.comparison.difference
-        percents = (f"{100 * value:.4f}" for value in (found.estimate, found.low, found.high))
         p_values = (f"{value:.6f}" for value in (found.p, cell.comparison.p_adjusted))
-        compared = (cell.comparison.reference, *percents, *p_values)
-    mean = "" if cell.mean is None else f"{cell.mean:.4f}" if cell.unit == "%" else f"{cell.mean:.0f}"
-    sd = "" if cell.sd is None else f"{cell.sd:.4f}"
-    return (cell.unit, mean, sd, cell.n, cell.text, int(cell.best), *compared)
+        compared = (cell.comparison.reference, *map(number, (found.estimate, found.low, found.high)), *p_values)
+    return (cell.unit, number(cell.mean), number(cell.sd), cell.n, cell.text, int(cell.best), *compared)
 
 
 def render_markdown(table: Table) -> str:

@@ -30,12 +30,6 @@ class Column:
     """Dotted key of a run's configuration, such as `method.grains`; printed as text."""
     reported: bool = False
 
-    @property
-    def predictions(self) -> str:
-        """Key of the predictions behind a top-1 accuracy, empty for any other value."""
-        key, _, metric = self.value.rpartition("/")
-        return key if metric == "top1" else ""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -278,10 +272,8 @@ def _check_compare(spec: Spec, compare: Compare, rows: list[str], columns: list[
             raise UserError(f"table.compare: by_group, but '{group.label}' has several reference rows; leave it one")
     for name in compare.columns:
         _known("compare.columns", "column", name, columns)
-        if not next(column.predictions for column in spec.columns if column.id == name):
-            raise UserError(
-                f"table.compare.columns: '{name}' is no top-1 accuracy; only those have predictions to compare"
-            )
+        if not next(column.protocol for column in spec.columns if column.id == name):
+            raise UserError(f"table.compare.columns: '{name}' is no value of a protocol; only those can be compared")
 
 
 def _unique(what: str, names: list[str]) -> list[str]:

@@ -5,8 +5,10 @@ missing and says why. Which cells are bold or carry an arrow is decided in `mark
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from polygrain.evaluate.result import Measure
 from polygrain.provenance.errors import UserError
 from polygrain.report.cells import ABSENT, Cell, Footer, Table, TableGroup, TableRow
 from polygrain.report.collapse import LIMITS, collapsed
@@ -20,11 +22,13 @@ from polygrain.report.statistics import mean_and_spread
 def make_table(spec: Spec, results: Results, records: Mapping[str, Record], footer: Footer) -> Table:
     """Fill a specification from result files and reported records. Raises UserError on malformed files."""
     cells = {row.label: [_cell(spec, row, column, results, records) for column in spec.columns] for row in spec.rows}
+    _name_units(spec, results, cells)
     fallen = {row.label: collapsed(results.root, row, spec.seeds) for row in spec.rows}
     legend = [
         _legend_of_numbers(spec),
+        *_legend_of_measures(spec, results),
         *mark_differences(spec, results, cells),
-        *mark_best(spec, cells),
+        *mark_best(spec, results, cells),
         *_reconstructed(spec),
         *_collapsed(fallen),
     ]
@@ -57,17 +61,30 @@ def _cell(spec: Spec, row: Row, column: Column, results: Results, records: Mappi
     try:
         measured = results.measured(row, column, spec.seeds)
     except MissingError as reason:
-        return Cell(unit="%", main=ABSENT, notes=(f"Missing: {reason}.",))
-    mean, sd = mean_and_spread([100 * value for value in measured.values])
+        return Cell(unit="", main=ABSENT, notes=(f"Missing: {reason}.",))
+    return measured_cell(measured.measure, measured.values, measured.notes)
+
+
+def measured_cell(measure: Measure, values: Sequence[float], notes: Sequence[str] = ()) -> Cell:
+    """The mean of a value over seeds, with its spread, as its measure wants it printed."""
+    mean, sd = mean_and_spread([measure.factor * value for value in values])
     return Cell(
-        unit="%",
-        main=f"{mean:.1f}",
-        spread="" if sd is None else f"{sd:.1f}",
+        unit=measure.printed_unit,
+        main=f"{mean:.{measure.decimals}f}",
+        spread="" if sd is None else f"{sd:.{measure.decimals}f}",
         mean=mean,
         sd=sd,
-        n=len(measured.values),
-        notes=tuple(f"{note}." for note in measured.notes),
+        n=len(values),
+        decimals=measure.decimals + 3,
+        notes=tuple(f"{note}." for note in notes),
     )
+
+
+def _name_units(spec: Spec, results: Results, cells: Mapping[str, list[Cell]]) -> None:
+    """Give a missing number the unit of its column."""
+    for place, column in enumerate(spec.columns):
+        for of_row in cells.values() if column.id in results.measures else ():
+            of_row[place] = replace(of_row[place], unit=results.measures[column.id].printed_unit)
 
 
 def _fact(row: Row, column: Column) -> Cell:
@@ -75,7 +92,7 @@ def _fact(row: Row, column: Column) -> Cell:
     if column.fact not in row.facts:
         return Cell(unit=unit, main=ABSENT, notes=(f"Missing: the run declares no {unit}.",))
     value = float(row.facts[column.fact])
-    return Cell(unit=unit, main=count(value), mean=value, n=len(row.runs))
+    return Cell(unit=unit, main=count(value), mean=value, n=len(row.runs), decimals=0)
 
 
 def _setting(row: Row, column: Column) -> Cell:
@@ -118,6 +135,19 @@ def _legend_of_numbers(spec: Spec) -> str:
     if len(spec.seeds) == 1:
         return f"Numbers are from the single seed {spec.seeds[0]}; their spread is unknown."
     return f"Numbers are mean ± sample standard deviation over {len(spec.seeds)} seeds."
+
+
+def _legend_of_measures(spec: Spec, results: Results) -> list[str]:
+    """What a reader must know of the columns that are no percentage of which the higher is better."""
+    sides = {"higher": "higher is better", "lower": "lower is better", "none": "neither side is better"}
+    parts = []
+    for column in spec.columns:
+        measure = results.measures.get(column.id)
+        if measure is not None and (measure.printed_unit, measure.direction) != ("%", "higher"):
+            unit = f" in {measure.printed_unit}" if measure.printed_unit else ""
+            group = f"{column.group} " if column.group else ""
+            parts.append(f"{group}{column.label}{unit}: {sides[measure.direction]}")
+    return [f"{'; '.join(parts)}."] if parts else []
 
 
 def _reconstructed(spec: Spec) -> list[str]:

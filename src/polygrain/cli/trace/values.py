@@ -16,11 +16,9 @@ from polygrain.config.stages import configuration
 from polygrain.config.tables import specification
 from polygrain.evaluate.result import Result
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import read_json
-from polygrain.report.cells import ABSENT, Cell
+from polygrain.report.cells import ABSENT
 from polygrain.report.reported import read_reported
-from polygrain.report.statistics import mean_and_spread
-from polygrain.report.table import count, setting_text
+from polygrain.report.table import count, measured_cell, setting_text
 
 # What the facts of a run are computed from, by polygrain.config.budget.
 _BUDGET = (
@@ -54,40 +52,39 @@ def recompute(project: Project, cell: CellAddress) -> Recomputed:
 
 def _measured(project: Project, cell: CellAddress) -> Recomputed:
     found = Recomputed(None)
-    values = []
+    numbers = []
     for run in cell.runs:
         path = run.path / "results" / f"{cell.protocol}.json"
         if not (project.root / path).is_file():
             found.lines.append(f"seed {run.seed}  not here: {path}")
             continue
-        value = read_json(project.root / path).get("values", {}).get(cell.value)
-        if value is None:
+        kept = (project.root / path).with_suffix(".npz").is_file()
+        result = Result.load(project.root / path.parent, cell.protocol, numbers_only=not kept)
+        if cell.value not in result.values:
             found.lines.append(f'seed {run.seed}  no value "{cell.value}" in {path}')
             continue
-        values.append(float(value))
-        counted, fault = _recount(project.root / run.path / "results", path, cell, values[-1])
-        found.lines.append(f'seed {run.seed}  {100 * value:.4f}  "{cell.value}" in {path}{counted}')
+        numbers.append(result.values[cell.value])
+        counted, fault = _recount(path, cell, result)
+        value, measure = numbers[-1]
+        found.lines.append(f'seed {run.seed}  {measure.factor * value:.4f}  "{cell.value}" in {path}{counted}')
         found.faults += fault
-    if len(values) == len(cell.runs):
-        mean, sd = mean_and_spread([100 * value for value in values])
-        found.text = Cell("%", f"{mean:.1f}", "" if sd is None else f"{sd:.1f}").text
-        spread = "" if sd is None else f", sample standard deviation {sd:.4f}"
-        found.lines.append(f"mean {mean:.4f}{spread}: {found.text}")
+    if len(numbers) == len(cell.runs):
+        printed = measured_cell(numbers[0].measure, [number.value for number in numbers])
+        found.text = printed.text
+        spread = "" if printed.sd is None else f", sample standard deviation {printed.sd:.4f}"
+        found.lines.append(f"mean {printed.mean:.4f}{spread}: {found.text}")
     return found
 
 
-def _recount(folder: Path, path: Path, cell: CellAddress, value: float) -> tuple[str, list[str]]:
-    """Compare a top-1 or macro accuracy with the stored predictions."""
-    key, _, metric = cell.value.rpartition("/")
-    if metric not in ("top1", "macro") or not (folder / f"{cell.protocol}.npz").is_file():
+def _recount(path: Path, cell: CellAddress, result: Result) -> tuple[str, list[str]]:
+    """Compare a number with what its test examples give, where these are kept."""
+    counted = result.counted(cell.value)
+    if counted is None:
         return "", []
-    predictions = Result.load(folder, cell.protocol).predictions.get(key)
-    if predictions is None:
-        return "", []
-    counted = predictions.top1() if metric == "top1" else predictions.macro()
-    if abs(counted - value) > 1e-9:
-        return "", [f"{path}: says {value} where its predictions give {counted}"]
-    return f", counted again from {len(predictions.label)} predictions", []
+    if not result.agrees(cell.value):
+        return "", [f"{path}: says {result.values[cell.value].value} where its test examples give {counted}"]
+    examples = len(result.examples[cell.value.rpartition("/")[0]].index)
+    return f", counted again from {examples} test examples", []
 
 
 def _fact(project: Project, cell: CellAddress) -> Recomputed:
