@@ -5,15 +5,23 @@ target := $(if $(seeds),reports/cpu-seeds$(seeds)/table1.pdf,reports/table1.pdf)
 bin := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: table1 test lint unit workflow bench determinism portability lock
+# Python keeps what it compiled, whatever the shell says: else each of some hundred processes compiles torch anew (4 s).
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: table1 test test-all lint bench determinism portability lock
 
 # Build table 1 (seeds=1 for one seed). Goes on where an earlier build was stopped.
 table1: .venv/ready
 	PATH="$(CURDIR)/$(bin):$$PATH" polygrain doctor --unlock
 	PATH="$(CURDIR)/$(bin):$$PATH" snakemake --cores all --rerun-incomplete $(target)
 
-# Lint, types, every test, the workflow end to end at smoke scale.
-test: lint unit workflow
+# Lint, types and every kind of test, the workflow end to end at smoke scale included; what CI runs.
+test: lint
+	PATH="$(CURDIR)/$(bin):$$PATH" pytest -n 2 --dist worksteal -m "not long"
+
+# `test`, then the long rest, test by test: before a record is published.
+test-all: test
+	PATH="$(CURDIR)/$(bin):$$PATH" pytest -n 2 --dist worksteal -m long -v
 
 lint: .venv/ready
 	$(bin)/ruff check .
@@ -22,13 +30,6 @@ lint: .venv/ready
 	$(bin)/lint-imports
 	$(bin)/snakefmt --check Snakefile workflow
 	PATH="$(CURDIR)/$(bin):$$PATH" snakemake --lint
-
-unit: .venv/ready
-	$(bin)/pytest -n 2 --dist loadfile -m "not workflow and not repro"
-
-# End to end at smoke scale; two test processes share one built checkout.
-workflow: .venv/ready
-	PATH="$(CURDIR)/$(bin):$$PATH" pytest -n 2 --dist loadfile -m "workflow or repro"
 
 # Where the time of a training step goes, what a verb costs to start, what the same bits cost, and speed and memory
 # against the library lightly.

@@ -24,8 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workflow tests go first: they are the longest, and one of two test processes builds the checkout they share."""
     import torch
 
+    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
     missing = pytest.mark.skip(reason="no CUDA device on this machine")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

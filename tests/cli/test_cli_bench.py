@@ -237,7 +237,7 @@ def config_of(method: str, variant: str = "base") -> dict[str, Any]:
     return copy.deepcopy(stage_of(PROJECT, "pretrain", f"runs/smoke/fashion-mnist/{method}/{variant}/seed0").config)
 
 
-CELLS = [(method, "base") for method in METHODS if config_of(method)["steps"]] + [("wcl", "multicrop")]
+CELLS = [(method, "base") for method in METHODS if method not in ("pca", "random")] + [("wcl", "multicrop")]
 
 
 @pytest.mark.parametrize(("method", "variant"), CELLS, ids=lambda part: part)

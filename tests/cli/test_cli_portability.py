@@ -182,7 +182,6 @@ def test_what_a_pin_is_for_is_counted_by_library() -> None:
 
 
 @pytest.mark.workflow
-@pytest.mark.repro
 def test_operations_of_every_library_and_a_typeset_table_are_the_same_on_other_processors(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,10 @@ from polygrain.config.stages import Stage
 
 REPOSITORY = Project(Path(__file__).resolve().parents[2])
 METHODS = sorted(path.stem for path in (REPOSITORY.params / "method").glob("*.yaml"))
+SHORT = "mncl"  # the one that `make test` takes along: a queue and a moving average come back with its state
 PARTS = 6  # of a step that the loop tells apart: rest, views, forward, backward, optimiser, rest
 
-pytestmark = [pytest.mark.workflow, pytest.mark.repro]
+pytestmark = pytest.mark.workflow
 
 
 def killed(world: World, stages: Sequence[Stage], expected: dict[str, str]) -> dict[str, str]:
@@ -68,7 +69,7 @@ def worlds(built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Wo
         world.forks.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.long] * (m != SHORT)) for m in METHODS])
 def test_a_run_is_the_same_bits_again_with_any_workers_and_after_any_kill(method, built, worlds):
     run = Run("smoke", "fashion-mnist", method, "base", 0)
     photos = [Run(f"smoke-workers{workers}", "photos", method, "base", 0) for workers in WORKERS]

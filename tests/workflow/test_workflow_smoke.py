@@ -77,7 +77,6 @@ def test_git_tracks_no_output(built):
     assert built.run("git", "status", "--porcelain").stdout == ""
 
 
-@pytest.mark.repro
 def test_one_core_gives_the_same_bytes_as_two(built, tmp_path):
     from conftest import make_checkout  # type: ignore[import-not-found]
 
