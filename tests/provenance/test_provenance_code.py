@@ -44,11 +44,12 @@ class A(dict, metaclass=M):
         async with self as (a, b), c: yield [i async for i in x if i]
         try: pass
         except* ValueError as e: raise E from e
+        with phase("rest: monitors"), self.watch.phase("views", 1): raise E(f"{a!r}: no {b}") from None
         match x:
             case {"a": 1, **r} | [1, *_] | A(x=None): pass
         print(x[1:2, ::3], x[*a], lambda *a, k=1: (y := 2), not a < b <= c)
 '''
-GOLDEN = "d1ce923e303e8e177837b58a6444b144e5dc8c5b296d41c2fccaa3bf871460c2"
+GOLDEN = "907c4eec488c65a397623f44825727e56b6a260501a822ad10ba11363f4cb264"
 
 BASE = 'import os\n\n\ndef f(x: int) -> float:\n    """Say."""\n    y = x * 2.0  # twice\n    return y\n'
 
@@ -115,6 +116,53 @@ def test_edits_without_meaning_keep_the_hash(text: str) -> None:
 def test_edits_with_meaning_change_the_hash(text: str) -> None:
     assert text != BASE
     assert tree_hash(text) != tree_hash(BASE)
+
+
+FAULT = """
+def f(x, watch):
+    with phase("rest"), watch.phase("views"):
+        if x < 0:
+            raise UserError(f"x: {x} is negative") from None
+        return g(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('f"x: {x} is negative"', '"give x a value of 0 or more", x, cause=g(x)'),
+        (" from None", ""),
+        (" from None", " from error"),
+        ('phase("rest")', 'phase("other: monitors")'),
+        ('watch.phase("views")', 'watch.phase("forward")'),
+    ],
+)
+def test_the_words_of_an_error_and_of_a_phase_do_not_count(old: str, new: str) -> None:
+    assert old in FAULT
+    assert tree_hash(FAULT.replace(old, new)) == tree_hash(FAULT)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("x < 0", "x <= 0"),
+        ("UserError(", "KeyError("),
+        ('raise UserError(f"x: {x} is negative") from None', "pass"),
+        ('raise UserError(f"x: {x} is negative") from None', "raise"),
+        ('raise UserError(f"x: {x} is negative") from None', 'return UserError(f"x: {x} is negative")'),
+        ('with phase("rest"), ', "with "),
+        ('phase("rest")', "phase(x)"),
+        ('phase("rest")', 'phase(f"{x}")'),
+        ('phase("rest")', "phase(1)"),
+        ('phase("rest")', 'phase("rest", x)'),
+        ('phase("rest")', 'face("rest")'),
+        ('watch.phase("views")', 'watch.other("views")'),
+        ("g(x)", 'g("rest")'),
+    ],
+)
+def test_that_and_what_is_raised_or_called_counts(old: str, new: str) -> None:
+    assert old in FAULT
+    assert tree_hash(FAULT.replace(old, new)) != tree_hash(FAULT)
 
 
 def test_every_small_difference_is_told_apart() -> None:

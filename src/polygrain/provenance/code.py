@@ -8,6 +8,11 @@ A module's hash is taken over our own walk of its syntax tree: node type names a
 constants with their type. Positions, comments and bare string statements (docstrings) are left out, so a
 better comment retrains nothing; annotations are code. Absent and empty fields are skipped and pieces of
 f-strings are joined, so that Python 3.11 to 3.14 agree on the hash of the same text.
+
+Two more things are left out, because no output depends on them. Of `raise Fault("text", ...) from cause` the hash
+keeps that something is raised and of which class, because a handler may ask for the class; the arguments and the cause
+are words for a person. Of a call of `phase` (`polygrain.nn.phases`) the hash drops the label when it is a literal
+text: times are booked under it, and times are no output.
 """
 
 import ast
@@ -146,13 +151,24 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
     """Yield the fields that carry meaning, sorted by name; absent and empty ones are left out."""
     skipped = _SKIPPED_FIELDS | ({"body"} if _is_type_checking(node) else set())
+    worded = _without_words(node)
     for name in sorted(set(node._fields) - skipped):
-        value = getattr(node, name, None)
+        value = worded[name] if name in worded else getattr(node, name, None)
         if isinstance(value, list):
             value = _join_texts(value) if isinstance(node, ast.JoinedStr) else _without_bare_texts(value)
         if value is None or value == [] or _is_empty_text(value):
             continue
         yield name, value
+
+
+def _without_words(node: ast.AST) -> dict[str, Any]:
+    """The fields of a node that hold words for people -> what the hash takes in their place."""
+    if isinstance(node, ast.Raise):
+        return {"exc": node.exc.func if isinstance(node.exc, ast.Call) else node.exc, "cause": None}
+    if isinstance(node, ast.Call) and node.args and _is_text(node.args[0]):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+        return {"args": node.args[1:]} if name == "phase" else {}
+    return {}
 
 
 def _is_type_checking(node: ast.AST) -> bool:
