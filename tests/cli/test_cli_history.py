@@ -131,7 +131,8 @@ def test_a_printed_label_of_two_groups_needs_its_group(tmp_path: Path) -> None:
     [
         ("runs/cpu/toy/simclr/base/seed0/code/pretrain.json", ("src",)),
         ("reports/code/table1/table1.json", ("src",)),
-        ("runs/environment.json", ("requirements.lock", "src/polygrain/provenance")),
+        ("runs/cpu/toy/simclr/base/seed0/environment/pretrain.json", ("requirements.lock", "src")),
+        ("runs/environment.json", ("requirements.lock", "src")),
         ("runs/cpu/toy/simclr/base/seed0/config/evaluate.yaml", ("params", "src/polygrain/config")),
         ("reports/config/table1/table1.yaml", ("params", "requirements.lock", "src")),
         ("runs/cpu/toy/simclr/base/seed0/checkpoint.safetensors", ()),

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from polygrain.provenance.environment import NUMBERS, check_installed, environment
+from polygrain.provenance.code import modules_of
+from polygrain.provenance.environment import PACKAGES, check_installed, environment, packages_of
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
 
+SOURCE = Path(__file__).parents[2] / "src"
+NUMBERS = ("numpy", "pillow", "safetensors", "timm", "torch", "torchvision")
 LOCK = """\
 numpy==2.4.6 \\
     --hash=sha256:00
@@ -40,9 +43,58 @@ def test_reads_versions_and_pins(tmp_path: Path) -> None:
 
 
 def test_reads_the_lock_of_this_project() -> None:
-    packages = environment(Path(__file__).parents[2] / "requirements.lock")["packages"]
-    assert {"torch", "numpy", "typst", "matplotlib"} <= set(packages)
-    assert not [name for name in packages if name.startswith("nvidia")]
+    assert set(environment(SOURCE.parent / "requirements.lock", PACKAGES)["packages"]) == set(PACKAGES)
+
+
+def test_a_lock_that_changed_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(LOCK)
+    environment(tmp_path / "lock", ["numpy"])
+    (tmp_path / "lock").write_text(LOCK.replace("numpy==2.4.6", "numpy==2.4.60"))
+    assert environment(tmp_path / "lock", ["numpy"])["packages"] == {"numpy": "2.4.60"}
+
+
+MODULES = {
+    "": "",
+    "/a": "import os, PIL.Image, numpylike\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import timm\n",
+    "/b": "from polygrain import a\ndef f():\n    from torch.nn import functional\n",
+    "/c": "import seaborn.objects as so\nfrom . import numpy\n",
+    "/numpy": "import yaml, tqdm\n",
+    "/d": "from sklearn.cluster import KMeans\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "packages"),
+    [
+        ("a", ["pillow"]),
+        ("b", ["pillow", "torch"]),
+        ("c", ["fonttools", "matplotlib", "pandas", "seaborn"]),
+        ("d", ["scikit-learn", "scipy"]),
+        ("numpy", []),
+    ],
+)
+def test_the_packages_are_those_that_the_closure_imports(tmp_path: Path, entry: str, packages: list[str]) -> None:
+    for name, text in MODULES.items():
+        path = tmp_path / f"polygrain{name or '/__init__'}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert packages_of(modules_of([f"polygrain.{entry}"], tmp_path).values()) == packages
+
+
+@pytest.mark.parametrize(
+    ("entries", "packages"),
+    [
+        (["train.run", "methods.mugs", "backbones.timm"], {"numpy", "safetensors", "timm", "torch"}),
+        (["train.run", "methods.simclr", "backbones.resnet"], {"numpy", "safetensors", "torch"}),
+        (["evaluate.features", "backbones.torchvision"], {"numpy", "safetensors", "torch", "torchvision"}),
+        (["evaluate.run", "evaluate.knn"], {"numpy", "safetensors", "torch"}),
+        (["report.build"], {"numpy", "typst"}),
+        (["report.ledger"], {"typst"}),
+    ],
+)
+def test_a_stage_depends_on_no_package_that_it_does_not_use(entries: list[str], packages: set[str]) -> None:
+    modules = modules_of([f"polygrain.{name}" for name in entries], SOURCE)
+    assert set(packages_of(modules.values())) - {"pillow"} == packages
 
 
 def test_a_missing_package_or_lock_is_named(tmp_path: Path) -> None:
@@ -50,7 +102,7 @@ def test_a_missing_package_or_lock_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lock: pins no version of timm;"):
         environment(tmp_path / "lock", NUMBERS)
     with pytest.raises(UserError, match="nowhere: not found"):
-        environment(tmp_path / "nowhere")
+        environment(tmp_path / "nowhere", NUMBERS)
 
 
 def test_installed_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

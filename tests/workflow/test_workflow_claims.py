@@ -83,7 +83,7 @@ def test_a_result_edited_by_hand_is_noticed(recorded):
             "CHANGED = 1\nMETHOD = SimCLR",
             "code/pretrain.json changed",
         ),
-        ("requirements.lock", "torch==", "torch==9.", "environment.json changed"),
+        ("requirements.lock", "torch==", "torch==9.", "environment/pretrain.json changed"),
     ],
 )
 def test_a_change_since_the_record_is_told_without_training(recorded, file, old, new, words):

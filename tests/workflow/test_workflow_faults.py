@@ -4,7 +4,6 @@ Kills between any two final names of a stage are in test_workflow_same_bits.py.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -43,7 +42,6 @@ def tables(built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     scale = Path("runs/smoke")
     (world.project.root / scale).mkdir(parents=True)
     (world.project.root / scale / "fashion-mnist").symlink_to(built.root / scale / "fashion-mnist")
-    shutil.copy2(built.root / "runs/environment.json", world.project.root / "runs")
     yield world
     world.forks.close()
 

@@ -30,8 +30,8 @@ def sources_of(path: str) -> tuple[str, ...]:
     file = PurePosixPath(path)
     if path == SHAPE:
         return ("params", "src")
-    if file.name == "environment.json":
-        return ("requirements.lock", "src/polygrain/provenance")
+    if "environment" in file.with_suffix("").parts:
+        return ("requirements.lock", "src")
     if "code" in file.parts[:-1] and file.suffix == ".json":
         return ("src",)
     if "config" in file.parts[:-1] and file.suffix == ".yaml":
@@ -45,9 +45,9 @@ def sources_of(path: str) -> tuple[str, ...]:
 def entries_of(stage: Recorded, path: str) -> Sequence[str]:
     """The modules whose import closure decides such a file, as far as the recorded configuration tells."""
     file = PurePosixPath(path)
-    if file.name == "environment.json":
+    if file.name == "environment.json":  # one for all runs, before each stage had its own
         return ("polygrain.provenance.environment",)
-    if "code" not in file.parts[:-1]:
+    if not {"code", "environment"} & set(file.parts[:-1]):
         return ()
     if file.parts[0] == "reports":
         return ("polygrain.report.ledger" if file.stem == "ledger" else "polygrain.report.build",)

@@ -1,39 +1,43 @@
 """The files that decide staleness, written when the job graph is built and only when their bytes change.
 
 A rule that wrote them would make everything below it run again; and Snakemake's own code and parameter triggers miss
-edits of restored files. So each stage has its resolved configuration, its code hashes and the environment as ordinary
+edits of restored files. So each stage has its resolved configuration, its code hashes and its environment as ordinary
 input files.
 """
 
 import fcntl
 import os
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from polygrain.config.project import Project
-from polygrain.config.stages import VERBS, Stage
-from polygrain.provenance.code import code_hashes
-from polygrain.provenance.environment import NUMBERS, PACKAGES, environment
+from polygrain.config.stages import Stage
+from polygrain.provenance.code import modules_of
+from polygrain.provenance.environment import environment, packages_of
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, write_text
 
 _written: set[Path] = set()
 
 
-@cache
-def _environment(lock: Path, packages: tuple[str, ...]) -> str:
-    return canonical_json(environment(lock, packages))
+def code_of(project: Project, stage: Stage) -> dict[str, str]:
+    """Module -> hash for the import closure of a stage."""
+    return {name: module.sha256 for name, module in modules_of(stage.entries, project.source).items()}
+
+
+def environment_of(project: Project, stage: Stage) -> dict[str, Any]:
+    """The pins, and the locked versions of the packages that the import closure of a stage imports."""
+    return environment(project.lock, packages_of(modules_of(stage.entries, project.source).values()))
 
 
 def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
     """What the staleness files of a stage must contain: path -> text."""
-    hashes = code_hashes(stage.entries, project.source)
     return {
         stage.config_path: yaml.safe_dump(stage.config, sort_keys=True, allow_unicode=True, width=120),
-        stage.code_path: canonical_json(hashes),
-        stage.environment_path: _environment(project.lock, NUMBERS if stage.verb in VERBS else PACKAGES),
+        stage.code_path: canonical_json(code_of(project, stage)),
+        stage.environment_path: canonical_json(environment_of(project, stage)),
     }
 
 

@@ -69,8 +69,8 @@ class Stage:
 
     @property
     def environment_path(self) -> Path:
-        """The versions and pins that decide the outputs: a new typesetter makes no training stale."""
-        return Path("runs" if self.verb in VERBS else "reports", "environment.json")
+        """The pins and the versions of what the code imports: a new typesetter makes no training stale."""
+        return self._input("environment", "json")
 
     @property
     def sidecar(self) -> Path:

@@ -12,13 +12,12 @@ from typing import Any
 from polygrain.config import ledger
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config
+from polygrain.config.inputs import code_of, environment_of
 from polygrain.config.project import Project
 from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
 from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
 from polygrain.config.yamlfile import read_mapping
-from polygrain.provenance.code import code_hashes
-from polygrain.provenance.environment import NUMBERS, environment
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes
 
@@ -192,6 +191,6 @@ def _hashes(project: Project, run: Run) -> dict[str, str]:
     stages = run_stages(project, run)
     return {
         "config": sha256_bytes(canonical_json([stage.config for stage in stages]).encode()),
-        "code": sha256_bytes(canonical_json([code_hashes(stage.entries, project.source) for stage in stages]).encode()),
-        "environment": sha256_bytes(canonical_json(environment(project.lock, NUMBERS)).encode()),
+        "code": sha256_bytes(canonical_json([code_of(project, stage) for stage in stages]).encode()),
+        "environment": sha256_bytes(canonical_json([environment_of(project, stage) for stage in stages]).encode()),
     }

@@ -32,14 +32,24 @@ _SKIPPED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 @dataclass(frozen=True)
 class Module:
-    """One parsed module: its hash and the imports in it, as (base module, names taken from it)."""
+    """One parsed module: its hash, its imports of this package as (base module, names taken from it), and others."""
 
     sha256: str
     imports: tuple[tuple[str, tuple[str, ...]], ...]
+    others: frozenset[str]
+    """First words of the other modules that it imports, such as `torch`; Python's own are among them."""
 
 
 def code_hashes(entries: Sequence[str], source: Path) -> dict[str, str]:
     """Map each module in the import closure of `entries` to the SHA-256 of its canonical syntax tree.
+
+    Arguments, order and errors are those of `modules_of`.
+    """
+    return {name: module.sha256 for name, module in modules_of(entries, source).items()}
+
+
+def modules_of(entries: Sequence[str], source: Path) -> dict[str, Module]:
+    """The modules in the import closure of `entries`, by name.
 
     `entries` are dotted names, such as `polygrain.train.loop`; `source` is the folder that holds the package
     (`src`). The names are sorted; the package `__init__` files on the way are included. Raises UserError for
@@ -53,7 +63,7 @@ def code_hashes(entries: Sequence[str], source: Path) -> dict[str, str]:
         status = path.stat()
         return _parse_file(name, path, status.st_mtime_ns, status.st_size)
 
-    return {name: module.sha256 for name, module in closure(entries, find, source).items()}
+    return closure(entries, find, source)
 
 
 def closure(entries: Sequence[str], find: Callable[[str], Module | None], source: Path) -> dict[str, Module]:
@@ -109,7 +119,9 @@ def parse(name: str, path: Path, text: bytes) -> Module:
         line = getattr(error, "lineno", None) or 1
         raise UserError(f"{path}:{line}: not valid Python ({error}); correct it") from error
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return Module(node_hash(tree), tuple(_imports(tree, package)))
+    imports = list(_imports(tree, package))
+    ours = tuple((base, names) for base, names in imports if base.split(".")[0] == PACKAGE)
+    return Module(node_hash(tree), ours, frozenset(base.split(".")[0] for base, _ in imports) - {PACKAGE})
 
 
 @cache
@@ -119,16 +131,13 @@ def _parse_file(name: str, path: Path, mtime_ns: int, size: int) -> Module:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the imports of modules of this package that can run."""
+    """Yield the imports that can run, as absolute base module and the names taken from it."""
     for node in _walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split(".")[0] == PACKAGE:
-                    yield alias.name, ()
+                yield alias.name, ()
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, package)
-            if base.split(".")[0] == PACKAGE:
-                yield base, tuple(alias.name for alias in node.names)
+            yield _absolute(node, package), tuple(alias.name for alias in node.names)
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:

@@ -1,47 +1,74 @@
-"""The versions and settings that can change a printed number, as read from the lock file.
+"""The versions and settings that can change a stage's output, as read from the lock file.
 
-Read from `requirements.lock` and not from the interpreter, so that every machine writes the same bytes.
-Left out on purpose: the CUDA libraries, because torch's own release fixes each of them; and what only
+A stage's packages are those that the modules in its import closure import, as far as they can change a number or a
+page. Their versions are read from `requirements.lock` and not from the interpreter, so that every machine writes the
+same bytes. Left out on purpose: the CUDA libraries, because torch's own release fixes each of them; and what only
 moves files or parses texts.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from polygrain.provenance.code import Module
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
 
-# What training, features and evaluation compute with.
-NUMBERS = ("numpy", "pillow", "safetensors", "timm", "torch", "torchvision")
-# What turns results into tables and figures.
-REPORT = ("fonttools", "matplotlib", "pandas", "seaborn", "typst")
-PACKAGES = NUMBERS + REPORT
+# An imported module -> the packages whose versions count then: its own, and those that it computes or draws with.
+COUNTED = {
+    "PIL": ("pillow",),
+    "fontTools": ("fonttools",),
+    "matplotlib": ("matplotlib", "fonttools"),
+    "numpy": ("numpy",),
+    "pandas": ("pandas",),
+    "safetensors": ("safetensors",),
+    "scipy": ("scipy",),
+    "seaborn": ("seaborn", "matplotlib", "fonttools", "pandas"),
+    "sklearn": ("scikit-learn", "scipy"),
+    "timm": ("timm",),
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "typst": ("typst",),
+}
+PACKAGES = tuple(sorted({package for packages in COUNTED.values() for package in packages}))
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
 _ALTERNATIVE = " or "
 
 
-def environment(lock: Path, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Return `{"format": 1, "packages": {name: version}, "pins": PINS}` for the packages that touch numbers.
+def packages_of(modules: Iterable[Module]) -> list[str]:
+    """The packages whose versions decide what these modules compute or draw: what they import, as far as it counts."""
+    imported = {name for module in modules for name in module.others}
+    return sorted({package for name, packages in COUNTED.items() if name in imported for package in packages})
+
+
+def environment(lock: Path, packages: Sequence[str]) -> dict[str, Any]:
+    """Return `{"format": 1, "packages": {name: version}, "pins": PINS}`, the packages sorted.
 
     A package that the lock pins to several versions (one per Python) lists them all, joined by " or ".
     Raises UserError when the lock is missing or does not pin one of `packages`.
     """
     try:
-        text = lock.read_text()
+        status = lock.stat()
     except FileNotFoundError:
         raise UserError(f"{lock}: not found; restore it with `git checkout {lock.name}`") from None
-    locked: dict[str, set[str]] = {}
-    for name, version in _REQUIREMENT.findall(text):
-        locked.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    locked = _locked(lock, status.st_mtime_ns, status.st_size)
     missing = [name for name in packages if name not in locked]
     if missing:
         raise UserError(f"{lock}: pins no version of {', '.join(missing)}; compile the lock again")
-    versions = {name: _ALTERNATIVE.join(sorted(locked[name])) for name in sorted(packages)}
-    return {"format": 1, "packages": versions, "pins": dict(PINS)}
+    return {"format": 1, "packages": {name: locked[name] for name in sorted(packages)}, "pins": dict(PINS)}
+
+
+@cache
+def _locked(lock: Path, mtime_ns: int, size: int) -> dict[str, str]:
+    """Every package's version; read once per process and state of the file, which the last two arguments stand for."""
+    versions: dict[str, set[str]] = {}
+    for name, version in _REQUIREMENT.findall(lock.read_text()):
+        versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    return {name: _ALTERNATIVE.join(sorted(found)) for name, found in versions.items()}
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:

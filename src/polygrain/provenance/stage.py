@@ -63,8 +63,8 @@ class Stage:
 
     @property
     def environment_path(self) -> Path:
-        """The versions and pins that decide the outputs: a new typesetter makes no training stale."""
-        return Path("reports" if self.verb == "table" else "runs", "environment.json")
+        """The pins and the versions of what the code imports: a new typesetter makes no training stale."""
+        return self._decisive("environment", "json")
 
     def _decisive(self, kind: str, suffix: str) -> Path:
         """Where a file that decides staleness goes.
