@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
+from polygrain.backbones.contract import from_map
 from polygrain.backbones.droppath import set_drop_path_key
 from polygrain.backbones.load import load_backbone
 from polygrain.data import shards
 from polygrain.data.encoded import open_encoded
 from polygrain.data.packed import open_packed
-from polygrain.evaluate.features import as_channels, extract, features_of
+from polygrain.evaluate.features import extract, features_of
+from polygrain.evaluate.given import Encoder, as_channels
 from polygrain.evaluate.store import Features
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file
@@ -228,11 +229,11 @@ def test_every_batch_has_one_size(data: dict[str, Path]) -> None:
     class Recorder(torch.nn.Module):
         def forward(self, x: Tensor) -> Any:
             shapes.add(tuple(x.shape))
-            return SimpleNamespace(pooled=x.flatten(1)[:, :3])
+            return from_map(x)
 
     shapes: set[tuple[int, ...]] = set()
     grey = open_packed(data["grey"])
-    features_of(Recorder(), "grey", grey, grey.mean, grey.std, **config()["features"])
+    features_of(Encoder(Recorder(), {"grey": grey}, (grey.mean, grey.std), **config()["features"]), "grey")
     assert shapes == {(32, 1, 16, 16)}  # 100, 21 and 30 rows: none is a multiple of 32
 
 

@@ -1,0 +1,245 @@
+"""What a protocol is given that runs images through the network: the run's encoder, the data sets, the plain view.
+
+The encoder sees a transfer image as pre-training would have shown it: resized to the same square, with the
+statistics that pre-training used, and with its number of channels (a grey image is repeated; a colour image
+becomes its luminance, ITU-R 601).
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from polygrain.backbones.contract import Encoded, split
+from polygrain.backbones.load import load_backbone
+from polygrain.config.signature import check_values, keywords
+from polygrain.data.encoded import Encoded as EncodedImages
+from polygrain.data.encoded import open_data, statistics
+from polygrain.data.packed import DataSet, Packed
+from polygrain.evaluate.store import ALL, Integers
+from polygrain.provenance.errors import UserError
+from polygrain.train.loader import Cut, Job, Loader
+from polygrain.views.apply import plain_view
+
+METADATA = "polygrain"
+_NAMED = 4  # tensors that an error message names before it counts
+_LUMINANCE = (299, 587, 114)  # thousandths of red, green, blue
+
+
+class Encoder:
+    """A frozen backbone in evaluation mode, the data sets that it is judged on, and how it is shown their images.
+
+    `network` and `datasets` (name -> packed data set) are there to be used; `finetunable` gives a network to train.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        datasets: Mapping[str, DataSet],
+        statistics: tuple[Sequence[float], Sequence[float]],
+        device: str = "cpu",
+        *,
+        size: int,
+        resize: int | None,
+        batch: int,
+        workers: int,
+        train: int | None,
+        validation: int | None,
+        test: int | None,
+    ) -> None:
+        """Hold what is given.
+
+        statistics: mean and std per channel of the encoder, which every image is normalised by. size: side of the
+        square view, px. resize: for encoded images, the shorter side before the centre is cut out; null, and all other
+        images: the whole image becomes the square. batch: images of a forward pass. workers: processes that decode
+        encoded images. train, validation, test: rows to take from the front of each split, null for all; a split with
+        fewer gives what it has. Raises UserError on values that make no sense.
+        """
+        limits = {"train": train, "validation": validation, "test": test}
+        if min(size, batch, *(limit for limit in limits.values() if limit is not None)) < 1:
+            raise UserError(
+                f"features: size ({size}), batch ({batch}) and the limits ({limits}) must be positive or null"
+            )
+        if resize is not None and resize < size:
+            raise UserError(f"features: resize ({resize}) must be at least size ({size}), or null")
+        self.network, self.datasets, self.device, self.limits = network.to(device), datasets, device, limits
+        self.size, self.resize, self.batch, self.workers = size, resize, batch, workers
+        self.mean, self.std = statistics
+
+    def positions(self, name: str, part: str, subset: str = ALL) -> Integers:
+        """Positions of a split's images within its limit, int64 [n], class-balanced in every prefix.
+
+        subset: of the train split, the images whose labels may be used. Raises UserError when there is none such.
+        """
+        rows = np.asarray(self.datasets[name].split(part)[: self.limits[part]], dtype=np.int64)
+        if subset == ALL:
+            return rows
+        known = self.label_subsets(name)
+        if subset not in known:
+            raise UserError(
+                f"{name}: no label subset '{subset}' within its {len(rows)} train rows; there are"
+                f" {', '.join([ALL, *known])}"
+            )
+        return rows[: known[subset]]
+
+    def labels(self, name: str, positions: Integers) -> Integers:
+        """Labels of images, int64 [n] in 0..classes-1."""
+        return np.asarray(self.datasets[name].labels[positions], dtype=np.int64)
+
+    def classes(self, name: str) -> int:
+        """Number of classes of a data set."""
+        return len(self.datasets[name].manifest["classes"])
+
+    def label_subsets(self, name: str) -> dict[str, int]:
+        """Name -> number of train rows, of those that fit in the limit of the train split."""
+        rows, subsets = len(self.positions(name, "train")), self.datasets[name].manifest["label_subsets"]
+        return {key: int(size) for key, size in subsets.items() if key != ALL and 0 < size <= rows}
+
+    def views(self, name: str, positions: Integers) -> Iterator[Tensor]:
+        """Images as the encoder is shown them, float32 [B, C, size, size]; the last batch may be shorter."""
+        for images in self._images(name, positions):
+            yield plain_view(images.to(self.device), self.size, self.mean, self.std)
+
+    @torch.no_grad()
+    def encoded(self, name: str, positions: Integers) -> Iterator[Encoded]:
+        """Frozen tokens, maps and pooled features of images, batch by batch.
+
+        Every forward pass has one size, the last batch being filled up with copies. So what an image gives depends on
+        itself and its place among `positions`, never on its neighbours or on how many rows follow.
+        """
+        for images in self._images(name, positions):
+            filled = torch.cat([images, images[-1:].expand(self.batch - len(images), *images.shape[1:])])
+            whole = self.network(plain_view(filled.to(self.device), self.size, self.mean, self.std))
+            yield whole if len(images) == self.batch else split(whole, [len(images), self.batch - len(images)])[0]
+
+    def finetunable(self) -> nn.Module:
+        """A copy of the network whose weights may be trained, in training mode."""
+        return copy.deepcopy(self.network).requires_grad_(True).train()
+
+    def _images(self, name: str, positions: Integers) -> Iterator[Tensor]:
+        parts = [positions[start : start + self.batch] for start in range(0, len(positions), self.batch)]
+        found = images_of(self.datasets[name], parts, self.size, self.resize, self.workers)
+        for images in _progress(found, len(parts), name):
+            yield as_channels(images, len(self.mean))
+
+
+def encoder_of(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
+    """Load a checkpoint's encoder and open the data sets that it is judged on.
+
+    config: `backbone` (its name and values), `datasets`, `pretrained` (the data set of pre-training; by default the
+    first of `datasets`), `statistics` (mean and std per channel, null for that data set's own) and `features` (the
+    keyword values of `Encoder`). data: name -> packed folder. Raises UserError on a damaged checkpoint, one that does
+    not fit the backbone, a damaged data set and an unknown key.
+    """
+    check_values("features", config["features"], keywords(__name__, "Encoder"))
+    opened = {name: open_data(root) for name, root in data.items()}
+    own = opened[config.get("pretrained", config["datasets"][0])]
+    mean, std = statistics(own, config["statistics"])
+    network = load_encoder(config["backbone"], checkpoint, channels=len(mean))
+    judged = {name: opened[name] for name in config["datasets"]}
+    return Encoder(network, judged, (mean, std), device, **config["features"])
+
+
+def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int) -> nn.Module:
+    """Build the backbone in evaluation mode and fill it, strictly, from the checkpoint's evaluated part.
+
+    Raises UserError when the checkpoint is missing or damaged, or when its tensors are not exactly the
+    backbone's.
+    """
+    encoder: nn.Module = load_backbone(**backbone, channels=channels)
+    tensors = read_encoder(checkpoint)
+    misfit = _misfit(encoder.state_dict(), tensors)
+    if misfit:
+        raise UserError(
+            f"{checkpoint}: does not fit backbone {backbone['name']} ({misfit});"
+            " it was made with other values: pretrain again, or restore them"
+        )
+    encoder.load_state_dict(tensors, strict=True)
+    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    layout = torch.channels_last if convolutional else torch.contiguous_format
+    return encoder.to(memory_format=layout).eval().requires_grad_(False)
+
+
+def _misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Say which tensors are missing, unexpected or of another shape; empty when all fit."""
+    shared = expected.keys() & given.keys()
+    faults = {
+        "missing": expected.keys() - given.keys(),
+        "unexpected": given.keys() - expected.keys(),
+        "of another shape": {key for key in shared if expected[key].shape != given[key].shape},
+    }
+    return "; ".join(f"{fault}: {_listed(sorted(keys))}" for fault, keys in faults.items() if keys)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    rest = len(keys) - _NAMED
+    return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
+    """Read the tensors under the checkpoint's encoder prefix, without it. Raises UserError on a damaged file."""
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[METADATA])
+            prefix, names = str(about["encoder"]), list(file.keys())
+            tensors = {key.removeprefix(prefix): file.get_tensor(key) for key in names if key.startswith(prefix)}
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint}: not found; pretrain the run first") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        fault = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint}: not a whole checkpoint ({fault}); delete it and pretrain again, or restore it"
+        ) from None
+    if about.get("format") != 1:
+        raise UserError(f"{checkpoint}: checkpoint format {about.get('format')}, this version reads 1; pretrain again")
+    if not tensors:
+        raise UserError(f"{checkpoint}: no tensor under its encoder prefix '{prefix}'; pretrain again")
+    return tensors
+
+
+def _progress(batches: Iterable[Tensor], count: int, what: str) -> "tqdm[Tensor]":
+    """Show batches per second; seldom when nobody watches."""
+    pause = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(batches, desc=what, total=count, unit="batch", leave=False, mininterval=pause)
+
+
+def images_of(
+    data: DataSet, parts: Sequence[np.ndarray], size: int, resize: int | None, workers: int
+) -> Iterator[Tensor]:
+    """Yield the images at each part's positions, uint8 [B, C, H, W].
+
+    As they are stored, or, of encoded ones, the evaluation view [B, 3, size, size].
+    """
+    if isinstance(data, EncodedImages):
+        jobs = (Job(part, (Cut(size, resize=resize),)) for part in parts)
+        for (views,) in Loader(data, workers, max(map(len, parts), default=1)).stream(jobs):
+            yield views
+    else:
+        assert isinstance(data, Packed)
+        for part in parts:
+            yield torch.from_numpy(np.array(data.images[part]))
+
+
+def as_channels(images: Tensor, channels: int) -> Tensor:
+    """Bring uint8 images [B, C, H, W] to another number of channels.
+
+    Grey is repeated, colour becomes its rounded luminance. Raises UserError for any other pair of counts.
+    """
+    given = images.shape[1]
+    if given == channels:
+        return images
+    if given == 1:
+        return images.expand(-1, channels, -1, -1).contiguous()
+    if (given, channels) == (3, 1):
+        weights = torch.tensor(_LUMINANCE, dtype=torch.int32).view(1, 3, 1, 1)
+        thousandths = (images.to(torch.int32) * weights).sum(dim=1, keepdim=True, dtype=torch.int32)
+        return ((thousandths + 500) // 1000).to(torch.uint8)
+    raise UserError(f"images with {given} channels cannot be shown to an encoder of {channels}; drop this transfer set")
