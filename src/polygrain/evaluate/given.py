@@ -103,32 +103,35 @@ class Encoder:
         rows, subsets = len(self.positions(name, "train")), self.datasets[name].manifest["label_subsets"]
         return {key: int(size) for key, size in subsets.items() if key != ALL and 0 < size <= rows}
 
-    def views(self, name: str, positions: Integers) -> Iterator[Tensor]:
-        """Images as the encoder is shown them, float32 [B, C, size, size]; the last batch may be shorter."""
-        for images in self._images(name, positions):
-            yield plain_view(images.to(self.device), self.size, self.mean, self.std)
+    def views(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
+        """Images as the encoder is shown them, batch by batch: their positions [B] and float32 [B, C, size, size].
+
+        They come in the order given; the last batch may be shorter.
+        """
+        for rows, images in self._images(name, positions):
+            yield rows, plain_view(images.to(self.device), self.size, self.mean, self.std)
 
     @torch.no_grad()
-    def encoded(self, name: str, positions: Integers) -> Iterator[Encoded]:
-        """Frozen tokens, maps and pooled features of images, batch by batch.
+    def encoded(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Encoded]]:
+        """Frozen tokens, maps and pooled features of images, batch by batch, with their positions [B].
 
         Every forward pass has one size, the last batch being filled up with copies. So what an image gives depends on
         itself and its place among `positions`, never on its neighbours or on how many rows follow.
         """
-        for images in self._images(name, positions):
+        for rows, images in self._images(name, positions):
             filled = torch.cat([images, images[-1:].expand(self.batch - len(images), *images.shape[1:])])
             whole = self.network(plain_view(filled.to(self.device), self.size, self.mean, self.std))
-            yield whole if len(images) == self.batch else split(whole, [len(images), self.batch - len(images)])[0]
+            yield rows, split(whole, [len(images), self.batch - len(images)])[0]
 
     def finetunable(self) -> nn.Module:
         """A copy of the network whose weights may be trained, in training mode."""
         return copy.deepcopy(self.network).requires_grad_(True).train()
 
-    def _images(self, name: str, positions: Integers) -> Iterator[Tensor]:
+    def _images(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
         parts = [positions[start : start + self.batch] for start in range(0, len(positions), self.batch)]
         found = images_of(self.datasets[name], parts, self.size, self.resize, self.workers)
-        for images in _progress(found, len(parts), name):
-            yield as_channels(images, len(self.mean))
+        for rows, images in zip(parts, _progress(found, len(parts), name), strict=True):
+            yield rows, as_channels(images, len(self.mean))
 
 
 def encoder_of(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
