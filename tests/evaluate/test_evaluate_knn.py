@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import yaml
 
 from polygrain.evaluate import knn
 from polygrain.evaluate.store import Features
+from polygrain.nn.neighbours import topk_cosine
 from polygrain.provenance.errors import UserError
 
 BIG = 1 << 26
@@ -28,8 +31,9 @@ def oracle(queries, bank, labels, k, temperature, classes):
 
 
 def run(queries, bank, labels, choices, *, classes, temperature=0.07, byte_budget=BIG):
-    arguments = [torch.as_tensor(part) for part in (queries, bank, labels)]
-    return knn.predict(*arguments, choices, classes=classes, temperature=temperature, byte_budget=byte_budget).numpy()
+    return knn.predict(
+        queries, bank, labels, choices, classes=classes, temperature=temperature, byte_budget=byte_budget
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
@@ -70,6 +74,24 @@ def test_a_row_depends_on_nothing_but_itself(features) -> None:
         np.testing.assert_array_equal(run(queries, bank, labels, [5, 50], classes=5, byte_budget=budget), whole)
     np.testing.assert_array_equal(run(queries[::-1].copy(), bank, labels, [5, 50], classes=5), whole[::-1])
     np.testing.assert_array_equal(run(queries[3:4], bank, labels, [5, 50], classes=5), whole[3:4])
+
+
+def test_neighbours_are_those_that_methods_find(features) -> None:
+    """The same in numpy and in torch, with rows that occur twice and one of zeros."""
+    data = features().datasets["toy"]
+    bank = np.concatenate([data.train.features, data.train.features[:50], np.zeros_like(data.train.features[:1])])
+    for k in (1, 7, 51, len(bank)):
+        products = knn._on_grid(data.test.features) @ knn._on_grid(bank).T
+        similarities, places = knn._nearest(products, k)
+        expected = topk_cosine(torch.from_numpy(data.test.features), torch.from_numpy(bank), k, byte_budget=BIG)
+        np.testing.assert_array_equal(similarities, expected[0].numpy())
+        np.testing.assert_array_equal(places, expected[1].numpy())
+
+
+def test_it_starts_without_torch() -> None:
+    code = "import sys, polygrain.evaluate.run, polygrain.evaluate.knn; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_length_of_features_does_not_matter(features) -> None:

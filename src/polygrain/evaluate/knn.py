@@ -5,26 +5,29 @@ exp(cos_j / temperature) (Wu et al. 2018; the protocol of Mugs, and of the small
 methods). k is selected on the validation split and reported once on test.
 
 Ties have one outcome: equal similarities are taken in train order, equal votes go to the smaller class, equal
-validation accuracies to the smaller k.
+validation accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`, which does the same in
+torch for methods: rows are rounded to whole multiples of 2^-26, so every sum of products fits a float64. Here numpy
+does it, because a process that imports torch starts later by more than the whole protocol takes on small data.
 
-Legend: Q queries, N train rows, D width, K neighbours, C classes.
+Legend: Q queries, N train rows, D width, K neighbours, C classes, R rows of a block.
 """
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
+import numpy as np
+import numpy.typing as npt
 
 from polygrain.evaluate.result import Number, Result, classified
-from polygrain.evaluate.store import Features, FeatureSet, Split
-from polygrain.nn.neighbours import topk_cosine
+from polygrain.evaluate.store import Features, FeatureSet, Floats, Integers, Split
 from polygrain.provenance.errors import UserError
 
+_GRID = 2.0**26
 # Votes are whole multiples of 2^-40 of the nearest neighbour's. Sums of fewer than 2^13 of them are exact in
-# float64, hence the same in any order and on any kernel.
+# float64, hence the same in any order.
 _NEAREST_VOTE = 2.0**40
 _MOST_NEIGHBOURS = 2**13 - 1
+
+Doubles = npt.NDArray[np.float64]
 
 
 def evaluate(features: Features, *, k: list[int], temperature: float, byte_budget: int) -> Result:
@@ -46,7 +49,7 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
             )
         best, accuracy = _select(dataset, sorted(set(k)), temperature, byte_budget)
         predicted_Q = _classify(dataset, dataset.test, [best], temperature, byte_budget)[:, 0]
-        numbers, examples[name] = classified(name, predicted_Q.numpy(), dataset.test.labels, dataset.test.indices)
+        numbers, examples[name] = classified(name, predicted_Q, dataset.test.labels, dataset.test.indices)
         values |= numbers
         selected[name] = {"k": best, "validation_top1": accuracy}
     return Result(values, selected, examples, features.note())
@@ -54,17 +57,16 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
 
 def _select(dataset: FeatureSet, choices: list[int], temperature: float, byte_budget: int) -> tuple[int, float]:
     """Return the k that is right most often on validation (the smaller of equals), and how often."""
-    labels_Q = torch.from_numpy(dataset.validation.labels)
     predicted_QK = _classify(dataset, dataset.validation, choices, temperature, byte_budget)
-    right = [int((column_Q == labels_Q).sum()) for column_Q in predicted_QK.unbind(1)]
-    return choices[right.index(max(right))], max(right) / len(labels_Q)
+    right = (predicted_QK == dataset.validation.labels[:, None]).sum(axis=0).tolist()
+    return choices[right.index(max(right))], max(right) / len(predicted_QK)
 
 
-def _classify(dataset: FeatureSet, split: Split, choices: list[int], temperature: float, byte_budget: int) -> Tensor:
+def _classify(dataset: FeatureSet, split: Split, choices: list[int], temperature: float, byte_budget: int) -> Integers:
     return predict(
-        torch.from_numpy(split.features),
-        torch.from_numpy(dataset.train.features),
-        torch.from_numpy(dataset.train.labels),
+        split.features,
+        dataset.train.features,
+        dataset.train.labels,
         choices,
         classes=dataset.classes,
         temperature=temperature,
@@ -73,38 +75,59 @@ def _classify(dataset: FeatureSet, split: Split, choices: list[int], temperature
 
 
 def predict(
-    queries_QD: Tensor,
-    bank_ND: Tensor,
-    labels_N: Tensor,
+    queries_QD: Floats,
+    bank_ND: Floats,
+    labels_N: Integers,
     choices: Sequence[int],
     *,
     classes: int,
     temperature: float,
     byte_budget: int,
-) -> Tensor:
+) -> Integers:
     """Predict classes, int64 [Q, len(choices)], for ascending numbers of neighbours `choices`.
 
     Features of any length (the cosine scales them); labels int64 in 0..classes-1.
     """
-    similarities_QK, neighbours_QK = topk_cosine(queries_QD, bank_ND, choices[-1], byte_budget=byte_budget)
-    rows = max(1, byte_budget // (8 * choices[-1] * classes))
-    winners = [
-        _vote(similarities_QK[q : q + rows], labels_N[neighbours_QK[q : q + rows]], choices, classes, temperature)
-        for q in range(0, len(queries_QD), rows)
-    ]
-    return torch.cat(winners)
+    rows_QD, bank_DN = _on_grid(queries_QD), np.ascontiguousarray(_on_grid(bank_ND).T)
+    block = max(1, byte_budget // (8 * len(bank_ND)))
+    winners = []
+    for start in range(0, len(rows_QD), block):
+        similarities_RK, neighbours_RK = _nearest(rows_QD[start : start + block] @ bank_DN, choices[-1])
+        winners.append(_vote(similarities_RK, labels_N[neighbours_RK], choices, classes, temperature))
+    return np.concatenate(winners)
+
+
+def _on_grid(rows: Floats) -> Doubles:
+    """Scale rows to unit length, as whole numbers in units of 2^-26; rows of zeros stay zeros."""
+    wide = rows.astype(np.float64)
+    lengths = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
+    return np.asarray(np.rint(wide / np.maximum(lengths, 1e-12) * _GRID))
+
+
+def _nearest(products_RN: Doubles, k: int) -> tuple[Doubles, Integers]:
+    """The k largest cosines of each row and where they stand: larger first, then the smaller index."""
+    more = min(k + 1, products_RN.shape[1])
+    places_RK = np.sort(np.argpartition(products_RN, -more, axis=1)[:, -more:], axis=1)
+    order_RK = np.argsort(-np.take_along_axis(products_RN, places_RK, axis=1), axis=1, kind="stable")
+    places_RK = np.take_along_axis(places_RK, order_RK, axis=1)
+    if more > k:  # more equals than places: only a full sort knows which of them come first
+        last_R2 = np.take_along_axis(products_RN, places_RK[:, k - 1 :], axis=1)
+        cut_R = last_R2[:, 0] == last_R2[:, 1]
+        places_RK = places_RK[:, :k]
+        places_RK[cut_R] = np.argsort(-products_RN[cut_R], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(products_RN, places_RK, axis=1) / _GRID**2, places_RK
 
 
 def _vote(
-    similarities_QK: Tensor, labels_QK: Tensor, choices: Sequence[int], classes: int, temperature: float
-) -> Tensor:
-    """Return winning classes [Q, len(choices)]. Votes relative to the nearest one's cannot overflow."""
-    votes_QK = torch.exp((similarities_QK - similarities_QK[:, :1]) / temperature).mul_(_NEAREST_VOTE).round_()
-    totals_QC = torch.zeros(len(votes_QK), classes, dtype=torch.float64)
-    winners, start = [], 0
+    similarities_RK: Doubles, labels_RK: Integers, choices: Sequence[int], classes: int, temperature: float
+) -> Integers:
+    """Return winning classes [R, len(choices)]. Votes relative to the nearest one's cannot overflow."""
+    votes_RK = np.rint(np.exp((similarities_RK - similarities_RK[:, :1]) / temperature) * _NEAREST_VOTE)
+    cells_RK = labels_RK + classes * np.arange(len(labels_RK))[:, None]
+    totals, winners, start = np.zeros(len(labels_RK) * classes), [], 0
     for k in choices:
-        ballots_QKC = one_hot(labels_QK[:, start:k], classes).to(torch.float64)
-        totals_QC += torch.einsum("qk,qkc->qc", votes_QK[:, start:k], ballots_QKC)
-        winners.append(totals_QC.argmax(dim=1))  # the first of equals
+        cells, votes = cells_RK[:, start:k].ravel(), votes_RK[:, start:k].ravel()
+        totals += np.bincount(cells, weights=votes, minlength=len(totals))
+        winners.append(totals.reshape(-1, classes).argmax(axis=1))  # the first of equals
         start = k
-    return torch.stack(winners, dim=1)
+    return np.stack(winners, axis=1)
