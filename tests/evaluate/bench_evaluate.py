@@ -52,7 +52,8 @@ def main() -> None:
         }
         about = json.dumps({"format": 1, "encoder": "backbone."})
         save_file(tensors, root / "checkpoint", metadata={"polygrain": about})
-        config = {"backbone": backbone, "datasets": names, "features": {**values["features"], "size": 32}}
+        config = {"backbone": backbone, "datasets": names, "statistics": None}
+        config["features"] = {**values["features"], "size": 32}
         with measured("features"):
             extract(config, root / "checkpoint", data, root / "features")
         features = Features.load(root / "features")
