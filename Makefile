@@ -31,21 +31,21 @@ lint: .venv/ready
 	$(bin)/snakefmt --check Snakefile workflow
 	PATH="$(CURDIR)/$(bin):$$PATH" snakemake --lint
 
-# Where the time of a training step goes, what a verb costs to start, what the same bits cost, and speed and memory
+# Where the time of a training step goes, what a job costs to start, what the same bits cost, and speed and memory
 # against the library lightly.
 bench: .venv/ready
-	$(bin)/polygrain bench
-	$(bin)/polygrain bench --determinism --steps 20
-	$(bin)/polygrain versus
+	$(bin)/python workflow/scripts/bench.py
+	$(bin)/python workflow/scripts/bench.py --determinism --steps 20
+	$(bin)/python workflow/scripts/versus.py
 
 # Each method's run at cpu scale rebuilt under more than 200 SIGKILLs at random moments, every byte compared with dvc.lock:
 # 153 CPU-minutes.
 determinism: .venv/ready
-	PATH="$(CURDIR)/$(bin):$$PATH" polygrain determinism --jobs 2
+	$(bin)/python workflow/scripts/determinism.py --jobs 2
 
 # The same bytes natively and on emulated processors of two makers; about an hour. Needs qemu-user.
 portability: .venv/ready
-	$(bin)/polygrain portability
+	$(bin)/python workflow/scripts/portability.py
 
 # The virtual environment. uv, itself pinned in the lock, installs the rest from it, five times faster than pip.
 .venv/ready: requirements.lock pyproject.toml

@@ -42,10 +42,6 @@ def test_the_command_line_is_frozen():
         "history": ["--column", "--plot", "--row", "target"],
         "example": ["folder"],
         "doctor": ["--unlock"],
-        "bench": ["--determinism", "--rounds", "--steps", "runs"],
-        "versus": ["--parts", "--rounds", "--steps"],
-        "determinism": ["--jobs", "--kills", "--seed", "runs"],
-        "portability": ["--cpu", "--operations", "--pins", "targets"],
     }
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from polygrain.cli.verbs import build, claims, doubt, measure
+from polygrain.cli.verbs import build, claims, doubt
 from polygrain.provenance.errors import UserError
 
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line; a test freezes it."""
     top = argparse.ArgumentParser(prog="polygrain", description="Rebuild, ablate, compare and audit, bit for bit.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (build, claims, doubt, measure):
+    for group in (build, claims, doubt):
         group.add_to(verbs)
     return top
 

@@ -1,19 +1,18 @@
 """Rebuilding under kills: the plan, the drive of real processes that are killed, and that a difference is found."""
 
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from determinism import FOLDER, Rebuild, draw, main, md5_file, table
 
-from polygrain.cli.determinism.plan import draw, shares
-from polygrain.cli.determinism.rebuild import Rebuild, Tally
-from polygrain.cli.determinism.run import table
-from polygrain.cli.determinism.scratch import folder_of, hashes
 from polygrain.config.project import Project
-from polygrain.config.runs import Run
-from polygrain.config.stages import Stage
 from polygrain.provenance.errors import UserError
+from polygrain.train.guard import locked
 
-RUN = Run("cpu", "fashion-mnist", "simclr", "base", 0)
+RUN = "runs/cpu/fashion-mnist/simclr/base/seed0"
 STEPS, BATCH = 40, 8
 # Verbs in miniature: 40 steps of 30 ms with a state every 10, then quick stages. `broken` in the root: a training that
 # was killed ends in other bytes; `forgetful`: it cannot go on from its state.
@@ -66,53 +65,58 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stages() -> list[Stage]:
+def stages() -> list[Any]:
     config = {"steps": STEPS, "pretrain": {"batch": BATCH, "images": 30 * BATCH}}
     return [
-        Stage(verb, RUN.path, config, (), (), tuple(RUN.path / name for name in names))
+        SimpleNamespace(
+            verb=verb,
+            task=verb,
+            name=verb,
+            directory=Path(RUN),
+            target=Path(RUN),
+            config=config if verb == "pretrain" else {},
+            outputs=tuple(Path(RUN, name) for name in names),
+        )
         for verb, names in OUTPUTS.items()
     ]
 
 
-def rebuilt(root: Path, kills: int) -> tuple[Tally, int]:
+def rebuilt(root: Path, kills: int) -> tuple[Rebuild, int]:
     """Build under kills what must come out as the miniature verbs make it without."""
-    tally, called = Tally(RUN, STEPS, ""), []
     contents = {"checkpoint.safetensors": "weights", "metrics.jsonl": "metrics"}
+    claims, called = {}, list[int]()
     for name in (name for names in OUTPUTS.values() for name in names):
-        path = root / "reference" / RUN.path / name
+        path = root / "reference" / RUN / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contents.get(name, name))
-    reference = hashes(root / "reference", stages())
-    assert len(reference) == 5
-    rebuild = Rebuild(root, stages(), reference, tally, lambda: False, lambda: called.append(1))
-    rebuild.usual = dict.fromkeys(OUTPUTS, 0.15)
-    rebuild.go(kills, seed=0)
-    return tally, len(called)
+        claims[Path(RUN, name)] = md5_file(path)
+    rebuild = Rebuild(root, RUN, stages(), lambda: False, claims=claims, usual=dict.fromkeys(OUTPUTS, 0.15))
+    rebuild.go(kills, 0, lambda: called.append(1))
+    return rebuild, len(called)
 
 
-def test_the_plan_holds_the_kills_asked_for_in_an_order_that_can_happen():
-    assert shares(207, 9) == [23] * 9
-    assert shares(10, 4) == [3, 3, 2, 2]
+def test_the_plan_holds_the_kills_asked_for_in_an_order_that_can_happen() -> None:
+    names = list(OUTPUTS)
     for kills in (1, 4, 5, 10, 23, 57):
         for steps in (0, 24, 1562):
-            points = draw(kills, steps, 0, "run")
+            points = draw(kills, steps, names, 0, "run")
             assert sum(map(len, points.values())) == kills
             aims = [point.value for point in points["pretrain"] if point.place in ("step", "save")]
             assert aims == sorted(aims)
             assert all(0 <= aim <= steps for aim in aims)
-    assert draw(23, 1562, 0, "a") == draw(23, 1562, 0, "a")
-    assert draw(23, 1562, 0, "a") != draw(23, 1562, 1, "a") != draw(23, 1562, 1, "b")
+    assert draw(23, 1562, names, 0, "a") == draw(23, 1562, names, 0, "a")
+    assert draw(23, 1562, names, 0, "a") != draw(23, 1562, names, 1, "a") != draw(23, 1562, names, 1, "b")
 
 
-def test_a_run_is_killed_as_often_as_asked_and_ends_in_the_same_bytes(root):
-    tally, called = rebuilt(root, 20)
-    assert tally.kills.total() == called == 20
-    assert tally.faults == []
-    assert tally.resumes > 0
-    assert tally.compared >= 5
-    assert {"features", "evaluate"} < set(tally.kills)
-    text = table([tally], seed=0)
-    assert f"| {RUN.path} | 40 | 20 |" in text
+def test_a_run_is_killed_as_often_as_asked_and_ends_in_the_same_bytes(root: Path) -> None:
+    rebuild, called = rebuilt(root, 20)
+    assert rebuild.kills.total() == called == 20
+    assert rebuild.faults == []
+    assert rebuild.resumes > 0
+    assert rebuild.compared >= 5
+    assert {"features", "evaluate"} < set(rebuild.kills)
+    text = table([rebuild], seed=0)
+    assert f"| {RUN} | 40 | 20 |" in text
     assert "| 0 | dvc.lock |" in text
     assert "20 kill points from seed 0: " in text
 
@@ -124,25 +128,21 @@ def test_a_run_is_killed_as_often_as_asked_and_ends_in_the_same_bytes(root):
         ("forgetful", "a state left by a kill could not be continued"),
     ],
 )
-def test_a_resume_that_changes_a_byte_or_starts_over_is_found(root, flaw, words):
+def test_a_resume_that_changes_a_byte_or_starts_over_is_found(root: Path, flaw: str, words: str) -> None:
     (root / flaw).touch()
-    tally, _ = rebuilt(root, 15)
-    assert any(words in fault for fault in tally.faults)
+    rebuild, _ = rebuilt(root, 15)
+    assert any(words in fault for fault in rebuild.faults)
 
 
-def test_a_verb_that_fails_by_itself_is_told_with_its_last_line(root):
+def test_a_verb_that_fails_by_itself_is_told_with_its_last_line(root: Path) -> None:
     (root / "src/polygrain/cli/main.py").write_text("import sys\nsys.exit('polygrain pretrain: no data')")
-    with pytest.raises(UserError, match="pretrain ended with status 1: polygrain pretrain: no data"):
+    with pytest.raises(UserError, match="a verb ended with status 1: polygrain pretrain: no data"):
         rebuilt(root, 5)
 
 
-def test_one_at_a_time_and_what_an_interrupted_one_left_is_removed(tmp_path):
-    left = tmp_path / "build/determinism/killed"
-    left.mkdir(parents=True)
-    with folder_of(Project(tmp_path)) as folder:
-        assert list(folder.iterdir()) == []
-        with (
-            pytest.raises(UserError, match="another `polygrain determinism` is at work here"),
-            folder_of(Project(tmp_path)),
-        ):
-            pass
+def test_bad_numbers_and_a_second_one_at_work_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params/method").mkdir(parents=True)
+    with pytest.raises(UserError, match="1 kills, 1 jobs; give each of 2 runs a kill"):
+        main(Project(tmp_path), Namespace(runs=[RUN, RUN], kills=1, jobs=1))
+    with locked(tmp_path / FOLDER), pytest.raises(UserError, match="already working"):
+        main(Project(tmp_path), Namespace(runs=[RUN], kills=1, jobs=1))

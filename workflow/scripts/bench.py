@@ -1,0 +1,208 @@
+"""What a training step costs and on what it is spent, method by method, and what a job costs to start.
+
+python workflow/scripts/bench.py [RUN ...] [--steps N]                             shares of a step
+python workflow/scripts/bench.py [RUN ...] --determinism [--steps N] [--rounds N]  what the same bits cost
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import check_data, stages_behind, stages_of_run, start
+
+from polygrain.config.compose import choices
+from polygrain.config.project import Project
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.pins import pin_process, pin_torch
+
+if TYPE_CHECKING:
+    from polygrain.train.run import Training
+
+PARTS = {
+    "views": "views",
+    "encoder": "encoder, forward and backward of every copy",
+    "heads": "heads and loss products, forward and backward",
+    "optimiser": "optimiser",
+    "rest": "overhead outside network and loss",
+}
+TARGET = 0.15  # the overhead should stay below this share of a step, at cpu scale
+COUNTED, PROFILED = 2, 3  # of the steps that warm up
+WARM_UP = COUNTED + PROFILED
+HOOK_STEPS = 2000  # start_epoch and before_step are repeated for so many steps of a run at most
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a mean step by component; encoder passes per image of a step, and those before the first one.
+
+    A component is a key of PARTS, or one of the rest's, named after it: `rest: before_step`.
+    """
+
+    components: dict[str, float]
+    passes: float
+    start_passes: float
+
+    @property
+    def step(self) -> float:
+        """Seconds of a mean step."""
+        return sum(self.components.values())
+
+    def share(self, part: str) -> float:
+        """What part of a step goes to a key of PARTS."""
+        return sum(value for name, value in self.components.items() if name.split(":")[0] == part) / self.step
+
+
+def checked(project: Project, run: str, steps: int) -> Mapping[str, Any]:
+    """The configuration of a run's training. Raises UserError without data, or with fewer steps than are asked for."""
+    stage = stages_of_run(project, run)[0]
+    check_data(project, [stage])
+    config = stage.config
+    if steps < 1 or config["steps"] < steps + WARM_UP:
+        few = f"has only {config['steps']} steps, {WARM_UP} of them to warm up"
+        raise UserError(f"{run}: {few}; ask for at least 1, or for fewer, with --steps")
+    return config
+
+
+def training(config: Mapping[str, Any]) -> "Training":
+    """A run at its first step that keeps no state."""
+    from polygrain.train.run import Training
+    from polygrain.train.state import Identity
+
+    with tempfile.TemporaryDirectory() as scratch:
+        state, data = Path(scratch, "state.pt"), Path("data", config["dataset"])
+        return Training(dict(config), data, state, Identity("", "", "", ""), resume=False)
+
+
+def measure(config: Mapping[str, Any], steps: int) -> Cost:
+    """Take `steps` steps after some to warm up, then the hooks alone of as many steps as the run has.
+
+    So work that is done every few epochs counts by its share of the run, however few steps are timed.
+    """
+    import torch
+    from bench_meter import Meter, backward_share, metered
+
+    run = training(config)
+    meter = run.watch = Meter(torch.device(config["pretrain"]["device"]))
+    view = torch.zeros(2, run.data.channels, config["input_size"], config["input_size"], device=run.device)
+    with metered(run.method, view, meter):
+        for _ in range(COUNTED):
+            run.take_step()
+        passes, meter.counting = meter.passes["steps"] / COUNTED, False
+        share, once = backward_share(run.take_step, PROFILED), meter.of("once")
+        meter.seconds.clear()
+        with meter.phase("rest: loop"):
+            for _ in range(steps):
+                run.take_step()
+        meter.passes["hooks"] = 0
+        hooked = min(config["steps"], max(HOOK_STEPS, WARM_UP + steps)) - WARM_UP
+        for run.step in range(WARM_UP + steps, WARM_UP + hooked):
+            _call_hooks(run)
+    components: dict[str, float] = defaultdict(float)
+    for seconds, times in ((meter.of("steps"), steps), (meter.of("hooks"), hooked), (once, config["steps"])):
+        for name, value in seconds.items():
+            components[name] += value / times
+    backward = components.pop("backward")
+    components["encoder"] += share * backward
+    components["heads"] = components.pop("forward") + (1 - share) * backward
+    images = run.data.batch_size
+    passes = (passes + meter.passes["hooks"] / max(1, hooked - steps)) / images
+    return Cost(dict(components), passes, meter.passes["once"] / (run.data.steps_per_epoch * images))
+
+
+def _call_hooks(run: "Training") -> None:
+    """What opens a step, without the step; the meter books it."""
+    if run.clock.step_in_epoch == 0 and hasattr(run.method, "start_epoch"):
+        run.method.start_epoch(run.clock, run.data)
+    if hasattr(run.method, "before_step"):
+        run.method.before_step(run.clock)
+
+
+def describe(run: str, config: Mapping[str, Any], cost: Cost, steps: int) -> str:
+    """A run's cost in lines."""
+    images, declared = config["pretrain"]["batch"], config["method"]
+    counted = f"{declared['encoder_passes']:g} declared, {cost.passes:.4g} counted"
+    if declared["start_passes"] or cost.start_passes:
+        counted += f"; before the first step {declared['start_passes']:g} declared, {cost.start_passes:.4g} counted"
+    rate = f"{cost.step * 1e3:.1f} ms a step, {images / cost.step:.0f} images/s"
+    lines = [f"{run}: {rate} ({steps} steps of {images} images)", f"  encoder passes of an image: {counted}"]
+    for part, meaning in PARTS.items():
+        share = cost.share(part)
+        lines.append(f"{f'  {meaning}':<54}{share * cost.step * 1e3:>9.2f} ms {share:>7.1%}")
+        inner = [(value, name.split(": ")[1]) for name, value in cost.components.items() if name.startswith(f"{part}:")]
+        lines += [f"{f'    {name}':<54}{value * 1e3:>9.2f} ms" for value, name in sorted(inner, reverse=True)]
+    return "\n".join(lines)
+
+
+def overview(costs: Mapping[str, Cost]) -> str:
+    """One line per run."""
+    head = "".join(f"{part:>11}" for part in ("ms a step", *PARTS)).replace("    rest", "overhead")
+    lines = [f"shares of a step (overhead: under {TARGET:.0%} is the aim)", f"{'':<54}{head}"]
+    for run, cost in costs.items():
+        shares = "".join(f"{cost.share(part):>11.1%}" for part in PARTS)
+        lines.append(f"{run:<54}{cost.step * 1e3:>11.1f}{shares}")
+    return "\n".join(lines)
+
+
+def every_method(project: Project) -> list[str]:
+    """The runs at cpu scale of the methods that take steps."""
+    runs = [f"runs/cpu/fashion-mnist/{method}/base/seed0" for method in choices(project.params, "method")]
+    return [run for run in runs if stages_of_run(project, run)[0].config["steps"]]
+
+
+def start_up(project: Project, repeats: int = 5) -> None:
+    """Print the seconds until a job's first line of work, by the modules that its stage names, as whole processes."""
+    stages = stages_behind(project, ["reports/table1.pdf"])
+    kinds: dict[str, tuple[str, ...]] = {"show, plan (configuration only)": ("polygrain.cli.describe",)}
+    kinds |= {"table" if stage is stages[-1] else stage.verb: stage.entries for stage in stages}
+    print(f"start-up, median of {repeats} processes:")
+    for name, modules in kinds.items():
+        seconds = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
+            seconds.append(time.perf_counter() - began)
+        print(f"  {name:<34}{statistics.median(seconds):.2f} s")
+
+
+def bench(project: Project, runs: Sequence[str], steps: int) -> None:
+    """Print for each run where a mean step's time goes, then the start-up times. Raises as `checked` does."""
+    costs = {}
+    for run in runs:
+        config = checked(project, run, steps)
+        costs[run] = measure(config, steps)
+        print(describe(run, config, costs[run], steps), flush=True)
+    print(overview(costs))
+    start_up(project)
+
+
+def main(project: Project, options: argparse.Namespace) -> int:
+    """Measure what the command line asks for."""
+    runs = options.runs or every_method(project)
+    if options.determinism:
+        from bench_pins import compare
+
+        compare(project, runs, options.steps, options.rounds)
+    else:
+        os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler would report on GPUs that are not there
+        pin_torch()
+        bench(project, runs, options.steps)
+    return 0
+
+
+if __name__ == "__main__":
+    pin_process(sys.argv)
+    arguments = argparse.ArgumentParser(prog="bench.py", description="What a training step costs, and on what.")
+    arguments.add_argument("runs", nargs="*", help="default: every method at cpu scale")
+    arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--determinism", action="store_true", help="instead: what the same bits cost")
+    arguments.add_argument("--rounds", type=int, default=5, help="of --determinism")
+    start(arguments, main)

@@ -1,0 +1,247 @@
+"""The same bytes on every x86-64 processor with AVX2: operations, then whole jobs, natively and under an emulator.
+
+python workflow/scripts/portability.py [TARGET ...] [--cpu NAME ...] [--operations]    needs Debian's qemu-user
+python workflow/scripts/portability.py --pins    natively: what each pin of the instruction set is for
+
+Exit status 1 when a byte differs. A processor is known by the name that the emulator was given and by the features that
+numpy finds in it; /proc/cpuinfo would show the machine's own.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from common import INSTRUCTION_SET, SCRIPTS, each, environment, last_line, side_by_side, stages_behind, start, words_of
+from tqdm import tqdm
+
+from polygrain.cli.main import main as verb
+from polygrain.config.inputs import write_inputs
+from polygrain.config.project import Project
+from polygrain.config.stages import VERBS, Stage
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import sha256_file
+from polygrain.provenance.pins import pinned as all_pins
+
+EMULATOR, NATIVE = "qemu-x86_64", "native"
+SMOKE = "reports/smoke-seeds1/table1.pdf"
+# what jobs read of a checkout; all else they make
+CHECKOUT = ("Snakefile", "params", "pyproject.toml", "requirements.lock", "src", "workflow")
+FEATURES = (
+    "from numpy._core._multiarray_umath import __cpu_features__ as found\n"
+    "print(*(name for name in ('AVX2', 'FMA3', 'AVX512F', 'AVX512_SPR') if found.get(name)))"
+)
+
+
+@dataclass
+class Seen:
+    """What was found on one processor: its features, the libraries' choices, hashes by library or job, their seconds.
+
+    The hashes are those of a library's operations, or of a job's files.
+    """
+
+    features: str
+    choices: str
+    hashes: dict[str, dict[str, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def unequal(self, other: "Seen", group: str) -> list[str]:
+        """What differs in a group, or is on one side only."""
+        first, second = self.hashes.get(group, {}), other.hashes.get(group, {})
+        return [name for name in {**first, **second} if first.get(name) != second.get(name)]
+
+
+def command(cpu: str, *arguments: str) -> list[str]:
+    """How to run Python natively or on an emulated processor.
+
+    The interpreter itself, not its launcher in a virtual environment: what a launcher starts is not emulated.
+    """
+    interpreter = [str(Path(sys.executable).resolve()), *arguments]
+    return interpreter if cpu == NATIVE else [EMULATOR, "-cpu", cpu, *interpreter]
+
+
+def variables(project: Project, without: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of such a process: the pins, for it must not start itself again, and where its packages are."""
+    paths = sysconfig.get_paths()
+    packages = dict.fromkeys((str(project.source), paths["purelib"], paths["platlib"]))
+    return {**environment(project.source, without), "PYTHONPATH": os.pathsep.join(packages)}
+
+
+def run(arguments: Sequence[str], folder: Path, pins: Mapping[str, str], log: Path, stop: threading.Event) -> None:
+    """Run a process with its output in `log`. Raises UserError that shows its last line when it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("wb") as stream,
+        subprocess.Popen(arguments, cwd=folder, env=pins, stdout=stream, stderr=stream) as made,
+    ):
+        while made.poll() is None and not stop.wait(0.05):
+            pass
+        made.kill()
+    if made.returncode:
+        status = f"ended by {signal.Signals(-made.returncode).name}" if made.returncode < 0 else "failed"
+        raise UserError(f"{' '.join(arguments)}: {status}: {last_line(log.read_text(errors='replace'))} (see {log})")
+
+
+def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop: threading.Event) -> Seen:
+    """Ask one processor for its features and, with these pins, for the hash of every operation."""
+    mkl, said = place / "mkl.txt", place / "operations.txt"
+    free = variables(project, ["NPY_DISABLE_CPU_FEATURES"])  # numpy hides what a pin forbids
+    run(command(cpu, "-c", FEATURES), project.root, free, place / "features.txt", stop)
+    asked = {**pins, "MKL_VERBOSE": "1", "MKL_VERBOSE_OUTPUT_FILE": str(mkl)}
+    run(command(cpu, str(SCRIPTS / "operations.py")), project.root, asked, said, stop)
+    return read_operations((place / "features.txt").read_text().splitlines()[-1], said, mkl)
+
+
+def read_operations(features: str, said: Path, mkl: Path) -> Seen:
+    """Read what `operations.py` printed, and which branch MKL reported. Raises UserError where it printed nothing."""
+    lines = [json.loads(line) for line in said.read_text().splitlines() if line.startswith(("{", "["))]
+    branch = re.search(r"\bCNR:(\S+)", mkl.read_text() if mkl.is_file() else "")
+    if not lines or branch is None:
+        raise UserError(f"{said}: holds no operations, or MKL reported none of its calls")
+    seen = Seen(features, ", ".join(f"{name} {choice}" for name, choice in {**lines[0], "MKL": branch[1]}.items()))
+    for library, name, digest, seconds in lines[1:]:
+        seen.hashes.setdefault(library, {})[name] = digest
+        seen.seconds[library] = seen.seconds.get(library, 0.0) + seconds
+    return seen
+
+
+def lines(head: str, groups: Sequence[str], found: Mapping[str, Seen]) -> list[str]:
+    """A line per library or job: how many things were compared, native seconds, verdict and seconds elsewhere."""
+    width, others = max(map(len, (head, *groups)), default=0) + 2, [name for name in found if name != NATIVE]
+    native, rows = found[NATIVE], [f"{head:<{width}}{'number':>7}{NATIVE:>10}{''.join(f'{n:>22}' for n in others)}"]
+    for group in groups:
+        row = f"{group:<{width}}{len(native.hashes[group]):>7}{native.seconds[group]:>8.0f} s"
+        for name in others:
+            wrong = len(native.unequal(found[name], group))
+            verdict = f"{wrong} differ" if wrong else "identical"
+            row += f"{verdict:>14}{found[name].seconds.get(group, 0.0):>6.0f} s"
+        rows.append(row)
+    return [*rows, ""]
+
+
+def differences(found: Mapping[str, Seen]) -> list[str]:
+    """A line per operation and file that is not the native one."""
+    groups = [(name, group) for name in found for group in found[NATIVE].hashes]
+    wrong = [(name, group, each) for name, group in groups for each in found[NATIVE].unequal(found[name], group)]
+    return [f"different on {name}: {group}, {each}" for name, group, each in wrong]
+
+
+def pin_lines(pinned: Seen, others: Mapping[str, Seen]) -> list[str]:
+    """A table in Markdown: what was left out, whose results are then other bits, and what the libraries choose."""
+    total = sum(map(len, pinned.hashes.values()))
+    rows = [f"| left out | other bits of {total} | by library | choices |", "| --- | ---: | --- | --- |"]
+    for name, seen in others.items():
+        wrong = {library: len(pinned.unequal(seen, library)) for library in pinned.hashes}
+        where = "; ".join(f"{library}: {count}" for library, count in wrong.items() if count)
+        instead = " in place of its value" if "=" in name else ""
+        rows.append(f"| {name}{instead} | {sum(wrong.values())} | {where or 'none'} | {seen.choices} |")
+    return [pinned.features, "", *rows]
+
+
+def phases(stages: Sequence[Stage], names: Sequence[str]) -> list[list[tuple[str, list[Stage]]]]:
+    """Chains of jobs by processor: those of a phase run side by side, phases one after the other.
+
+    Data are packed first, natively, as packing may fetch; then come runs, then tables.
+    """
+    chains: list[dict[Path, list[Stage]]] = [{}, {}, {}]
+    for stage in stages:
+        number = 0 if stage.verb == "prepare" else 1 if stage.verb in VERBS else 2
+        chains[number].setdefault(stage.directory, []).append(stage)
+    packing, runs, tables = (list(chain.values()) for chain in chains)
+    order = ((packing, [NATIVE]), (packing, [name for name in names if name != NATIVE]), (runs, names), (tables, names))
+    return [[(name, chain) for chain in some for name in where] for some, where in order]
+
+
+def work(project: Project, cpu: str, seen: Seen, chain: Sequence[Stage], place: Path, stop: threading.Event) -> None:
+    """Do a chain of jobs in the checkout at `place`."""
+    for stage in chain:
+        began, log = time.perf_counter(), place / "logs" / f"{stage.name}.log"
+        job = command(cpu, str(SCRIPTS / "portability.py"), "--child", cpu, *words_of(stage))
+        run(job, place, variables(project), log, stop)
+        seen.hashes[stage.name] = {str(path): sha256_file(place / path) for path in stage.outputs}
+        seen.seconds[stage.name] = time.perf_counter() - began
+
+
+def child(cpu: str, arguments: Sequence[str]) -> int:
+    """A job's process: refuse to work natively where an emulator was meant, or unpinned; then do the verb."""
+    emulated = Path("/proc/self/comm").read_text().startswith("qemu")
+    if emulated != (cpu != NATIVE) or not all_pins():
+        raise UserError(f"expected {cpu} with all pins; emulated: {emulated}, pinned: {all_pins()}")
+    return verb(arguments)
+
+
+def checkout(project: Project, place: Path, stages: Sequence[Stage] = ()) -> None:
+    """A checkout whose sources are links to the project's, with the stages' inputs written."""
+    place.mkdir(parents=True, exist_ok=True)
+    for source in CHECKOUT:
+        (place / source).symlink_to((project.root / source).resolve())
+    for stage in stages:
+        write_inputs(Project(place), stage)
+
+
+def main(project: Project, options: argparse.Namespace) -> int:
+    """Compare as the command line asks; all that is made lies in a temporary folder, which stays if something differs.
+
+    Raises UserError without the emulator, on another kind of machine, and when a child fails.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise UserError(f"this machine is {platform.machine()}: the claim is about x86-64 processors; run it on one")
+    if not options.pins and shutil.which(EMULATOR) is None:
+        raise UserError(f"{EMULATOR} is not installed; on Debian and Ubuntu: apt-get install qemu-user")
+    stages = [] if options.operations or options.pins else stages_behind(project, options.targets)
+    sides = {name: (name, variables(project)) for name in (NATIVE, *dict.fromkeys(options.cpu))}
+    if options.pins:
+        left_out = {name: variables(project, [name]) for name in INSTRUCTION_SET}
+        left_out["MKL_CBWR=AVX2"] = {**variables(project), "MKL_CBWR": "AVX2"}
+        left_out["all of these"] = variables(project, INSTRUCTION_SET)
+        sides = {NATIVE: sides[NATIVE], **{name: (NATIVE, pins) for name, pins in left_out.items()}}
+    folder = Path(tempfile.mkdtemp(prefix="polygrain-portability-"))
+    with side_by_side(len(os.sched_getaffinity(0))) as (threads, stop):
+        tasks = {name: partial(look, project, *side, folder / name, stop) for name, side in sides.items()}
+        made = dict(tqdm(each(threads, tasks), total=len(tasks), desc="operations", unit="process"))
+        found = {name: made[name] for name in sides}
+        if options.pins:
+            print("\n".join(pin_lines(found.pop(NATIVE), found)))
+            return 0
+        print("processors, and what the libraries chose there:")
+        print("\n".join(f"  {name:<10}{seen.features}; {seen.choices}" for name, seen in found.items()), end="\n\n")
+        print("\n".join(lines("operations", list(found[NATIVE].hashes), found)), flush=True)
+        for name in found:
+            checkout(project, folder / name, stages)
+        for phase in phases(stages, list(found)):
+            jobs = {f"{n} {c[0].name}": partial(work, project, n, found[n], c, folder / n, stop) for n, c in phase}
+            for _ in tqdm(each(threads, jobs), total=len(jobs), desc="jobs", unit="chain", disable=not jobs):
+                pass
+        if stages:
+            print("\n".join(lines("job", [stage.name for stage in stages], found)))
+    wrong = differences(found)
+    print("\n".join(wrong) or f"the same bytes on {', '.join(found)}")
+    if wrong:
+        print(f"everything that was made lies in {folder}")
+    else:
+        shutil.rmtree(folder)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        sys.exit(child(sys.argv[2], sys.argv[3:]))
+    arguments = argparse.ArgumentParser(prog="portability.py", description="Same bytes on emulated processors?")
+    arguments.add_argument("targets", nargs="*", default=[SMOKE], help="tables or runs; default: %(default)s")
+    arguments.add_argument("--cpu", nargs="+", default=["Haswell", "EPYC"], help="default: %(default)s")
+    arguments.add_argument("--operations", action="store_true", help="only single operations of every library: minutes")
+    arguments.add_argument("--pins", action="store_true", help="only what each pin is for, natively: a minute")
+    start(arguments, main)

@@ -1,0 +1,315 @@
+"""The two sides of the comparison with lightly: ours, and lightly's as its documentation and example scripts do it.
+
+python workflow/scripts/versus_sides.py    one process of the comparison: a job on standard input, figures as JSON
+
+Both use the same clock, cores, data, features and backbone. lightly and scikit-learn are imported by name, because they
+are installed only for this. A part sets its work up and returns two functions: one does a step, one ends a round.
+Legend: B images, N features, D width, K groups.
+"""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, Dataset
+
+from polygrain.backbones.load import load_backbone
+from polygrain.data.packed import Packed
+from polygrain.nn.clock import Clock
+from polygrain.nn.groups import assign, moved_groups, spherical_kmeans
+from polygrain.nn.heads import Head
+from polygrain.nn.optim import build as build_optimizer
+from polygrain.nn.optim import set_learning_rate, split_by_decay
+from polygrain.nn.phases import Stopwatch
+from polygrain.nn.random import permutation
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.pins import pin_torch
+from polygrain.train.data import PretrainingData
+from polygrain.train.run import Training
+from polygrain.train.state import Identity
+from polygrain.views.recipe import Jitter, Recipe
+
+ENDLESS = 10**9
+WARM_UP, TRY, TRIES = 4, 8, 2  # steps before each measurement, steps of a try, how often every setting is tried
+Job = dict[str, Any]
+"""`side`, `part`, `config` of the training, folder of its `data`, `groups`: count, width, bank, whether to `reset`."""
+Work = tuple[Callable[[], object], Callable[[], object]]
+
+
+def our_step(job: Job, watch: Stopwatch, workers: int) -> Work:
+    """Part a: the training loop itself takes the step: logging, monitors and the check of the loss too."""
+    config, data = {**job["config"], "steps": ENDLESS}, Path(job["data"])
+    training = Training(config, data, data / "no-state", Identity("", "", "", ""), resume=False)
+    training.watch = watch
+
+    def step() -> None:
+        with watch.phase("rest"):  # what is between the loop's phases
+            training.take_step()
+
+    return step, int
+
+
+class Model(nn.Module):
+    """Our backbone under lightly's projection head, with the layers of our head: no norm behind the last one."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        values = config["method"]["values"]
+        if values["layers"] != 2:
+            raise UserError("the comparison knows a head of 2 layers; set method.values.layers: 2")
+        self.backbone, hidden = load_backbone(**config["backbone"], channels=1), values["hidden"]
+        first = (self.backbone.width, hidden, nn.BatchNorm1d(hidden), nn.ReLU())
+        heads = import_module("lightly.models.modules.heads")
+        self.head = heads.ProjectionHead([first, (hidden, values["embedding"], None, None)])
+
+    def forward(self, images_BCSS: Tensor) -> Any:
+        """Embeddings [B, embedding]."""
+        return self.head(self.backbone(images_BCSS).pooled)
+
+
+def their_step(job: Job, watch: Stopwatch, workers: int) -> Work:
+    """Part a: SimCLR as in lightly's script: its data set and transform under torch's loader, its head, its loss.
+
+    Backbone, parameter groups and the fused optimiser are those of our run; both views go through the network at once.
+    """
+    config, chosen = job["config"], job["config"]["optimizer"]
+    torch.manual_seed(config["seed"])
+    model = Model(config).to(memory_format=torch.channels_last).train()
+    criterion = import_module("lightly.loss").NTXentLoss(temperature=config["method"]["values"]["temperature"])
+    optimizer = build_optimizer(chosen["name"], split_by_decay(model), **chosen["values"])
+    set_learning_rate(optimizer, base=chosen["schedule"]["base"], scheduled=chosen["schedule"]["base"])
+    data = import_module("lightly.data").LightlyDataset.from_torch_dataset(images := InMemory(job), images.transform)
+    loading: dict[str, Any] = {"shuffle": True, "drop_last": True, "persistent_workers": workers > 0}
+    loader = DataLoader(data, batch_size=config["pretrain"]["batch"], num_workers=workers, **loading)
+    batches = (batch for _ in count() for batch in loader)
+
+    def step() -> None:
+        with watch.phase("rest"):
+            with watch.phase("waiting for data"):
+                views, _, _ = next(batches)
+            with watch.phase("forward"):
+                loss = criterion(*model(torch.cat(views)).chunk(2))
+            with watch.phase("backward"):
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            with watch.phase("optimiser"):
+                optimizer.step()
+
+    return step, int
+
+
+def our_views(job: Job, watch: Stopwatch, workers: int) -> Work:
+    """Part b: two views of each image of a batch, as the training loop asks for them."""
+    data = PretrainingData(Path(job["data"]), job["config"])
+    clocks = (Clock(job["config"]["seed"], number, ENDLESS, data.steps_per_epoch) for number in count())
+
+    def step() -> list[Tensor]:
+        with watch.phase("views"):
+            return list(data.batch(next(clocks), ("global", "global")).views)
+
+    return step, int
+
+
+def their_views(job: Job, watch: Stopwatch, workers: int) -> Work:
+    """Part b: two views of each image of a batch: lightly's transform image by image, then stacked."""
+    data, batches = InMemory(job), _rows(job, job["config"]["pretrain"]["images"])
+
+    def step() -> list[Tensor]:
+        with watch.phase("views"):
+            pairs = [data.transform(image) for image in data.images[next(batches)]]
+            return [torch.stack(view) for view in zip(*pairs, strict=True)]
+
+    return step, int
+
+
+def _rows(job: Job, size: int) -> Iterator[slice]:
+    """Consecutive batches of `size` things, again and again."""
+    batch = job["config"]["pretrain"]["batch"]
+    return (slice(first, first + batch) for _ in count() for first in range(0, size - batch + 1, batch))
+
+
+class InMemory(Dataset[Any]):
+    """The pre-training subset as PIL images, transformed when one is asked for."""
+
+    def __init__(self, job: Job) -> None:
+        data = PretrainingData(Path(job["data"]), job["config"])
+        assert isinstance(data.data, Packed), "the run that is compared is on a data set of pixels"
+        self.images = [Image.fromarray(np.array(data.data.images[each, 0])) for each in data.positions.tolist()]
+        self.labels: list[int] = data.labels.tolist()
+        self.transform = transform_of(Recipe.from_mapping(job["config"]["augmentation"]["global"]), data.mean, data.std)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def transform_of(recipe: Recipe, mean: list[float], std: list[float]) -> Any:
+    """Configure lightly's SimCLR transform to the law of `recipe`, for grey images.
+
+    Raises UserError for a recipe with an operation or a range that its parameters cannot say.
+    """
+    jitter = recipe.jitter or Jitter(0.0)
+    # its crop always has torchvision's default ratios and goes up to the whole image
+    fixed = (recipe.scale[1], *(round(end, 6) for end in recipe.ratio))
+    if recipe.blur or recipe.solarise or fixed != (1.0, 0.75, 1.333333):
+        raise UserError("recipe 'global' is not one that lightly's SimCLR transform can make; compare another run")
+    crop = {"input_size": recipe.size, "min_scale": recipe.scale[0], "hf_prob": recipe.flip}
+    colour = {"cj_prob": jitter.probability, "cj_strength": 1.0, "cj_bright": jitter.brightness}
+    colour |= {"cj_contrast": jitter.contrast, "cj_sat": jitter.saturation, "cj_hue": jitter.hue}
+    others = {"random_gray_scale": recipe.grey, "gaussian_blur": 0.0, "normalize": {"mean": mean, "std": std}}
+    return import_module("lightly.transforms").SimCLRTransform(**crop, **colour, **others)
+
+
+@torch.no_grad()
+def two_views(job: Job) -> list[Tensor]:
+    """Projections [N, D] of two views of the same images, as SMoG's head gives them: batch norm, not of unit length.
+
+    The network is a random one. `job["groups"]`: `bank` = N, `width` = D. Equal for equal jobs, so that both sides
+    work on the same numbers.
+    """
+    config, size, width = job["config"], job["groups"]["bank"], job["groups"]["width"]
+    data = PretrainingData(Path(job["data"]), config)
+    torch.manual_seed(config["seed"])
+    backbone = load_backbone(**config["backbone"], channels=data.channels)
+    head = Head(backbone.width, 512, width, layers=2, final_norm="batch")
+    steps, pairs = -(-size // data.batch_size), []
+    for step in range(steps):
+        batch = data.batch(Clock(config["seed"], step, steps, data.steps_per_epoch), ("global", "global"))
+        pairs.append(head(backbone(torch.cat(batch.views)).pooled).chunk(2))
+    return [torch.cat(views)[:size].clone() for views in zip(*pairs, strict=True)]
+
+
+class OurGroups:
+    """SMoG's groups of unit length, moved by unit vectors, found again by 10 rounds of spherical k-means."""
+
+    def __init__(self, job: Job, online_ND: Tensor) -> None:
+        self.count, self.seed, self.resets = job["groups"]["count"], job["config"]["seed"], 0
+        self.bank_ND = normalize(online_ND, dim=1)
+        self.groups_KD = self._start()
+
+    def _start(self) -> Tensor:
+        return self.bank_ND[permutation(len(self.bank_ND), self.seed, "groups", self.resets)[: self.count]]
+
+    def assign(self, features_BD: Tensor) -> Any:
+        """The group of each row."""
+        return assign(normalize(features_BD, dim=1), self.groups_KD)
+
+    def moved(self, features_BD: Tensor) -> Any:
+        """The groups [K, D] moved by the rows, with a gradient to them."""
+        self.unit_BD = normalize(features_BD, dim=1)
+        return moved_groups(self.groups_KD, self.unit_BD, assign(self.unit_BD, self.groups_KD), momentum=0.99)
+
+    def remember(self, rows: slice, features_BD: Tensor, moved_KD: Tensor) -> None:
+        """Keep the groups, and the batch as those rows of the memory."""
+        self.groups_KD = moved_KD.detach()
+        self.bank_ND[rows] = self.unit_BD.detach()
+
+    def reset(self) -> None:
+        """Find the groups anew among what is remembered."""
+        self.resets += 1
+        self.groups_KD = spherical_kmeans(self.bank_ND, self._start(), 10)
+
+
+class TheirGroups(OurGroups):
+    """As in lightly's example: its prototypes, its memory bank, scikit-learn's k-means until it settles."""
+
+    def __init__(self, job: Job, online_ND: Tensor) -> None:
+        super().__init__(job, online_ND)
+        np.random.seed(self.seed)  # scikit-learn draws the start of its k-means from here
+        self.smog = import_module("lightly.models.modules").SMoGPrototypes(group_features=self.groups_KD, beta=0.99)
+        bank = import_module("lightly.models.modules.memory_bank").MemoryBankModule
+        self.memory = bank(size=tuple(online_ND.shape))
+        self.memory.bank.copy_(online_ND)
+
+    def assign(self, features_BD: Tensor) -> Any:
+        """The group of each row."""
+        return self.smog.assign_groups(features_BD)
+
+    def moved(self, features_BD: Tensor) -> Any:
+        """A loop over the groups that the rows fall into."""
+        return self.smog.get_updated_group_features(features_BD)
+
+    def remember(self, rows: slice, features_BD: Tensor, moved_KD: Tensor) -> None:
+        """It copies its whole memory."""
+        self.smog.set_group_features(moved_KD)
+        self.memory(features_BD, update=True)
+
+    def reset(self) -> None:
+        """From a start by k-means++."""
+        centres_KD = import_module("sklearn.cluster").KMeans(self.count).fit(self.memory.bank.numpy()).cluster_centers_
+        self.smog.set_group_features(normalize(torch.from_numpy(centres_KD).float(), dim=1))
+
+
+def groups(job: Job, watch: Stopwatch, workers: int) -> Work:
+    """Part c: SMoG besides its networks, on the same features for both sides."""
+    online_ND, target_ND = two_views(job)
+    smog = {"polygrain": OurGroups, "lightly": TheirGroups}[job["side"]](job, online_ND)
+    torch.manual_seed(job["config"]["seed"])
+    gradient_KD, batches = torch.randn(job["groups"]["count"], job["groups"]["width"]), _rows(job, len(online_ND))
+
+    def step() -> None:
+        rows = next(batches)
+        online_BD = online_ND[rows].clone().requires_grad_()
+        with watch.phase("assignment"):
+            smog.assign(target_ND[rows])
+        with watch.phase("group update"):
+            moved_KD = smog.moved(online_BD)
+        with watch.phase("its gradient"):
+            torch.autograd.backward(moved_KD, gradient_KD)
+        with watch.phase("memory"):
+            smog.remember(rows, online_BD, moved_KD)
+
+    def end() -> None:
+        if job["groups"]["reset"]:
+            with watch.phase("reset"):
+                smog.reset()
+
+    return step, end
+
+
+PARTS: dict[str, dict[str, Callable[[Job, Stopwatch, int], Work]]] = {
+    "polygrain": {"step": our_step, "views": our_views, "groups": groups},
+    "lightly": {"step": their_step, "views": their_views, "groups": groups},
+}
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """Seconds by phase and peak memory of one round; with several settings (threads, workers) the best of them."""
+    best, watch = dict.fromkeys(map(tuple, job["settings"]), float("inf")), Stopwatch(torch.device("cpu"))
+    several = len(best) > 1
+    for threads, workers in [*best] * (TRIES if several else 1):  # in turns, as a machine's speed drifts
+        torch.set_num_threads(threads)
+        step, end = PARTS[job["side"]][job["part"]](job, watch, workers)
+        for number in range(WARM_UP + (TRY if several else job["steps"])):
+            if number == WARM_UP:
+                watch.seconds.clear()
+            step()
+        end()
+        del step  # and with it the loader's workers, so that their memory can be read
+        best[threads, workers] = min(best[threads, workers], sum(watch.seconds.values()))
+    memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {"best": min(best, key=lambda each: best[each]), "phases": watch.seconds, "memory": memory}
+
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    os.sched_setaffinity(0, asked["cores"])
+    pin_torch()
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not get between
+    try:
+        json.dump(measured(asked), answers)
+    except UserError as error:
+        sys.exit(str(error))
