@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageOps
 
 from polygrain.data import shards
-from polygrain.data.encoded import decode, measure, open_data, open_encoded
+from polygrain.data.encoded import decode, measure, open_encoded
+from polygrain.data.load import open_data
 from polygrain.data.packed import open_packed
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.leftovers import remove_leftovers
-from polygrain.provenance.unchanged import unchanged
+from polygrain.provenance.unchanged import hashed, unchanged
 
 
 def job(inputs: Sequence[Path], output: Path, change: Callable[[], object]) -> None:
@@ -57,3 +58,18 @@ def test_what_dead_writers_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("")
     assert remove_leftovers([tmp_path / "a.bin", tmp_path / "absent/c.bin"]) == [tmp_path / f".a.bin.{dead.pid}.tmp"]
     assert {path.name for path in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
+
+
+def test_a_job_that_loads_code_which_was_not_hashed_leaves_no_output(tmp_path, monkeypatch):
+    code, output = tmp_path / "code.json", tmp_path / "checkpoint"
+    for known, loaded, fine in (
+        ("{}", "polygrain.views.loud", False),
+        ('{"polygrain.views.loud": "0"}', "polygrain.views.loud", True),
+        ("{}", "numpy.loud", True),
+    ):
+        code.write_text(known)
+        refused = nullcontext() if fine else pytest.raises(UserError, match=f"^{loaded}: ")
+        with monkeypatch.context() as patch, refused, hashed(code, [output, tmp_path / "absent"]):
+            output.write_text("made")
+            patch.setitem(sys.modules, loaded, None)
+        assert output.exists() is fine

@@ -32,14 +32,15 @@ from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file
 from polygrain.train import loader
-from polygrain.train.data import PretrainingData, _cut
+from polygrain.train.data import PretrainingData
 from polygrain.train.guard import locked
+from polygrain.train.images.encoded import _cut
 from polygrain.train.run import Training, pretrain
 from polygrain.train.state import Identity, save_state
-from polygrain.views.apply import erase
+from polygrain.views.apply import erase, fill_of
 from polygrain.views.batch import Batch, draw_views, finish_batch, make_batch, plain_view
 from polygrain.views.draw import draw
-from polygrain.views.randaugment import fill_of, randaugment
+from polygrain.views.randaugment import randaugment
 from polygrain.views.recipe import Recipe, read_recipes
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
@@ -551,7 +552,7 @@ import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from polygrain.nn.clock import Clock
-from polygrain.train.data import PretrainingData, _cut
+from polygrain.train.data import PretrainingData
 from polygrain.train.guard import locked
 with locked(Path(sys.argv[3])):
     data = PretrainingData(Path(sys.argv[2]), json.loads(sys.argv[1]))

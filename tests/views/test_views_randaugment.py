@@ -12,9 +12,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from polygrain.nn.random import normal
-from polygrain.views.apply import apply, erase
+from polygrain.views.apply import apply, erase, fill_of
 from polygrain.views.draw import ErasingDraw, Parameters, RandAugmentDraw, draw
-from polygrain.views.randaugment import fill_of, randaugment, sample
+from polygrain.views.randaugment import randaugment, sample
 from polygrain.views.recipe import OPERATIONS, Recipe
 
 CROP: dict[str, Any] = {"size": 20, "scale": [0.2, 1.0], "ratio": [0.75, 1.3333333333333333], "flip": 0.5}

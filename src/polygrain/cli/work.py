@@ -17,7 +17,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
 from polygrain.provenance.leftovers import remove_leftovers
 from polygrain.provenance.sidecar import recorded
-from polygrain.provenance.unchanged import unchanged
+from polygrain.provenance.unchanged import hashed, unchanged
 
 REBUILD = "delete it and build through snakemake, which writes it"
 
@@ -88,15 +88,18 @@ def _guarded(stage: Stage, workflow: bool, body: Callable[[], None]) -> None:
     with unchanged([stage.config_path, *inputs], [*stage.outputs, stage.sidecar]):
         if stage.verb in VERBS:
             pin_torch()
-        with recorded(
-            stage.sidecar,
-            stage=stage.verb,
-            inputs=inputs,
-            outputs=list(stage.outputs),
-            config=stage.config_path,
-            code=stage.code_path,
-            environment=stage.environment_path,
-            manifests=manifests_behind(stage),
+        with (
+            recorded(
+                stage.sidecar,
+                stage=stage.verb,
+                inputs=inputs,
+                outputs=list(stage.outputs),
+                config=stage.config_path,
+                code=stage.code_path,
+                environment=stage.environment_path,
+                manifests=manifests_behind(stage),
+            ),
+            hashed(stage.code_path, stage.outputs),
         ):
             body()
 

@@ -12,6 +12,7 @@ import yaml
 
 from polygrain.config.budget import steps
 from polygrain.config.compose import Config, choices, resolve, stamp
+from polygrain.config.optional import shown_images, training_images
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
 from polygrain.config.schema import check_config
@@ -136,11 +137,15 @@ def build_stage(verb: str, directory: Path, config: Config, minutes: float = 0.0
             inputs: list[Path] = []
             outputs = packed(directory.name, config["format"])
         case "pretrain":
-            entries = ["polygrain.train.run", *_modules(config, "method", "backbone")]
+            entries = ["polygrain.train.run", *_modules(config, "method", "backbone"), *training_images(config)]
             inputs = packed(config["dataset"], config["format"])
             outputs = [directory / "checkpoint.safetensors", directory / "metrics.jsonl"]
         case "features":
-            entries = ["polygrain.evaluate.features", *_modules(config, "backbone")]
+            entries = [
+                "polygrain.evaluate.features",
+                *_modules(config, "backbone"),
+                *shown_images(config["formats"].values()),
+            ]
             inputs = [
                 directory / "checkpoint.safetensors",
                 *(p for name in config["datasets"] for p in packed(name, config["formats"][name])),

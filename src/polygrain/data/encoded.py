@@ -10,7 +10,7 @@ transparency is dropped.
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from polygrain.data.packed import MANIFEST, DataSet, open_packed
+from polygrain.data.packed import MANIFEST, DataSet
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
 
@@ -98,27 +98,6 @@ def open_encoded(root: Path, verify: bool = False) -> Encoded:
     return Encoded(np.load(root / "labels.npy"), manifest, splits, root, index)
 
 
-def open_data(root: Path) -> DataSet:
-    """Open a packed data set of either format. Raises UserError naming the file that is not what was packed."""
-    return open_encoded(root) if read_json(root / MANIFEST)["format"] == FORMAT else open_packed(root)
-
-
-def statistics(data: DataSet, given: Mapping[str, Sequence[float]] | None) -> tuple[list[float], list[float]]:
-    """Mean and std per channel that views are normalised with: those given, else the data set's own.
-
-    Raises UserError when their number is not that of the channels.
-    """
-    if given is None:
-        return data.mean, data.std
-    mean, std = list(given["mean"]), list(given["std"])
-    if not len(mean) == len(std) == len(data.mean):
-        raise UserError(
-            f"statistics: {len(mean)} means and {len(std)} deviations for the {len(data.mean)} channels of"
-            f" {data.manifest['name']}; give one of each per channel"
-        )
-    return mean, std
-
-
 def decode(content: bytes, where: str, remedy: str) -> Tensor:
     """Decode an image file to uint8 [3, H, W]. Raises UserError naming `where` when it is damaged or no image."""
     with _opened(content, where, remedy) as image:
@@ -171,3 +150,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
+
+
+OPEN = open_encoded

@@ -83,3 +83,6 @@ def open_packed(root: Path, verify: bool = True) -> Packed:
     with np.load(root / "splits.npz") as archive:
         splits = {name: archive[name] for name in archive.files}
     return Packed(np.load(root / "labels.npy"), manifest, splits, np.load(root / "images.npy", mmap_mode="r"))
+
+
+OPEN = open_packed

@@ -9,6 +9,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,10 @@ from tqdm import tqdm
 from polygrain.backbones.contract import Encoded, split
 from polygrain.backbones.load import load_backbone
 from polygrain.config.signature import check_values, keywords
-from polygrain.data.encoded import Encoded as EncodedImages
-from polygrain.data.encoded import open_data, statistics
-from polygrain.data.packed import DataSet, Packed
+from polygrain.data.load import format_of, open_data, statistics
+from polygrain.data.packed import DataSet
 from polygrain.evaluate.store import ALL, Integers
 from polygrain.provenance.errors import UserError
-from polygrain.train.loader import Cut, Job, Loader
 from polygrain.views.apply import plain_view
 
 METADATA = "polygrain"
@@ -221,14 +220,11 @@ def images_of(
 
     As they are stored, or, of encoded ones, the evaluation view [B, 3, size, size].
     """
-    if isinstance(data, EncodedImages):
-        jobs = (Job(part, (Cut(size, resize=resize),)) for part in parts)
-        for (views,) in Loader(data, workers, max(map(len, parts), default=1)).stream(jobs):
-            yield views
-    else:
-        assert isinstance(data, Packed)
-        for part in parts:
-            yield torch.from_numpy(np.array(data.images[part]))
+    shown: Iterator[Tensor] = import_module(f"polygrain.evaluate.images.{format_of(data)}").images_of(
+        data, parts, size, resize, workers
+    )
+    return shown
+
 
 
 def as_channels(images: Tensor, channels: int) -> Tensor:

@@ -3,12 +3,14 @@
 Build tools compare times: an output made from the config of an hour ago is newer than the config edited a minute ago.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from polygrain.provenance.code import PACKAGE
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import sha256_file
+from polygrain.provenance.files import read_json, sha256_file
 
 
 @contextmanager
@@ -25,6 +27,25 @@ def unchanged(inputs: Sequence[Path], outputs: Sequence[Path]) -> Iterator[None]
                 output.unlink(missing_ok=True)
             raise UserError(
                 f"{path}: changed while a job worked from it; what it made was removed. Run the same command again"
+            )
+
+
+@contextmanager
+def hashed(code: Path, outputs: Sequence[Path]) -> Iterator[None]:
+    """Run a job's body; when it loaded a module that `code` (module -> hash) does not name, remove the outputs.
+
+    Code that is loaded by name is in no import, so the configuration must say it. Raises UserError naming the module.
+    """
+    before = set(sys.modules)
+    yield
+    known = read_json(code)
+    for name in sorted(sys.modules.keys() - before):
+        if name.partition(".")[0] == PACKAGE and name not in known:
+            for output in outputs:
+                output.unlink(missing_ok=True)
+            raise UserError(
+                f"{name}: loaded by this job, but {code} does not hold it, so an edit would go unnoticed; what the job"
+                " made was removed. Import the module, or write a recipe's whole name as one text in the method's file"
             )
 
 

@@ -1,65 +1,26 @@
 """The pre-training images, in the order and with the draws that the counters say."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polygrain.data.encoded import Encoded, open_data, statistics
-from polygrain.data.packed import DataSet, Packed
+from polygrain.data.load import format_of, open_data, statistics
+from polygrain.data.packed import DataSet
 from polygrain.nn.clock import Clock
 from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
-from polygrain.train.loader import Cut, Job, Loader
-from polygrain.views.batch import Batch, draw_views, finish_batch, make_batch, plain_view
-from polygrain.views.draw import Drawn
-from polygrain.views.randaugment import fill_of
+from polygrain.train.images.contract import Images, Request, Setting
+from polygrain.views.batch import Batch
 from polygrain.views.recipe import ViewRecipe, read_recipes
 
 Views = Callable[[Clock], tuple[str, ...]]
-
-# ImageNet's evaluation view shows the central 224 of 256 px; the unaugmented view of an encoded image likewise
-_WHOLE = 256 / 224
-
-
-@dataclass(frozen=True)
-class Request:
-    """One batch to make: rows of the pre-training subset, int64 [B], the epoch, and a recipe per view."""
-
-    rows: Tensor
-    epoch: int
-    recipes: tuple[ViewRecipe, ...]
-
-
-class Images(Protocol):
-    """The pre-training subset in one of its formats."""
-
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Yield the batches asked for; the next requests may be taken before a batch is."""
-        ...
-
-    def plain(self, parts: Sequence[Tensor], *, subset: bool) -> Iterator[Tensor]:
-        """Yield unaugmented views, float32 [b, C, size, size], of the positions in each part."""
-        ...
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What both formats need to know: positions int64 [N] of the subset, its labels [N], and how views are made."""
-
-    positions: Tensor
-    labels: Tensor
-    seed: int
-    size: int
-    mean: list[float]
-    std: list[float]
-    device: torch.device
 
 
 class PretrainingData:
@@ -169,101 +130,11 @@ class PretrainingData:
         return torch.from_numpy(np.array(self.data.labels[positions.numpy()], dtype=np.int64)).to(self.device)
 
 
-class PixelImages:
-    """Images of equal size, the subset in memory as uint8, on the device."""
-
-    def __init__(self, data: Packed, setting: Setting) -> None:
-        self.data, self.setting = data, setting
-        self.pixels = self._load(setting.positions)
-
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Yield the batches asked for, each made when its turn comes."""
-        setting = self.setting
-        for request in requests:
-            rows = request.rows.to(setting.device)
-            yield make_batch(
-                self.pixels[rows],
-                setting.labels[rows],
-                setting.positions[request.rows].to(setting.device),
-                request.recipes,
-                seed=setting.seed,
-                epoch=request.epoch,
-                mean=setting.mean,
-                std=setting.std,
-            )
-
-    def plain(self, parts: Sequence[Tensor], *, subset: bool) -> Iterator[Tensor]:
-        """Yield the whole images, resized to the square."""
-        start = 0
-        for part in parts:
-            pixels = self.pixels[start : start + len(part)] if subset else self._load(part)
-            start += len(part)
-            yield plain_view(pixels, self.setting.size, self.setting.mean, self.setting.std)
-
-    def _load(self, positions: Tensor) -> Tensor:
-        return torch.from_numpy(np.array(self.data.images[positions.numpy()])).to(self.setting.device)
-
-
-class EncodedImages:
-    """Encoded images of any sizes: the loader decodes, cuts, resizes and flips; the rest is done in whole batches."""
-
-    def __init__(self, data: Encoded, setting: Setting, workers: int, batch_size: int) -> None:
-        self.data, self.setting = data, setting
-        self.loader = Loader(data, workers, batch_size, pin=setting.device.type == "cuda")
-
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Yield the batches asked for; workers run ahead."""
-        setting = self.setting
-        begun: deque[tuple[Request, list[Drawn], Tensor]] = deque()
-
-        def jobs() -> Iterator[Job]:
-            for request in requests:
-                positions = setting.positions[request.rows]
-                source = torch.from_numpy(self.data.sizes(positions.numpy()))
-                drawn = draw_views(request.recipes, positions, seed=setting.seed, epoch=request.epoch, source=source)
-                begun.append((request, drawn, source))
-                cuts = (_cut(*each, setting.mean) for each in zip(request.recipes, drawn, strict=True))
-                yield Job(positions.numpy(), tuple(cuts))
-
-        for cuts in self.loader.stream(jobs()):
-            request, drawn, source = begun.popleft()
-            yield finish_batch(
-                [cut.to(setting.device, non_blocking=True) for cut in cuts],
-                drawn,
-                setting.labels[request.rows.to(setting.device)],
-                setting.positions[request.rows].to(setting.device),
-                request.recipes,
-                source=source,
-                mean=setting.mean,
-                std=setting.std,
-            )
-
-    def plain(self, parts: Sequence[Tensor], *, subset: bool) -> Iterator[Tensor]:
-        """Yield the central squares."""
-        size = self.setting.size
-        jobs = (Job(part.numpy(), (Cut(size, resize=round(size * _WHOLE)),)) for part in parts)
-        for cuts in self.loader.stream(jobs):
-            view = cuts[0].to(self.setting.device, non_blocking=True)
-            yield plain_view(view, size, self.setting.mean, self.setting.std)
-
-
-def _cut(recipe: ViewRecipe, drawn: Drawn, mean: Sequence[float]) -> Cut:
-    """What the loader does of a view: all that is done to the decoded image, up to the flip."""
-    return Cut(
-        recipe.size,
-        drawn.box.numpy(),
-        drawn.flip.numpy(),
-        interpolation=recipe.interpolation,
-        randaugment=tuple(part.numpy() for part in drawn.randaugment.parts) if drawn.randaugment else (),
-        fill=tuple(fill_of(mean)),
-    )
-
-
 def _images(data: DataSet, setting: Setting, workers: int, batch_size: int) -> Images:
-    if isinstance(data, Encoded):
-        return EncodedImages(data, setting, workers, batch_size)
-    assert isinstance(data, Packed)
-    return PixelImages(data, setting)
+    images: Images = import_module(f"polygrain.train.images.{format_of(data)}").images_of(
+        data, setting, workers, batch_size
+    )
+    return images
 
 
 def chosen(data: DataSet, split: str, images: int | None) -> np.ndarray:

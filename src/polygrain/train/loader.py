@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -28,75 +28,11 @@ from torch import Tensor
 
 from polygrain.data.encoded import CHANNELS, Encoded
 from polygrain.provenance.errors import UserError
-from polygrain.views.crop import central_view, cut
-from polygrain.views.draw import RandAugmentDraw
-from polygrain.views.randaugment import randaugment
+from polygrain.train.cut import Job, cut_job
 
 CHUNK = 32  # images that a worker cuts at once, fewer where their views would not fit into a slot
 SLOT_BYTES = 16 * 2**20
 _STOP_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One view of every image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view.
-
-    `randaugment`: what is done to the whole image before, the three arrays [B, K] of a RandAugmentDraw; `fill` is what
-    then lies outside of the image, one 8-bit value per channel.
-    """
-
-    size: int
-    box: np.ndarray | None = None
-    flip: np.ndarray | None = None
-    resize: int | None = None
-    interpolation: str = "bilinear"
-    randaugment: tuple[np.ndarray, ...] = ()
-    fill: tuple[int, ...] = ()
-
-    def part(self, rows: slice) -> "Cut":
-        """The view of some images of the job."""
-        box, flip = (None if values is None else values[rows] for values in (self.box, self.flip))
-        return replace(self, box=box, flip=flip, randaugment=tuple(values[rows] for values in self.randaugment))
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to cut out of the images at `positions` of the data set, int64 [B]."""
-
-    positions: np.ndarray
-    cuts: tuple[Cut, ...]
-
-    def part(self, start: int, stop: int) -> "Job":
-        """The images from `start` to `stop`."""
-        rows = slice(start, stop)
-        return Job(self.positions[rows], tuple(one.part(rows) for one in self.cuts))
-
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of all views of one image."""
-        return sum(CHANNELS * one.size**2 for one in self.cuts)
-
-
-def cut_job(data: Encoded, job: Job, views: Sequence[Tensor]) -> None:
-    """Fill `views`, uint8 [B, 3, size, size] each. Raises UserError on a damaged image."""
-    for row, position in enumerate(job.positions.tolist()):
-        image = data.decode(position)
-        for one, view in zip(job.cuts, views, strict=True):
-            if one.box is None or one.flip is None:
-                view[row] = central_view(image, one.size, one.resize)
-            else:
-                flip = bool(one.flip[row])
-                view[row] = cut(
-                    _changed(image, one, row, flip), one.box[row].tolist(), flip, one.size, one.interpolation
-                )
-
-
-def _changed(image_CHW: Tensor, one: Cut, row: int, flip: bool) -> Tensor:
-    """The whole image behind the operations of RandAugment, the image itself where there are none."""
-    if not one.randaugment or (one.randaugment[0][row] < 0).all():
-        return image_CHW
-    drawn = RandAugmentDraw(*(torch.from_numpy(values[row : row + 1]) for values in one.randaugment))
-    return randaugment(image_CHW[None], drawn, torch.tensor([flip]), one.fill)[0]
 
 
 class Loader:

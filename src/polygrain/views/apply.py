@@ -9,8 +9,13 @@ from polygrain.nn.random import normal
 from polygrain.views.colour import colour_jitter, solarise, to_grey
 from polygrain.views.crop import blur_radius, crop_resize_flip, gaussian_blur
 from polygrain.views.draw import ErasingDraw, Parameters
-from polygrain.views.randaugment import fill_of, randaugment
+from polygrain.views.load import load_randaugment
 from polygrain.views.recipe import Recipe
+
+
+def fill_of(mean: Sequence[float]) -> list[int]:
+    """What lies outside of an image: the mean of each channel (0..1), as an 8-bit value."""
+    return [min(255, round(255 * value)) for value in mean]
 
 
 def apply(
@@ -22,8 +27,8 @@ def apply(
     `std` per channel (0..1 scale); erasing. Pixels stay float behind the crop, where torchvision on uint8 rounds after
     each operation.
     """
-    if parameters.randaugment is not None:
-        images_BCHW = randaugment(images_BCHW, parameters.randaugment, parameters.flip, fill_of(mean))
+    change = load_randaugment(parameters.randaugment)
+    images_BCHW = change(images_BCHW, parameters.randaugment, parameters.flip, fill_of(mean))
     return photometric(geometric(images_BCHW, parameters, recipe), parameters, recipe, mean, std)
 
 

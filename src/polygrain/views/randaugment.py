@@ -18,11 +18,6 @@ _LEVELS = 256
 _MOVES = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
 
 
-def fill_of(mean: Sequence[float]) -> list[int]:
-    """What lies outside of an image: the mean of each channel (0..1), as an 8-bit value."""
-    return [min(255, round(255 * value)) for value in mean]
-
-
 def randaugment(images_BCHW: Tensor, drawn: RandAugmentDraw, flip_B: Tensor, fill: Sequence[int]) -> Tensor:
     """Do each image's operations in turn: uint8 [B, C, H, W] to the same; the argument is left as it is.
 
