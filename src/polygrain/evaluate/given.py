@@ -226,7 +226,6 @@ def images_of(
     return shown
 
 
-
 def as_channels(images: Tensor, channels: int) -> Tensor:
     """Bring uint8 images [B, C, H, W] to another number of channels.
 
