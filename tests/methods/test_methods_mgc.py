@@ -18,7 +18,7 @@ from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.vit import build as build_vit
 from polygrain.config.signature import check_values, keywords
-from polygrain.methods.mgc import METHOD, MGC, cell_means, mean_over_rows, pair_losses
+from polygrain.methods.mgc import METHOD, MGC, mean_over_rows, pair_losses
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clock import Clock
 from polygrain.nn.correspond import Stride, correspond
@@ -373,14 +373,6 @@ def test_gradient_reaches_queries_only() -> None:
         else:
             assert parameter.grad is not None, name
             assert int(parameter.grad.count_nonzero()) > 0, name
-
-
-def test_cell_means() -> None:
-    tokens = torch.arange(36.0).view(1, 36, 1)
-    assert torch.equal(cell_means(tokens, 6, 1), tokens)
-    assert cell_means(tokens, 6, 3)[0, :, 0].tolist() == [7.0, 10.0, 25.0, 28.0]
-    assert cell_means(tokens, 6, 2)[0, :, 0].tolist()[:4] == [3.5, 5.5, 7.5, 15.5]
-    assert cell_means(tokens, 6, 6).tolist() == [[[17.5]]]
 
 
 # --- invariances, switches, state

@@ -18,11 +18,11 @@ from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded
 from polygrain.config.signature import check_values, keywords
-from polygrain.methods.mncl import METHOD, MNCL, one_way
+from polygrain.methods.mncl import METHOD, MNCL
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clip import clip_global
 from polygrain.nn.clock import Clock
-from polygrain.nn.contrastive import nt_xent
+from polygrain.nn.contrastive import nt_xent, one_way
 from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.optim import build as build_optimizer
 from polygrain.nn.optim import set_learning_rate
@@ -436,20 +436,6 @@ def test_collapsed_embeddings_give_the_chance_level(mode: dict[str, Any]) -> Non
         assert monitors["instance_top1"].item() == pytest.approx(1 / 256)
     assert monitors["region_top1"].item() == pytest.approx(1 / 256)
     assert [monitors[name].item() for name in ("spread", "rank")] == pytest.approx([0.0, 0.0], abs=1e-12)
-
-
-def test_one_way_loss_against_a_loop_and_its_gradient() -> None:
-    generator = torch.Generator().manual_seed(0)
-    one, many = (torch.randn(*s, 4, dtype=torch.float64, generator=generator) for s in ((1, 5), (3, 5)))
-    for anchor, key in ((one, many), (many, one)):
-        terms = []
-        for j, i in itertools.product(range(3), range(5)):
-            a, b = (x[j % len(x)].numpy() for x in (anchor, key))
-            cosines = [a[i] @ row / np.linalg.norm(a[i]) / np.linalg.norm(row) for row in b]
-            terms.append(np.log(np.sum(np.exp(np.array(cosines) / 0.3))) - cosines[i] / 0.3)
-        assert one_way(anchor, key, 0.3).item() == pytest.approx(np.mean(terms), rel=1e-12)
-    live = one.requires_grad_(), many.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: one_way(a, b, 0.3), live)
 
 
 # --- parts

@@ -1,5 +1,6 @@
 """NT-Xent and SupCon: numpy oracles of value and gradient, golden values, invariances, collapse."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from polygrain.nn.contrastive import nt_xent, sup_con, sup_con_to_bank
+from polygrain.nn.contrastive import nt_xent, one_way, sup_con, sup_con_to_bank
 
 
 def oracle(z: np.ndarray, temperature: float) -> tuple[float, np.ndarray]:
@@ -316,3 +317,17 @@ def test_sup_con_in_float32_survives_a_small_temperature() -> None:
     z, positive = views(12, 4)[0].detach(), relation(12, 12, 4)
     exact = float(sup_con(z, positive, 0.005, keys_grad=False))
     assert float(sup_con(z.float(), positive, 0.005, keys_grad=False)) == pytest.approx(exact, rel=1e-4)
+
+
+def test_one_way_loss_against_a_loop_and_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, many = (torch.randn(*s, 4, dtype=torch.float64, generator=generator) for s in ((1, 5), (3, 5)))
+    for anchor, key in ((one, many), (many, one)):
+        terms = []
+        for j, i in itertools.product(range(3), range(5)):
+            a, b = (x[j % len(x)].numpy() for x in (anchor, key))
+            cosines = [a[i] @ row / np.linalg.norm(a[i]) / np.linalg.norm(row) for row in b]
+            terms.append(np.log(np.sum(np.exp(np.array(cosines) / 0.3))) - cosines[i] / 0.3)
+        assert one_way(anchor, key, 0.3).item() == pytest.approx(np.mean(terms), rel=1e-12)
+    live = one.requires_grad_(), many.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: one_way(a, b, 0.3), live)

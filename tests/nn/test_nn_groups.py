@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from two_processes import WORLD, run_in_two
 
 from polygrain.nn import groups as module
-from polygrain.nn.groups import assign, moved_groups, occupancy, pair_purity, spherical_kmeans
+from polygrain.nn.groups import assign, group_loss, moved_groups, occupancy, pair_purity, spherical_kmeans
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -214,3 +214,18 @@ def test_cuda_repeats_its_bits_and_agrees_with_the_cpu() -> None:
     torch.testing.assert_close(first.cpu(), on_cpu, rtol=0, atol=1e-12)
     live = rows.cuda().requires_grad_()
     moved_groups(start.cuda(), live, assign(live, start.cuda()), 0.5).sum().backward()
+
+
+def test_group_loss_against_a_loop_and_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, groups = (torch.randn(*s, dtype=torch.float64, generator=generator) for s in ((3, 5, 4), (6, 4)))
+    targets = torch.randint(6, (2, 5), generator=generator)
+    terms = []
+    for r in range(3):
+        for s in range(2):
+            for i in range(5):
+                logits = (groups @ outputs[r, i] / 0.3).numpy()
+                terms.append(np.log(np.exp(logits).sum()) - logits[targets[s, i]])
+    assert group_loss(outputs, groups, targets, 0.3).item() == pytest.approx(np.mean(terms), rel=1e-12)
+    live = outputs.requires_grad_(), groups.requires_grad_()
+    assert torch.autograd.gradcheck(lambda o, g: group_loss(o, g, targets, 0.3), live)

@@ -47,6 +47,7 @@ from polygrain.nn.correspond import Pairs, Stride, correspond, repeats
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes, world
 from polygrain.nn.heads import Head
 from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.parts import cell_means
 from polygrain.nn.phases import phase
 from polygrain.nn.random import hash64
 from polygrain.nn.schedules import cosine
@@ -70,12 +71,6 @@ def mean_over_rows(loss_R: Tensor, weight_R: Tensor, weighting: Literal["overlap
     if weighting == "overlap":
         return sum_over_processes((weight_R * loss_R).sum()) / total
     return mean_over_processes(loss_R.mean()) * (total / total)
-
-
-def cell_means(tokens_BLD: Tensor, side: int, window: int) -> Tensor:
-    """Average row-major tokens [B, L L, D] over windows of `window` x `window`: cells [B, N, D], row-major."""
-    cells = side // window
-    return tokens_BLD.reshape(len(tokens_BLD), cells, window, cells, window, -1).mean(dim=(2, 4)).flatten(1, 2)
 
 
 class Level(NamedTuple):

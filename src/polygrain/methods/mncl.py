@@ -38,14 +38,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from polygrain.backbones.contract import Backbone
 from polygrain.nn import ema
 from polygrain.nn.agreement import neighbour_agreement, own_key_share
 from polygrain.nn.batch_norm import borrowed_statistics, norms_of
 from polygrain.nn.clock import Clock
-from polygrain.nn.contrastive import nt_xent
+from polygrain.nn.contrastive import nt_xent, one_way
 from polygrain.nn.distributed import gather_rows
 from polygrain.nn.heads import Head
 from polygrain.nn.monitors import effective_rank, spread
@@ -59,16 +58,6 @@ from polygrain.views.batch import Batch
 
 Monitors = dict[str, Tensor]
 Terms = tuple[dict[str, Tensor], Monitors]
-
-
-def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
-    """Compute CE_T(anchor, key) (specification 5), mean over J; a scalar.
-
-    Row i of a key set is row i's positive, the set's other rows its negatives. Rows are scaled to unit length. J may be
-    1 on either side. Collapsed rows give ln N.
-    """
-    log_share_JNN = (normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT / temperature).log_softmax(dim=2)
-    return -log_share_JNN.diagonal(dim1=1, dim2=2).mean()
 
 
 class MNCL(nn.Module):

@@ -43,14 +43,15 @@ width of a feature or an embedding, k neighbours, G = k + 1, Q queue or memory r
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, normalize
+from torch.nn.functional import normalize
 
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.droppath import DropPath
+from polygrain.backbones.grains import Features, Network
 from polygrain.backbones.relation import Relation
 from polygrain.nn import ema
 from polygrain.nn.clock import Clock
@@ -61,6 +62,7 @@ from polygrain.nn.heads import Head
 from polygrain.nn.local_group import LocalGroup
 from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.optim import split_by_decay
+from polygrain.nn.pairs import cross_entropies, info_nce, over_pairs
 from polygrain.nn.phases import phase
 from polygrain.nn.prototypes import Prototypes
 from polygrain.nn.queue import Queue
@@ -69,83 +71,6 @@ from polygrain.provenance.errors import UserError
 from polygrain.views.batch import Batch
 
 GRAINS = ("instance", "local-group", "group")
-
-
-def info_nce(queries_SBD: Tensor, keys_TBD: Tensor, queue_QD: Tensor, temperature: float) -> Tensor:
-    """Compute InfoNCE of every crop with every view, [T, S]; all rows of unit length, negatives from the queue alone.
-
-    A crop's negative logits serve all views. Collapsed rows and queue give ln(Q + 1).
-    """
-    others_SB = (queries_SBD @ queue_QD.T / temperature).logsumexp(dim=2)
-    own_TSB = torch.einsum("sbd,tbd->tsb", queries_SBD, keys_TBD) / temperature
-    return -logsigmoid(own_TSB - others_SB).mean(dim=2)
-
-
-def cross_entropies(logits_SBP: Tensor, targets_TBP: Tensor, temperature: float) -> Tensor:
-    """Compute the cross-entropy of every crop's assignment with every view's target, [T, S]; equal logits give ln P."""
-    log_SBP = (logits_SBP / temperature).log_softmax(dim=2)
-    return -(targets_TBP.flatten(1) @ log_SBP.flatten(1).T) / logits_SBP.shape[1]
-
-
-def over_pairs(losses_TS: Tensor, pairs: Literal["half", "flat"]) -> Tensor:
-    """Average the losses of two views and 2 + V crops over all pairs but (1, 1) and (2, 2), a scalar.
-
-    half: the two pairs of global crops weigh as much as all others together (section 4). flat: all weigh the same.
-    Without local crops there is nothing to weigh.
-    """
-    crossed_2, local_N = torch.stack([losses_TS[0, 1], losses_TS[1, 0]]), losses_TS[:, 2:].flatten()
-    if pairs == "flat" or len(local_N) == 0:
-        return torch.cat([crossed_2, local_N]).mean()
-    return (crossed_2.mean() + local_N.mean()) / 2
-
-
-class Features(NamedTuple):
-    """Rows of C crops of B images.
-
-    rows: by grain the projections [C * B, D], or the logits [C * B, P]. memory: [B, D], for the memory, of the first
-    crop. pooled: y_c [C * B, D]. unfilled: share of the neighbours that are none.
-    """
-
-    rows: dict[str, Tensor]
-    memory: Tensor
-    pooled: Tensor
-    unfilled: Tensor
-
-
-class Network(nn.Module):
-    """What student and teacher have alike: backbone, relation block, projectors by grain, prototypes."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        local_group: LocalGroup | None,
-        projectors: dict[str, nn.Module],
-        prototypes: Prototypes | None,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.local_group, self.prototypes = backbone, local_group, prototypes
-        self.projectors = nn.ModuleDict(projectors)
-        for part in (*self.projectors.modules(), *(local_group.modules() if local_group else ())):
-            if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
-
-    def forward(self, crops: Sequence[Tensor], memory: Queue | None) -> Features:
-        """One pass over crops [B, C, S, S] of one size; with a local group a memory is needed."""
-        tokens_RND = self.backbone.trunk(torch.cat(list(crops)))
-        encoded = self.backbone.finish(tokens_RND)
-        rows, unfilled = dict[str, Tensor](), encoded.pooled.new_zeros(())
-        for grain, projector in self.projectors.items():
-            rows_RD = encoded.pooled
-            if self.local_group is not None and memory is not None and grain == "local-group":
-                group_RD, unfilled = self.local_group(tokens_RND, encoded.tokens, memory)
-                rows_RD = self.backbone.norm(group_RD)
-            rows[grain] = projector(rows_RD)
-        if self.prototypes is not None:
-            rows["group"] = self.prototypes(normalize(rows["group"], dim=1))
-        memory_BD = encoded.tokens[: len(crops[0])].detach().mean(dim=1)
-        return Features(rows, memory_BD, encoded.pooled.detach(), unfilled)
 
 
 class Mugs(nn.Module):

@@ -40,7 +40,7 @@ from polygrain.backbones.droppath import DropPath
 from polygrain.nn import ema
 from polygrain.nn.clock import Clock
 from polygrain.nn.distributed import gather_rows, sum_over_processes, world
-from polygrain.nn.groups import assign, moved_groups, occupancy, pair_purity, spherical_kmeans
+from polygrain.nn.groups import assign, group_loss, moved_groups, occupancy, pair_purity, spherical_kmeans
 from polygrain.nn.heads import Head
 from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.phases import phase
@@ -48,15 +48,6 @@ from polygrain.nn.random import permutation
 from polygrain.nn.schedules import linear
 from polygrain.provenance.errors import UserError
 from polygrain.views.batch import Batch, DataPasses
-
-
-def group_loss(outputs_RBD: Tensor, groups_KD: Tensor, targets_SB: Tensor, temperature: float) -> Tensor:
-    """Compute the cross-entropy of R crops' outputs against each of S views' target groups, mean over R, S and B.
-
-    Outputs and groups have unit length; equal logits give ln K.
-    """
-    log_RBK = (outputs_RBD @ groups_KD.T / temperature).log_softmax(dim=2)
-    return -log_RBK.gather(2, targets_SB.T.expand(len(outputs_RBD), -1, -1)).mean()
 
 
 class Embedded(NamedTuple):

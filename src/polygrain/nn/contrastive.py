@@ -1,6 +1,6 @@
 """Contrastive losses. Legend: B images, R = 2B rows, D width; z are embeddings, not yet of unit length.
 
-A anchors and K keys where the two are different rows.
+A anchors and K keys where the two are different rows; J sets of N rows each.
 """
 
 import torch
@@ -29,6 +29,16 @@ def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float, *, block: int | 
     images = len(z_1_BD)
     positive_R = torch.cat([logits_RR.diagonal(images), logits_RR.diagonal(-images)])
     return (logits_RR.masked_fill(self_RR, float("-inf")).logsumexp(dim=1) - positive_R).mean()
+
+
+def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
+    """Compute CE_T(anchor, key) (specification 5), mean over J; a scalar.
+
+    Row i of a key set is row i's positive, the set's other rows its negatives. Rows are scaled to unit length. J may be
+    1 on either side. Collapsed rows give ln N.
+    """
+    log_share_JNN = (normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT / temperature).log_softmax(dim=2)
+    return -log_share_JNN.diagonal(dim1=1, dim2=2).mean()
 
 
 def sup_con(z_BD: Tensor, positive_BB: Tensor, temperature: float, *, keys_grad: bool) -> Tensor:

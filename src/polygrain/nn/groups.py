@@ -69,3 +69,12 @@ def pair_purity(assignment_R: Tensor, labels_R: Tensor) -> Tensor:
     together_RR = (assignment_R[:, None] == assignment_R).triu(diagonal=1)
     alike_RR = together_RR & (labels_R[:, None] == labels_R)
     return alike_RR.sum() / together_RR.sum().clamp(min=1)
+
+
+def group_loss(outputs_RBD: Tensor, groups_KD: Tensor, targets_SB: Tensor, temperature: float) -> Tensor:
+    """Compute the cross-entropy of R crops' outputs against each of S views' target groups, mean over R, S and B.
+
+    Outputs and groups have unit length; equal logits give ln K.
+    """
+    log_RBK = (outputs_RBD @ groups_KD.T / temperature).log_softmax(dim=2)
+    return -log_RBK.gather(2, targets_SB.T.expand(len(outputs_RBD), -1, -1)).mean()

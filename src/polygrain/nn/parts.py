@@ -1,6 +1,7 @@
-"""Views cut into parts, and parts averaged in sets (Fast-MoCo; MNCL, section 4 of the specification).
+"""Views cut into parts, parts averaged in sets (Fast-MoCo; MNCL, section 4 of the specification), tokens over windows.
 
-Legend: b images, C channels, S side, P parts of a view, J sets, r parts in a set, E width.
+Legend: B or b images, C channels, S side, P parts of a view, J sets, r parts in a set, E or D width; L side of a map of
+tokens, N cells of it.
 """
 
 from itertools import combinations
@@ -28,3 +29,9 @@ def set_means(part_PbE: Tensor, size: int) -> Tensor:
     """Average every set of `size` parts, [J, b, E], sets in lexicographic order."""
     places_Jr = torch.tensor(list(combinations(range(len(part_PbE)), size)), device=part_PbE.device)
     return part_PbE[places_Jr].mean(dim=1)
+
+
+def cell_means(tokens_BLD: Tensor, side: int, window: int) -> Tensor:
+    """Average row-major tokens [B, L L, D] over windows of `window` x `window`: cells [B, N, D], row-major."""
+    cells = side // window
+    return tokens_BLD.reshape(len(tokens_BLD), cells, window, cells, window, -1).mean(dim=(2, 4)).flatten(1, 2)
