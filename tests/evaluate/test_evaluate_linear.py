@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from polygrain.evaluate import linear
-from polygrain.evaluate.linear import Schedule, Setting
+from polygrain.evaluate.linear import ProbeSetting, Schedule
 from polygrain.evaluate.result import ACCURACY
 from polygrain.evaluate.store import Features
 from polygrain.nn.random import permutation
@@ -61,16 +61,16 @@ def problem(rows=150, width=6, classes=3, dtype=torch.float64):
 def test_one_setting_equals_a_plain_loop(rate: float, decay: float) -> None:
     x, y, inputs, labels = problem()  # 150 rows in batches of 64: the last one is short
     expected = oracle(x, y, rate, decay, steps=40, batch=64, momentum=0.9, seed=5, classes=3)
-    got = linear.train(inputs, labels, [Setting(rate, decay)], Schedule(40, 64, 0.9, 5), classes=3)
+    got = linear.train(inputs, labels, [ProbeSetting(rate, decay)], Schedule(40, 64, 0.9, 5), classes=3)
     np.testing.assert_allclose(got[0].numpy(), expected, rtol=0, atol=1e-12)
-    single = linear.train(inputs.float(), labels, [Setting(rate, decay)], Schedule(40, 64, 0.9, 5), classes=3)
+    single = linear.train(inputs.float(), labels, [ProbeSetting(rate, decay)], Schedule(40, 64, 0.9, 5), classes=3)
     np.testing.assert_allclose(single[0].numpy(), expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 37])
 def test_many_settings_in_one_pass_have_the_bits_of_each_alone(classes: int) -> None:
     _, _, inputs, labels = problem(rows=222, width=33, classes=classes, dtype=torch.float32)
-    settings = [Setting(rate, decay) for rate in (0.001, 0.03, 0.1, 1.0) for decay in (0.0, 0.01)]
+    settings = [ProbeSetting(rate, decay) for rate in (0.001, 0.03, 0.1, 1.0) for decay in (0.0, 0.01)]
     schedule = Schedule(25, 64, 0.9, 0)
     together = linear.train(inputs, labels, settings, schedule, classes=classes)
     for weights, setting in zip(together, settings, strict=True):
@@ -142,11 +142,11 @@ def test_selection_is_by_accuracy_then_loss_then_the_smaller_rate() -> None:
     x = torch.eye(2)
     y = torch.tensor([0, 1])
     right, surer, wrong = torch.eye(2), 3 * torch.eye(2), -torch.eye(2)
-    settings = [Setting(rate, 0.0) for rate in (0.1, 0.2, 0.3)]
+    settings = [ProbeSetting(rate, 0.0) for rate in (0.1, 0.2, 0.3)]
     assert linear.select(torch.stack([wrong, right, wrong]), x, y, settings, "toy") == (1, 1.0)
     assert linear.select(torch.stack([right, surer, wrong]), x, y, settings, "toy") == (1, 1.0)
     assert linear.select(torch.stack([wrong, right, right]), x, y, settings, "toy") == (1, 1.0)
-    decays = [Setting(0.1, 0.1), Setting(0.1, 0.0), Setting(0.05, 0.2)]
+    decays = [ProbeSetting(0.1, 0.1), ProbeSetting(0.1, 0.0), ProbeSetting(0.05, 0.2)]
     assert linear.select(torch.stack([right, right, wrong]), x, y, decays, "toy") == (1, 1.0)
 
 

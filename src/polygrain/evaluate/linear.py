@@ -36,7 +36,7 @@ _FEWEST_COLUMNS = 16
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProbeSetting:
     """One way to train the probe."""
 
     rate: float
@@ -73,7 +73,7 @@ def evaluate(
     Raises UserError on values that make no sense, a label subset that does not exist and when no setting
     converges.
     """
-    settings = [Setting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
+    settings = [ProbeSetting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
     _check(settings, labels, epochs, minimum_steps, batch, momentum)
     values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
@@ -92,7 +92,7 @@ def evaluate(
     return Result(values, selected, examples, features.note())
 
 
-def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], schedule: Schedule, *, classes: int) -> Tensor:
+def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], schedule: Schedule, *, classes: int) -> Tensor:
     """Weights [R, D, C] after the last step, in the type of `x_ND`; the last row of each matrix is the bias.
 
     A step is torch's SGD: v <- momentum v + gradient + decay w; w <- w - rate (1 + cos(pi step / steps)) / 2
@@ -125,7 +125,9 @@ def gradient(weights_DRC: Tensor, x_BD: Tensor, targets_BC: Tensor) -> Tensor:
     return (x_BD.T @ errors_BRC.view(len(x_BD), -1)).view_as(weights_DRC)
 
 
-def select(weights_RDC: Tensor, x_ND: Tensor, y_N: Tensor, settings: Sequence[Setting], key: str) -> tuple[int, float]:
+def select(
+    weights_RDC: Tensor, x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], key: str
+) -> tuple[int, float]:
     """Return the best setting's position and its validation accuracy. Raises UserError when all diverged."""
     ranked = []
     for position, (weights_DC, setting) in enumerate(zip(weights_RDC, settings, strict=True)):
@@ -158,7 +160,7 @@ class _Inputs:
 
 
 def _check(
-    settings: Sequence[Setting],
+    settings: Sequence[ProbeSetting],
     labels: Sequence[str],
     epochs: int,
     minimum_steps: int,
