@@ -4,6 +4,8 @@ Layers, later ones win: augmentation, backbone, optimizer, dataset, `mode/{metho
 paper's text and its released code differ; the method's file chooses one, a variant may choose the other), method,
 evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then
 `variant/{method}/{variant}` (the ablation cell; `base` is none).
+
+Hydra is imported where it composes: a job under the workflow reads what was composed before, and starts sooner without.
 """
 
 import os
@@ -12,12 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from polygrain.config.runs import Run
 from polygrain.provenance.errors import UserError, nearest
@@ -66,6 +62,12 @@ def stamp(params: Path) -> int:
 
 @cache
 def _resolve(chosen: tuple[str, ...], params: Path, stamp: int) -> Config:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(params), version_base="1.3"):
@@ -78,6 +80,10 @@ def _resolve(chosen: tuple[str, ...], params: Path, stamp: int) -> Config:
 
 def origins(run: Run, params: Path) -> dict[str, str]:
     """Where each resolved value was set last: dotted key -> `file:line`."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
     chosen = overrides(run, params)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(params.resolve()), version_base="1.3"):
