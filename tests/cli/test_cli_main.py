@@ -36,6 +36,7 @@ def test_the_command_line_is_frozen():
         "record": ["targets"],
         "restore": ["targets"],
         "check-lock": ["--mark", "targets"],
+        "attest": ["--cores", "--from", "--steps", "targets"],
         "trace": ["--column", "--full", "--row", "target"],
         "crate": ["targets"],
         "audit": ["--cache", "--checkout", "--rebuild"],

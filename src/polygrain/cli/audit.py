@@ -11,6 +11,7 @@ from polygrain.cli.claims import PUBLISHED
 from polygrain.config.compose import Config
 from polygrain.config.project import Project
 from polygrain.config.stages import build_stage
+from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.audit import audit_history
 from polygrain.provenance.cache import cache_folder, examine, object_path, objects_of
 from polygrain.provenance.compare import TOLERANCE
@@ -74,7 +75,7 @@ LAYOUT = Layout(
     outputs=Path("reports"),
     sources=sources_of,
     entries=entries_of,
-    records=frozenset({CRATE, "determinism.md"}),
+    records=frozenset({CRATE, ATTESTATIONS.name, "determinism.md"}),
 )
 
 

@@ -10,9 +10,10 @@ from polygrain.config.stages import Stage, configuration, evaluated, run_stages,
 from polygrain.config.tables import FORMATS, Table, table_stages
 from polygrain.provenance.checklock import mark_tables, verdict
 from polygrain.provenance.dvcfiles import read_lock
+from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.pipeline import Job, stage_name
-from polygrain.provenance.record import record
+from polygrain.provenance.record import clear_attestations, record
 
 PUBLISHED = "reports/published"
 
@@ -78,6 +79,12 @@ def recorded_targets(project: Project) -> list[str]:
 
 def record_tables(project: Project, targets: Sequence[str]) -> None:
     """Write dvc.yaml and dvc.lock for finished tables and publish their copies. The lock then holds these alone."""
+    cleared = clear_attestations(jobs_of(project, targets), project.root)
+    if cleared:
+        raise UserError(
+            f"{targets[0]}: {cleared} of the attestations in its footer were of runs that the present code has trained"
+            f" since; they are cleared. Write it again with `snakemake --cores all {targets[0]}`, then record"
+        )
     jobs = jobs_of(project, targets)
     record(jobs, project.root, published(targets))
     for target in targets:

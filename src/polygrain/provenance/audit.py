@@ -4,6 +4,8 @@ For each commit and output one verdict:
 
 - *unchanged*, *new*, *removed*; *merged*: a merge took the inputs and bytes of its other parent.
 - *explained*: the bytes changed, and so did a dependency, a parameter or the command of the stage that makes them.
+- *attested*: other code and the same bytes, because somebody ran both and compared (`polygrain attest`); bytes that
+  changed with attested code are unexplained.
 - *returned*: inputs and bytes are those of an earlier commit, as after a reverted edit.
 - *unexplained*: the same inputs gave other bytes before, anywhere in the history; or every input that is said to have
   changed cannot have (see below). Either the build is not deterministic, or somebody changed a result.
@@ -28,13 +30,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from polygrain.provenance.attestations import FILE as ATTESTATIONS
+from polygrain.provenance.attestations import attested, parse_attestations
 from polygrain.provenance.checklock import without_mark
 from polygrain.provenance.dvcfiles import LOCK, md5_bytes
 from polygrain.provenance.history import Stage, State
 from polygrain.provenance.repository import Commit, Repository
 from polygrain.provenance.sources import SHAPE, Layout, Sources
 
-Kind = Literal["new", "removed", "merged", "explained", "returned", "unexplained"]
+Kind = Literal["new", "removed", "merged", "attested", "explained", "returned", "unexplained"]
 Proof = tuple[tuple[str, ...], str]
 """Sources that speak for a change, and what speaks against it."""
 
@@ -234,7 +238,7 @@ class _Auditor:
         self, state: State, parents: Sequence[State], causes: Mapping[str, tuple[Cause, ...]]
     ) -> Iterator[Change]:
         for path, stage in sorted(state.lock.makers.items()):
-            change = self._change(path, stage, parents, causes.get(stage.name, ()))
+            change = self._change(path, stage, state, parents, causes.get(stage.name, ()))
             self._known.bytes.setdefault((path, stage.inputs), (stage.outputs[path], state.commit))
             if change is not None:
                 yield change
@@ -242,7 +246,9 @@ class _Auditor:
             if path not in state.lock.makers:
                 yield Change(path, stage.name, "removed")
 
-    def _change(self, path: str, stage: Stage, parents: Sequence[State], causes: tuple[Cause, ...]) -> Change | None:
+    def _change(
+        self, path: str, stage: Stage, state: State, parents: Sequence[State], causes: tuple[Cause, ...]
+    ) -> Change | None:
         befores = [(parent, parent.lock.makers.get(path)) for parent in parents]
         md5 = stage.outputs[path]
         for position, (parent, before) in enumerate(befores):
@@ -252,14 +258,27 @@ class _Auditor:
         if first is not None and first[0] != md5:
             return Change(path, stage.name, "unexplained", causes, first[1], stage)
         olds = [before for _, before in befores if before is not None]
-        if any(before.outputs[path] == md5 for before in olds):
-            return None
+        if (same := next((before for before in olds if before.outputs[path] == md5), None)) is not None:
+            attested = self._attested(state, same, stage)
+            return Change(path, stage.name, "attested", causes, None, stage) if attested else None
         if first is not None:
             return Change(path, stage.name, "returned", causes, first[1], stage)
         if not olds:
             return Change(path, stage.name, "new", maker=stage)
-        kind: Kind = "explained" if any(not cause.refuted for cause in causes) else "unexplained"
+        contradicted = any(self._attested(state, before, stage) for before in olds)
+        speaks = any(not cause.refuted for cause in causes) and not contradicted
+        kind: Kind = "explained" if speaks else "unexplained"
         return Change(path, stage.name, kind, causes, None, stage)
+
+    def _attested(self, state: State, before: Stage, stage: Stage) -> bool:
+        """Whether a commit says that a stage gives the bytes of `before`, because only attested code is different."""
+        then, now = before.dependencies, stage.dependencies
+        blob = self._repository.find(state.commit.id, ATTESTATIONS.as_posix())
+        if blob is None or (before.command, before.parameters) != (stage.command, stage.parameters):
+            return False
+        said = parse_attestations(self._repository.read(blob).decode(), f"{state.commit.short}:{ATTESTATIONS}")
+        passed = attested(said, before.outputs, then, now)
+        return bool(passed) and all(then.get(path) == now.get(path) for path in {*then, *now} - passed)
 
     def _published(self, state: State) -> Iterator[Finding]:
         """Copies in git that are not what the lock of the same commit says."""

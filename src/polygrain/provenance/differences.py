@@ -5,12 +5,13 @@ command, these parameters, this code, environment and data?
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from polygrain.provenance.attestations import attested, read_attestations
 from polygrain.provenance.dvcfiles import LOCK, Locked
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.pipeline import Job, inputs_of, parameters
@@ -42,7 +43,8 @@ def differences(
     """Compare a job with its stage in the lock: command, parameters, dependencies, names of outputs.
 
     `upstream` holds the claim for each dependency that is another job's output (one that is not known is passed over);
-    any other dependency is compared with its bytes in the checkout. The outputs' bytes are the caller's to check.
+    any other dependency is compared with its bytes in the checkout. Code and environment whose difference is attested
+    are passed over. The outputs' bytes are the caller's to check.
     Raises UserError when the job's config is missing.
     """
     if stage is None:
@@ -51,7 +53,9 @@ def differences(
     if stage.command != job.command:
         yield Difference(f"its command was {stage.command!r}, now it is {job.command!r}")
     yield from _parameters(job, root, stage, hashes)
-    yield from _dependencies(job, stage, upstream, hashes)
+    now = {path.as_posix(): hashes.md5(path) or "" for path in inputs_of(job) if path not in upstream}
+    passed = attested(read_attestations(root), stage.outputs, stage.dependencies, now)
+    yield from _dependencies(job, stage, upstream, hashes, passed)
     names = {path.as_posix() for path in job.outputs}
     for name in sorted(names ^ set(stage.outputs)):
         yield Difference(f"{name} is an output only {'now' if name in names else f'in {LOCK}'}")
@@ -78,9 +82,13 @@ def _printed(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], sort_keys=True, default=repr) if key in values else "absent"
 
 
-def _dependencies(job: Job, stage: Locked, upstream: Mapping[Path, Claim], hashes: Hashes) -> Iterator[Difference]:
+def _dependencies(
+    job: Job, stage: Locked, upstream: Mapping[Path, Claim], hashes: Hashes, passed: Set[str]
+) -> Iterator[Difference]:
     then = stage.dependencies
     for path in inputs_of(job):
+        if path.as_posix() in passed:
+            continue
         md5 = then.get(path.as_posix())
         if md5 is None:
             yield Difference(f"depends on {path}, {LOCK} does not know")
@@ -92,5 +100,5 @@ def _dependencies(job: Job, stage: Locked, upstream: Mapping[Path, Claim], hashe
             yield Difference(f"{path} is missing, so it proves nothing", stale=False, remedy="put it back")
         elif now != md5:
             yield Difference(f"{path} changed since {LOCK} was written")
-    for name in sorted(set(then) - {path.as_posix() for path in inputs_of(job)}):
+    for name in sorted(set(then) - {path.as_posix() for path in inputs_of(job)} - passed):
         yield Difference(f"depended on {name} by {LOCK}, now it does not")

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from polygrain.provenance.audit import Audit, Cause, Change, Entry, Kind
 from polygrain.provenance.dvcfiles import LOCK
 
-_KINDS: tuple[Kind, ...] = ("new", "explained", "returned", "merged", "removed", "unexplained")
+_KINDS: tuple[Kind, ...] = ("new", "attested", "explained", "returned", "merged", "removed", "unexplained")
 _LONGEST = 60  # characters of a value that a line quotes
 _NAMED = 3  # of a kind that a line names
 _SEED = re.compile(r"seed\d+")

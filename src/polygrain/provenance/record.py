@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from polygrain.provenance.attestations import read_attestations, write_attestations
 from polygrain.provenance.dvccommand import complaint, dvc, settings
 from polygrain.provenance.dvcfiles import LOCK, PIPELINE, dump_yaml, load_yaml, read_lock, read_merged_lock
 from polygrain.provenance.errors import UserError
@@ -55,6 +56,25 @@ def _check(jobs: Sequence[Job], root: Path) -> None:
         for job in doubtful:
             if objection := objection_to(job, root, hashes):
                 raise UserError(objection)
+
+
+def clear_attestations(jobs: Sequence[Job], root: Path) -> int:
+    """Drop the attestations of outputs that the present code has made since; returns how many there were."""
+    hashes, known = Hashes(root), read_attestations(root)
+    attested = {path for item in known for path in item.outputs}
+    made: set[str] = set()
+    for job in jobs:
+        names = {path.as_posix() for path in job.outputs}
+        if (
+            names & attested
+            and not objection_to_outputs(job, root, hashes)
+            and not objection_to_inputs(job, root, hashes)
+        ):
+            made |= names
+    kept = [item for item in known if not made & set(item.outputs)]
+    if len(kept) < len(known):
+        write_attestations(root, kept)
+    return len(known) - len(kept)
 
 
 @contextmanager

@@ -77,14 +77,14 @@ def run(folder: Path, *command: str, check: bool = True) -> "subprocess.Complete
         try:
             said, _ = process.communicate()
         except BaseException:
-            _end_group(process)
+            end_group(process)
             raise
     if check and process.returncode:
         raise UserError(f"{' '.join(command[:4])} failed in a scratch clone: {_end(said)}")
     return subprocess.CompletedProcess(command, process.returncode, said)
 
 
-def _end_group(process: "subprocess.Popen[str]") -> None:
+def end_group(process: "subprocess.Popen[str]") -> None:
     """Stop a command with everything it started: on a signal of its own Snakemake would wait for its jobs."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):

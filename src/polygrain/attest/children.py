@@ -1,0 +1,78 @@
+"""Processes that run side by side and end with the one that started them."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.scratch import end_group
+
+_SAID = 5  # lines of what a failed process said that an error repeats
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended and what it printed."""
+
+    status: int
+    said: str
+
+    @property
+    def last(self) -> str:
+        """The end of what it said, in one line."""
+        return " / ".join([line.strip() for line in self.said.splitlines() if line.strip()][-_SAID:]) or "no message"
+
+
+class Children:
+    """Starts processes for several threads; `stop` ends those that are left and refuses new ones."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock, self._stopped = threading.Lock(), False
+
+    def python(self, project: Path, *arguments: str) -> Ended:
+        """Run this interpreter in a project, with the package of that project. Raises UserError when stopped."""
+        environment = {**os.environ, "PYTHONPATH": str(project / "src")}
+        with self._lock:
+            if self._stopped:
+                raise UserError("stopped")
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=project,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            self._running.add(process)
+        said, _ = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return Ended(process.returncode, said)
+
+    def stop(self) -> None:
+        """End all of them."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            end_group(process)
+
+
+def side_by_side(tasks: Sequence[Callable[[], None]], jobs: int, children: Children) -> None:
+    """Do all tasks, `jobs` at a time. The first exception or an interrupt ends every process."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            children.stop()
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,59 @@
+"""`polygrain attest`: what it printed of each run, and Snakemake's times put in order for what is attested."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from polygrain.attest.run import Verdict, attest, default_jobs
+from polygrain.cli.claims import job_of, jobs_of, recorded_targets, stages_of
+from polygrain.config.project import Project
+from polygrain.provenance.attestations import FILE
+from polygrain.provenance.restore import stamp
+
+_SHOWN = 20
+"""Objections to a run that are printed."""
+
+
+def attest_targets(project: Project, targets: Sequence[str], *, commit: str, steps: int, jobs: int | None) -> int:
+    """Attest the runs behind the targets (default: every table in dvc.lock); 0 when none of them is refused.
+
+    Raises UserError for a target that does not exist and where the recorded code is not in git.
+    """
+    stages = stages_of(project, targets or recorded_targets(project))
+    verdicts = attest(project, stages, commit=commit, least=steps, jobs=jobs or default_jobs())
+    print("\n".join(report(verdicts)))
+    attested = {verdict.directory for verdict in verdicts if verdict.state == "attested"}
+    wanted = [stage for stage in stages if stage.directory in attested and stage.verb == "pretrain"]
+    if wanted:
+        used = {path for stage in wanted for path in stage.inputs}
+        makers = [stage for stage in stages if used & set(stage.outputs)]
+        jobs_of(project, [str(stage.outputs[0]) for stage in wanted])
+        stamp([job_of(stage) for stage in (*makers, *wanted)], project.root)
+    return 1 if any(verdict.state == "refused" for verdict in verdicts) else 0
+
+
+def report(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line for each run with what was run, the objections to it, and counts."""
+    width = max((len(str(verdict.directory)) for verdict in verdicts), default=0)
+    lines = []
+    for verdict in verdicts:
+        lines.append(f"{verdict.directory!s:{width}}  {verdict.state:8}  {_done(verdict)}".rstrip())
+        lines += [f"    {line}" for line in verdict.objections[:_SHOWN]]
+        lines += [f"    and {len(verdict.objections) - _SHOWN} more"] * (len(verdict.objections) > _SHOWN)
+    exempt = sorted({line for item in verdicts if item.attestation for line in item.attestation.evidence["exempt"]})
+    lines += ["exempt, because no recorded run can have been there:"] * bool(exempt)
+    lines += [f"    {line}" for line in exempt]
+    counts = Counter(verdict.state for verdict in verdicts)
+    lines.append(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no run behind these")
+    if any(verdict.attestation for verdict in verdicts):
+        lines.append(f"commit {FILE}")
+    return lines
+
+
+def _done(verdict: Verdict) -> str:
+    if verdict.attestation is None:
+        return ""
+    evidence = verdict.attestation.evidence
+    return (
+        f"{evidence['first_steps']} of {evidence['steps']} steps, twin {evidence['twin_steps']} steps,"
+        f" {evidence['changed_lines']} changed lines ran"
+    )
