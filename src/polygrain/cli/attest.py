@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from polygrain.attest.run import Verdict, attest, default_jobs
 from polygrain.cli.claims import job_of, jobs_of, recorded_targets
 from polygrain.config.project import Project
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.attestations import FILE
 from polygrain.provenance.restore import stamp
 
