@@ -1,6 +1,5 @@
-"""MNCL: golden values, whole runs against a plain rewrite of them, queue, statistics, resume, two processes."""
+"""MNCL: golden values, whole runs against a plain rewrite of them, queue, statistics, two processes."""
 
-import copy
 import itertools
 import math
 from pathlib import Path
@@ -849,7 +848,7 @@ def test_order_in_the_batch_does_not_matter(values: dict[str, Any]) -> None:
         assert not torch.allclose(results[1][2], results[0][2])
 
 
-# --- groups, refusals, resume
+# --- groups, refusals
 
 
 def test_parameters_to_train() -> None:
@@ -893,27 +892,6 @@ def test_values_that_do_not_fit_are_refused(values: dict[str, Any], told: str) -
 def test_length_of_the_queue() -> None:
     rows = {share: len(method(queue=share).queue.rows) for share in (0.5, 0.01, 30)}
     assert rows == {0.5: 20, 0.01: BATCH, 30: 30}
-
-
-@pytest.mark.parametrize("stop", [1, 5])
-@pytest.mark.parametrize(
-    "values", [{"local_norm": "separate"}, RELEASED, FAST_MOCO], ids=["described", "released", "fastmoco"]
-)
-def test_a_resumed_run_has_the_same_bits(values: dict[str, Any], stop: int) -> None:
-    straight, first = method(**values), method(**values)
-    losses, norms = train(straight)
-    optimizer = sgd(first)
-    begun = train(first, last=stop, optimizer=optimizer)
-    kept, kept_optimizer = copy.deepcopy(first.state_dict()), copy.deepcopy(optimizer.state_dict())
-    torch.manual_seed(9)
-    second = synchronise(MNCL(Tiny(), **{**BASE, **values})).double()
-    second.load_state_dict(kept)
-    resumed = sgd(second)  # type: ignore[arg-type]
-    resumed.load_state_dict(kept_optimizer)
-    rest = train(second, first=stop, optimizer=resumed)  # type: ignore[arg-type]
-    assert (begun[0] + rest[0], begun[1] + rest[1]) == (losses, norms)
-    for name, value in straight.state_dict().items():
-        assert torch.equal(second.state_dict()[name], value), name
 
 
 # --- the files in params

@@ -44,6 +44,7 @@ def check(fresh: Path, recorded_project: Path) -> None:
     assert planned(fresh) == set()
 
 
+@pytest.mark.long
 def test_a_bucket(recorded_project: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")

@@ -63,6 +63,7 @@ def test_each_measurement_is_a_process_of_its_own(
         compare(PROJECT, [RUN], steps=3, rounds=1)
 
 
+@pytest.mark.long
 def test_a_side_takes_real_steps_with_the_kernels_asked_for(tmp_path: Path) -> None:
     checkout(PROJECT, tmp_path)
     pack_noise(tmp_path / "data" / "fashion-mnist")

@@ -16,10 +16,8 @@ import torch
 from packing import pack
 from safetensors import safe_open
 
-from polygrain.backbones.contract import Backbone
 from polygrain.backbones.load import load_backbone
 from polygrain.config.project import Project
-from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
 from polygrain.config.stages import stage_of
 from polygrain.data.packed import open_packed
@@ -33,10 +31,12 @@ from polygrain.train.state import Identity, State, save_state
 PROJECT = Project(Path(__file__).resolve().parents[2])
 IDENTITY = Identity("config", "code", "environment", "data")
 METHODS = sorted(path.stem for path in (PROJECT.params / "method").glob("*.yaml"))
+# beside every method, the variants whose state holds more: another queue, dropped paths, groups that are found anew
+STATES = [*((method, "base") for method in METHODS), ("mncl", "released"), ("mugs", "released"), ("smog", "heads-2")]
 
 
-def config_of(method: str) -> dict[str, Any]:
-    run = Run("smoke", "fashion-mnist", method, "base", 0)
+def config_of(method: str, variant: str = "base") -> dict[str, Any]:
+    run = Run("smoke", "fashion-mnist", method, variant, 0)
     config = copy.deepcopy(stage_of(PROJECT, "pretrain", run.path).config)
     small = {"images": 320, "batch": 32}
     config["method"]["values"] |= {key: value for key, value in small.items() if key in config["method"]["values"]}
@@ -66,9 +66,9 @@ def pack_bars(folder: Path, labels: np.ndarray | None = None) -> Path:
     return pack(folder, images, truth if labels is None else labels, splits)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_is_the_same_bits_twice_and_in_pieces(method, data, tmp_path):
-    config = config_of(method)
+@pytest.mark.parametrize(("method", "variant"), STATES, ids=lambda part: part)
+def test_a_run_is_the_same_bits_twice_and_in_pieces(method, variant, data, tmp_path):
+    config = config_of(method, variant)
     straight = run(config, data, tmp_path / "straight")
     assert run(config, data, tmp_path / "again") == straight
     folder = tmp_path / "pieces"
@@ -191,36 +191,6 @@ def test_a_full_disk_at_checkpoint_time_publishes_nothing_and_the_next_try_ends_
             run(config, data, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["scratch"]
     assert run(config, data, tmp_path / "run") == straight
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_declared_encoder_passes_are_what_a_run_does(method, data):
-    """Area-weighted forwards of the evaluated network and its copies; one that carries gradient counts 3.
-
-    What the first step does more than the second was spent before it.
-    """
-    config = config_of(method)
-    declared = configuration(PROJECT, Run("smoke", "fashion-mnist", method, "base", 0))["method"]
-    training = Training(config, data, Path("unused"), IDENTITY, resume=False)
-    if config["steps"] == 0:
-        assert declared["encoder_passes"] == declared["start_passes"] == 0
-        return
-    spent = []
-
-    def count(stem: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        images, area = inputs[0].shape[0], inputs[0].shape[-1] ** 2 / config["input_size"] ** 2
-        spent.append(images * area * (3 if output.requires_grad else 1))
-
-    for module in training.method.modules():
-        if isinstance(module, Backbone):  # every pass goes through the stem, also one that stops before the norm
-            assert isinstance(module.stem, torch.nn.Module)
-            module.stem.register_forward_hook(count)
-    training.take_step()
-    first, batch = sum(spent), training.data.batch_size
-    training.take_step()
-    second = sum(spent) - first
-    assert second / batch == pytest.approx(declared["encoder_passes"])
-    assert (first - second) / (batch * training.data.steps_per_epoch) == pytest.approx(declared["start_passes"])
 
 
 def test_every_image_is_seen_once_an_epoch_and_the_clock_says_when(data):

@@ -2,13 +2,16 @@ rule prepare:
     input:
         decided_by=decided_by("prepare"),
     output:
-        patterns("prepare", "pixels"),
+        images="data/{dataset}/images.npy",
+        labels="data/{dataset}/labels.npy",
+        splits="data/{dataset}/splits.npz",
+        manifest="data/{dataset}/manifest.json",
     log:
         "logs/data/{dataset}/prepare.log",
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
     wildcard_constraints:
-        dataset="|".join(datasets_in(PROJECT, "pixels")),
+        dataset=datasets_of("pixels"),
     threads: 1
     resources:
         mem_mb=memory("prepare"),
@@ -22,14 +25,17 @@ rule prepare_encoded:
     input:
         decided_by=decided_by("prepare"),
     output:
-        patterns("prepare", "encoded"),
         shards=directory("data/{dataset}/shards"),
+        index="data/{dataset}/index.npz",
+        labels="data/{dataset}/labels.npy",
+        splits="data/{dataset}/splits.npz",
+        manifest="data/{dataset}/manifest.json",
     log:
         "logs/data/{dataset}/prepare.log",
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
     wildcard_constraints:
-        dataset="|".join(datasets_in(PROJECT, "encoded")),
+        dataset=datasets_of("encoded"),
     threads: 1
     resources:
         mem_mb=memory("prepare"),

@@ -3,37 +3,39 @@ rule features:
         decided_by=decided_by("features"),
         made_from=made_from("features"),
     output:
-        patterns("features"),
+        features="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/features.safetensors",
     log:
-        f"logs/{RUN}/features.log",
+        "logs/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/features.log",
     benchmark:
-        f"benchmarks/{RUN}/features.tsv"
+        "benchmarks/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/features.tsv"
     threads: 1
     resources:
         mem_mb=memory("features"),
         runtime=minutes("features"),
-    params:
-        run=lambda wildcards: RUN.format(**wildcards),
     shell:
-        "exec polygrain features --workflow {params.run} > {log} 2>&1"
+        "exec polygrain features --workflow"
+        " runs/{wildcards.scale}/{wildcards.dataset}/{wildcards.method}/{wildcards.variant}/seed{wildcards.seed}"
+        " > {log} 2>&1"
 
 
-# One protocol of params/evaluate on one checkpoint.
 rule evaluate:
     input:
         decided_by=decided_by("evaluate"),
         made_from=made_from("evaluate"),
     output:
-        patterns("evaluate"),
+        knn="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/knn.json",
+        knn_predictions="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/knn.npz",
+        linear="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/linear.json",
+        linear_predictions="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/linear.npz",
     log:
-        f"logs/{RUN}/{{protocol}}.log",
+        "logs/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/evaluate.log",
     benchmark:
-        f"benchmarks/{RUN}/{{protocol}}.tsv"
+        "benchmarks/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/evaluate.tsv"
     threads: 1
     resources:
         mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
-    params:
-        run=lambda wildcards: RUN.format(**wildcards),
     shell:
-        "exec polygrain evaluate --workflow {params.run}/results/{wildcards.protocol} > {log} 2>&1"
+        "exec polygrain evaluate --workflow"
+        " runs/{wildcards.scale}/{wildcards.dataset}/{wildcards.method}/{wildcards.variant}/seed{wildcards.seed}"
+        " > {log} 2>&1"
