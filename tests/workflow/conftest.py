@@ -93,21 +93,41 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return make_checkout(tmp_path_factory.mktemp("fresh"))
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout with the smoke table built on two cores; tests must not change it.
-
-    Test processes side by side share one, which the first of them builds.
-    """
-    root = tmp_path_factory.getbasetemp()
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Checkout], last: str) -> Checkout:
+    """A checkout that test processes side by side share: the first of them makes it, `last` is its last file."""
+    root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    root /= "built"
+    root /= name
     with FileLock(root.with_suffix(".lock")):
-        checkout = Checkout(root) if root.is_dir() else make_checkout(root)
-        if not (root / SMOKE).is_file():
-            checkout.build()
-    return checkout
+        if not (root / last).is_file():
+            shutil.rmtree(root, ignore_errors=True)
+            make(root)
+    return Checkout(root)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout with the smoke table built on two cores; tests must not change it."""
+
+    def make(root: Path) -> Checkout:
+        checkout = make_checkout(root)
+        checkout.build()
+        return checkout
+
+    return shared(tmp_path_factory, "built", make, SMOKE)
+
+
+@pytest.fixture(scope="session")
+def recorded(built: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy of it after `record`, nothing committed; tests must not change it."""
+
+    def make(root: Path) -> Checkout:
+        checkout = Checkout(Path(shutil.copytree(built.root, root, symlinks=True)))
+        checkout.run("polygrain", "record", SMOKE)
+        return checkout
+
+    return shared(tmp_path_factory, "recorded", make, f"reports/published/{Path(SMOKE).parent.name}/table1.pdf")
 
 
 @pytest.fixture
