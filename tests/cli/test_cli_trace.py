@@ -12,11 +12,11 @@ from polygrain.cli.cells import CellAddress, find_cell, printed_cell
 from polygrain.cli.trace.links import Printer, wrapped
 from polygrain.cli.trace.values import recompute
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage
 from polygrain.evaluate.result import ACCURACY, Number, Result, classified
 from polygrain.provenance.evidence import Evidence
 from polygrain.provenance.files import canonical_json
 from polygrain.provenance.pipeline import Job
+from polygrain.provenance.stage import Stage
 
 REPOSITORY = Project(Path(__file__).resolve().parents[2])
 TABLE = "reports/table1.pdf"

@@ -12,9 +12,10 @@ from polygrain.config.budget import facts, steps
 from polygrain.config.compose import origins
 from polygrain.config.inputs import input_texts, write_inputs
 from polygrain.config.project import Project
+from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
-from polygrain.config.stages import configuration, stage_of
-from polygrain.config.tables import Table, specification, table_stage, table_stages
+from polygrain.config.stages import stage_of, stages_behind
+from polygrain.config.tables import Table, specification
 from polygrain.provenance.errors import UserError
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
@@ -130,15 +131,15 @@ def test_equal_compute_means_equal_encoder_passes():
 def test_the_default_table_is_declared_to_fit_its_budget():
     """Nine rows, three seeds: 75 minutes on 2 cores; one seed: 25.
 
-    Its jobs: training, features and evaluation of each run, three data sets, the table.
+    Its jobs: training, features and two protocols of each run, three data sets, the table.
     """
-    stages = table_stages(PROJECT, Table("table1"))
+    stages = stages_behind(PROJECT, ["reports/table1.pdf"])
     seeds = len(specification(PROJECT, Table("table1"))["seeds"])
     total = sum(stage.minutes for stage in stages)
     assert total <= 2 * 75
-    shared = sum(stage.minutes for stage in stages if stage.verb in ("prepare", "table1"))
+    shared = sum(stage.minutes for stage in stages if stage.verb in ("prepare", "table"))
     assert (total - shared) / seeds + shared <= 2 * 25
-    assert len(stages) == 9 * seeds * 3 + 3 + 1
+    assert len(stages) == 9 * seeds * 4 + 3 + 1
 
 
 def test_plan_adds_up():
@@ -162,13 +163,13 @@ def test_inputs_are_rewritten_only_when_their_bytes_change(project):
 
 
 def test_a_written_configuration_reads_back_as_it_is():
-    for stage in table_stages(PROJECT, Table("table1", "smoke", 1)):
+    for stage in stages_behind(PROJECT, ["reports/smoke-seeds1/table1.pdf"]):
         text = input_texts(PROJECT, stage)[stage.config_path]
         assert yaml.safe_load(text) == stage.config
 
 
 def test_the_table_follows_from_the_inputs_of_every_run():
-    config = table_stage(PROJECT, Table("table1", "smoke", 1)).config
+    config = stage_of(PROJECT, "table", "reports/smoke-seeds1/table1.pdf").config
     rows = [row for group in config["groups"] for row in group["rows"]]
     hashes = [tuple(sorted(inputs.items())) for row in rows for inputs in row["inputs"].values()]
     assert len(set(hashes)) == len(rows)
@@ -177,8 +178,8 @@ def test_the_table_follows_from_the_inputs_of_every_run():
 def test_the_graph_is_built_without_torch():
     code = (
         "import sys\nfrom pathlib import Path\nfrom polygrain.config.project import Project\n"
-        "from polygrain.config.tables import Table, table_stages\n"
-        "table_stages(Project(Path(sys.argv[1])), Table('table1'))\n"
+        "from polygrain.config.stages import stages_behind\n"
+        "stages_behind(Project(Path(sys.argv[1])), ['reports/table1.pdf'])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'too much imported'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(PROJECT.root)], check=True)

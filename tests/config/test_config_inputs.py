@@ -8,8 +8,9 @@ import pytest
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage, stage_of
+from polygrain.config.stages import stage_of
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.stage import Stage
 from polygrain.train.guard import locked
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from polygrain.cli.claims import jobs_of, published
 from polygrain.config.inputs import input_texts
 from polygrain.config.ledger import arms, read_ledger
 from polygrain.config.project import Project
-from polygrain.config.tables import Table, table_stage, table_stages
+from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.errors import UserError
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
@@ -103,7 +103,7 @@ def test_no_yaml_no_method_and_no_ledger(project: Project) -> None:
 
 
 def test_the_ledger_is_a_target_without_runs() -> None:
-    stages = table_stages(PROJECT, Table.parse("reports/ledger.pdf"))
+    stages = stages_behind(PROJECT, ["reports/ledger.pdf"])
     assert [str(stage.outputs[0]) for stage in stages] == ["reports/ledger.pdf"]
     (stage,) = stages
     assert stage.inputs == ()
@@ -113,7 +113,7 @@ def test_the_ledger_is_a_target_without_runs() -> None:
     assert '"polygrain.report.escape"' in texts[stage.code_path]
     assert "typst" in texts[stage.environment_path]
     with pytest.raises(UserError, match="the ledger has no scale"):
-        table_stage(PROJECT, Table.parse("reports/smoke/ledger.pdf"))
+        stage_of(PROJECT, "table", "reports/smoke/ledger.pdf")
 
 
 def test_it_can_be_put_on_record(project: Project) -> None:

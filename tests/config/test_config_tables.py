@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from polygrain.config.project import Project
-from polygrain.config.tables import Table, rows, specification, table_stage
+from polygrain.config.stages import stage_of
+from polygrain.config.tables import Table, rows, specification
 from polygrain.provenance.errors import UserError
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
@@ -16,7 +17,7 @@ PROJECT = Project(Path(__file__).resolve().parents[2])
 
 @pytest.fixture(scope="module")
 def ablation() -> dict[str, Any]:
-    return table_stage(PROJECT, Table("table2", "smoke", 1)).config
+    return stage_of(PROJECT, "table", "reports/smoke-seeds1/table2.pdf").config
 
 
 def grains(config: dict[str, Any], method: str) -> list[list[str]]:
@@ -61,7 +62,7 @@ def test_rows_spend_the_same(ablation: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT.params / "table").glob("*.yaml")))
 def test_a_table_reads_the_metrics_of_every_run(name: str) -> None:
-    stage = table_stage(PROJECT, Table(name, "smoke", 1))
+    stage = stage_of(PROJECT, "table", f"reports/smoke-seeds1/{name}.pdf")
     runs = [run for row in rows(stage.config) for run in row["runs"]]
     assert {Path(run, "metrics.jsonl") for run in runs} <= set(stage.inputs)
     assert len(set(stage.inputs)) == len(stage.inputs)
@@ -75,12 +76,12 @@ def test_a_column_whose_setting_no_run_has_is_refused(tmp_path: Path) -> None:
     column = "  - {id: set, label: K, setting: method.values.groups}\n"
     text = path.read_text().replace("columns:\n", f"columns:\n{column}", 1)
     path.write_text(text)
-    settings = [row["settings"] for row in rows(table_stage(project, Table("table1", "smoke", 1)).config)]
+    settings = [row["settings"] for row in rows(stage_of(project, "table", "reports/smoke-seeds1/table1.pdf").config)]
     assert settings.count({}) == len(settings) - 1
     assert {"method.values.groups": 100} in settings
     path.write_text(text.replace("values.groups", "values.gruops"))
     with pytest.raises(UserError, match=r"table1\.yaml: column 'set': no run of this table has the key"):
-        table_stage(project, Table("table1", "smoke", 1))
+        stage_of(project, "table", "reports/smoke-seeds1/table1.pdf")
     path.write_text(text.replace("method.values.groups", "groups"))
     with pytest.raises(UserError, match=r"key 'columns.0.setting': 'groups' does not match"):
         specification(project, Table("table1"))

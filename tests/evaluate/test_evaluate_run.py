@@ -1,13 +1,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from polygrain.config.run_stages import EVALUATE
 from polygrain.evaluate.result import Result
-from polygrain.evaluate.run import evaluate
+from polygrain.evaluate.run import run
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.stage import Stage
 
 PROTOCOLS = {
     "knn": {"k": [5, 20], "temperature": 0.07, "byte_budget": 1 << 20},
@@ -31,52 +34,63 @@ def stored(features, tmp_path: Path) -> Path:
     return path
 
 
-def test_each_protocol_writes_its_two_files(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "results"
-    evaluate({"protocols": PROTOCOLS, "seed": 3}, stored, out)
-    assert sorted(path.name for path in out.iterdir()) == ["knn.json", "knn.npz", "linear.json", "linear.npz"]
-    for protocol in PROTOCOLS:
-        result = Result.load(out, protocol)
-        assert all(result.agrees(name) for name in result.values)
-    assert json.loads((out / "knn.json").read_text())["selected"].keys() == {"toy", "other"}
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "2/2" in printed.err
+def stage(protocol: str, features: Path, values: dict[str, object], datasets: tuple[str, ...] = ("toy",)) -> Stage:
+    """A protocol's stage on a features file."""
+    config = {"protocol": protocol, "needs": "features", "datasets": list(datasets), "values": values}
+    shaped = EVALUATE.shape(features.parent, protocol, config)
+    return replace(shaped, inputs=(features,))
 
 
-def test_two_processes_write_the_same_bytes_and_load_no_image_library(stored: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_writes_its_two_files(stored: Path, protocol: str) -> None:
+    run(stage(protocol, stored, PROTOCOLS[protocol], ("toy", "other")))
+    results = stored.parent / "results"
+    assert sorted(path.name for path in results.iterdir()) == [f"{protocol}.json", f"{protocol}.npz"]
+    result = Result.load(results, protocol)
+    assert all(result.agrees(name) for name in result.values)
+    assert {key.partition("/")[0] for key in result.selected} == {"toy", "other"}
+
+
+def test_a_protocol_sees_the_data_sets_that_its_stage_names(stored: Path) -> None:
+    run(stage("knn", stored, PROTOCOLS["knn"], ("other",)))
+    assert {key.partition("/")[0] for key in Result.load(stored.parent / "results", "knn").selected} == {"other"}
+    with pytest.raises(UserError, match="hold no data set third"):
+        run(stage("knn", stored, PROTOCOLS["knn"], ("third",)))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_two_processes_write_the_same_bytes_and_load_no_image_library(stored: Path, protocol: str) -> None:
     code = (
-        "import json, sys; from pathlib import Path; from polygrain.provenance.pins import pin_torch; pin_torch()\n"
-        "from polygrain.evaluate.run import evaluate\n"
-        "evaluate(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))\n"
-        "print(sorted({'torchvision', 'timm', 'polygrain.backbones', 'polygrain.views'} & set(sys.modules)))"
+        "import json, sys; from dataclasses import replace; from pathlib import Path\n"
+        "from polygrain.provenance.stage import Stage; from polygrain.evaluate.run import run\n"
+        "config = json.loads(sys.argv[1]); features = Path(sys.argv[2]); name = config['protocol']\n"
+        "outputs = tuple(features.parent / 'there' / f'{name}.{kind}' for kind in ('json', 'npz'))\n"
+        "run(Stage('evaluate', name, features.parent, config, (), (features,), outputs))\n"
+        "print(sorted({'torchvision', 'timm', 'hydra', 'polygrain.backbones', 'polygrain.views'} & set(sys.modules)))"
     )
-    evaluate({"protocols": PROTOCOLS}, stored, tmp_path / "here")
-    arguments = [json.dumps({"protocols": PROTOCOLS}), str(stored), str(tmp_path / "there")]
+    here = stage(protocol, stored, PROTOCOLS[protocol])
+    run(here)
+    arguments = [json.dumps(here.config), str(stored)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    for path in (tmp_path / "here").iterdir():
-        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
+    for path in here.outputs:
+        assert path.read_bytes() == (stored.parent / "there" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize(
-    ("protocols", "message"),
+    ("values", "message"),
     [
-        ({"knm": {}}, "protocols: no protocol 'knm'; did you mean 'knn'"),
-        ({"store": {}}, "protocols: no protocol 'store'"),
-        ({"knn": {**PROTOCOLS["knn"], "temprature": 1.0}}, "unknown key 'temprature'; did you mean 'temperature'"),
-        ({"knn": {"k": [5], "temperature": 0.1}}, r"protocols\.knn: key 'byte_budget' \(int\) is missing"),
-        ({"knn": {**PROTOCOLS["knn"], "k": "five"}}, r"key 'k' must be list\[int\], not 'five'"),
+        ({**PROTOCOLS["knn"], "temprature": 1.0}, "unknown key 'temprature'; did you mean 'temperature'"),
+        ({"k": [5], "temperature": 0.1}, r"knn\.values: key 'byte_budget' \(int\) is missing"),
+        ({**PROTOCOLS["knn"], "k": "five"}, r"key 'k' must be list\[int\], not 'five'"),
     ],
 )
-def test_a_wrong_name_or_value_stops_before_anything_is_written(
-    stored: Path, tmp_path: Path, protocols: dict[str, dict[str, object]], message: str
-) -> None:
+def test_a_wrong_value_stops_before_anything_is_written(stored: Path, values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate({"protocols": {"linear": PROTOCOLS["linear"], **protocols}}, stored, tmp_path / "results")
-    assert not (tmp_path / "results").exists()
+        run(stage("knn", stored, values))
+    assert not (stored.parent / "results").exists()
 
 
 def test_missing_features_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"features\.safetensors: not found"):
-        evaluate({"protocols": PROTOCOLS}, tmp_path / "features.safetensors", tmp_path / "results")
+        run(stage("knn", tmp_path / "features.safetensors", PROTOCOLS["knn"]))

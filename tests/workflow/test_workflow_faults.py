@@ -17,7 +17,7 @@ from workflow_world import World, outputs
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.runs import Run
-from polygrain.config.tables import Table, table_stage
+from polygrain.config.stages import stage_of
 
 SMOKE = "reports/smoke-seeds1/table1.pdf"
 SIMCLR = Run("smoke", "fashion-mnist", "simclr", "base", 0)
@@ -126,7 +126,7 @@ def test_a_read_only_tree_is_one_line_for_every_verb(way, built, tables):
         if mounted
         else ("permission denied; work as a user who may", machine.unprivileged())
     )
-    write_inputs(tables.project, table_stage(tables.project, Table.parse(SMOKE)))
+    write_inputs(tables.project, stage_of(tables.project, "table", SMOKE))
     with ExitStack() as undo:
         if not mounted:
             undo.enter_context(unwritable(root))

@@ -15,7 +15,7 @@ from workflow_world import WORKERS, World, outputs
 
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
-from polygrain.config.stages import Stage
+from polygrain.provenance.stage import Stage
 
 REPOSITORY = Project(Path(__file__).resolve().parents[2])
 METHODS = sorted(path.stem for path in (REPOSITORY.params / "method").glob("*.yaml"))

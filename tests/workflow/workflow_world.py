@@ -11,8 +11,9 @@ from workflow_photos import add_photos
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
-from polygrain.config.stages import Stage, run_stages
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.files import sha256_file
+from polygrain.provenance.stage import Stage
 
 WORKERS = (0, 1, 2)
 SCALE = """# @package _global_
@@ -56,7 +57,7 @@ class World:
     def stages(self, run: Run) -> Sequence[Stage]:
         """A run's stages, their inputs written and nothing built."""
         shutil.rmtree(self.project.root / run.path, ignore_errors=True)
-        stages = run_stages(self.project, run)
+        stages = [stage for stage in stages_behind(self.project, [run.path]) if stage.verb != "prepare"]
         for stage in stages:
             write_inputs(self.project, stage)
         return stages
@@ -69,7 +70,7 @@ class World:
 
     def run(self, stage: Stage, kill: Kill | None = None) -> int:
         before = self.resumed_from(stage)
-        status = self.forks.run(stage.verb, "--workflow", str(stage.directory), kill=kill)
+        status = self.forks.run(stage.verb, "--workflow", str(stage.target), kill=kill)
         if before and not (kill and kill.event == "seconds"):
             assert f"continuing the half-done run at step {before} of " in self.forks.said
         return status

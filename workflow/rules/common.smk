@@ -5,14 +5,17 @@ from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.runs import SEGMENT, Run
-from polygrain.config.stages import VERBS, Stage, datasets_in, stage_of
-from polygrain.config.tables import Table, table_stage
+from polygrain.config.resolved import datasets_in
+from polygrain.config.runs import SEGMENT
+from polygrain.config.stages import patterns, stage_of
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.stage import Stage
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 PROJECT = Project(Path(workflow.basedir))
+TOGETHER = ("pretrain", "features")
+RUN = "runs/{scale}/{dataset}/{method}/{variant}/seed{seed}"
 
 validate(config, str(PROJECT.schemas / "config.schema.yaml"))
 if "data" in config:
@@ -25,41 +28,39 @@ wildcard_constraints:
     method=SEGMENT,
     variant=SEGMENT,
     seed=r"\d+",
+    protocol=SEGMENT,
     folder=r"reports(/[a-z0-9.-]+)?",
     table=r"[a-z0-9-]+",
 
 
-def datasets_of(form: str) -> str:
-    """A wildcard's pattern for the data sets of one format."""
-    return "|".join(datasets_in(PROJECT.params, form))
-
-
 def stage(verb: str, wildcards) -> Stage:
     """The stage behind a rule's wildcards. A mistake in params/ stops the workflow with one line."""
-    if verb == "prepare":
-        return stage_at(verb, f"data/{wildcards.dataset}")
-    if verb == "table":
-        return stage_at(verb, f"{wildcards.folder}/{wildcards.table}.pdf")
-    names = (wildcards.scale, wildcards.dataset, wildcards.method, wildcards.variant)
-    return stage_at(verb, str(Run(*names, int(wildcards.seed)).path))
+    match verb:
+        case "prepare":
+            return stage_at(verb, f"data/{wildcards.dataset}")
+        case "table":
+            return stage_at(verb, f"{wildcards.folder}/{wildcards.table}.pdf")
+        case "evaluate":
+            return stage_at(
+                verb, f"{RUN.format(**wildcards)}/results/{wildcards.protocol}"
+            )
+    return stage_at(verb, RUN.format(**wildcards))
 
 
 @cache
-def stage_at(verb: str, path: str) -> Stage:
-    """The same by path; remembered, because Snakemake asks for each job's inputs and resources many times."""
+def stage_at(verb: str, target: str) -> Stage:
+    """The same by target; remembered, because Snakemake asks for each job's inputs and resources many times."""
     try:
-        if verb == "table":
-            return table_stage(PROJECT, Table.parse(path))
-        return stage_of(PROJECT, verb, path)
+        return stage_of(PROJECT, verb, target)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
 
 @cache
-def written(verb: str, path: str) -> list[str]:
+def written(stage: Stage) -> list[str]:
     """The staleness files of a stage, brought up to date once per build of the job graph."""
     try:
-        return write_inputs(PROJECT, stage_at(verb, path))
+        return write_inputs(PROJECT, stage)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
@@ -67,16 +68,14 @@ def written(verb: str, path: str) -> list[str]:
 def decided_by(verb: str):
     """Input function: the configuration, code and environment files of a stage, brought up to date in the main process.
 
-    A run's stages are written together: Snakemake takes stock of a folder once and would miss what comes later.
+    Those that share a folder are written together: Snakemake takes stock of a folder once and would miss what comes later.
     """
 
     def paths(wildcards) -> list[str]:
-        if verb == "table":
-            return written(verb, f"{wildcards.folder}/{wildcards.table}.pdf")
-        directory = str(stage(verb, wildcards).directory)
-        for sibling in VERBS[1:] if verb in VERBS[1:] else ():
-            written(sibling, directory)
-        return written(verb, directory)
+        if verb in TOGETHER:
+            for sibling in TOGETHER:
+                written(stage(sibling, wildcards))
+        return written(stage(verb, wildcards))
 
     return paths
 

@@ -2,16 +2,13 @@ rule prepare:
     input:
         decided_by=decided_by("prepare"),
     output:
-        images="data/{dataset}/images.npy",
-        labels="data/{dataset}/labels.npy",
-        splits="data/{dataset}/splits.npz",
-        manifest="data/{dataset}/manifest.json",
+        patterns("prepare", "pixels"),
     log:
         "logs/data/{dataset}/prepare.log",
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
     wildcard_constraints:
-        dataset=datasets_of("pixels"),
+        dataset="|".join(datasets_in(PROJECT, "pixels")),
     threads: 1
     resources:
         mem_mb=memory("prepare"),
@@ -25,17 +22,14 @@ rule prepare_encoded:
     input:
         decided_by=decided_by("prepare"),
     output:
+        patterns("prepare", "encoded"),
         shards=directory("data/{dataset}/shards"),
-        index="data/{dataset}/index.npz",
-        labels="data/{dataset}/labels.npy",
-        splits="data/{dataset}/splits.npz",
-        manifest="data/{dataset}/manifest.json",
     log:
         "logs/data/{dataset}/prepare.log",
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
     wildcard_constraints:
-        dataset=datasets_of("encoded"),
+        dataset="|".join(datasets_in(PROJECT, "encoded")),
     threads: 1
     resources:
         mem_mb=memory("prepare"),

@@ -3,39 +3,37 @@ rule features:
         decided_by=decided_by("features"),
         made_from=made_from("features"),
     output:
-        features="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/features.safetensors",
+        patterns("features"),
     log:
-        "logs/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/features.log",
+        f"logs/{RUN}/features.log",
     benchmark:
-        "benchmarks/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/features.tsv"
+        f"benchmarks/{RUN}/features.tsv"
     threads: 1
     resources:
         mem_mb=memory("features"),
         runtime=minutes("features"),
+    params:
+        run=lambda wildcards: RUN.format(**wildcards),
     shell:
-        "exec polygrain features --workflow"
-        " runs/{wildcards.scale}/{wildcards.dataset}/{wildcards.method}/{wildcards.variant}/seed{wildcards.seed}"
-        " > {log} 2>&1"
+        "exec polygrain features --workflow {params.run} > {log} 2>&1"
 
 
+# One protocol of params/evaluate on one checkpoint.
 rule evaluate:
     input:
         decided_by=decided_by("evaluate"),
         made_from=made_from("evaluate"),
     output:
-        knn="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/knn.json",
-        knn_predictions="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/knn.npz",
-        linear="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/linear.json",
-        linear_predictions="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/results/linear.npz",
+        patterns("evaluate"),
     log:
-        "logs/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/evaluate.log",
+        f"logs/{RUN}/{{protocol}}.log",
     benchmark:
-        "benchmarks/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/evaluate.tsv"
+        f"benchmarks/{RUN}/{{protocol}}.tsv"
     threads: 1
     resources:
         mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
+    params:
+        run=lambda wildcards: RUN.format(**wildcards),
     shell:
-        "exec polygrain evaluate --workflow"
-        " runs/{wildcards.scale}/{wildcards.dataset}/{wildcards.method}/{wildcards.variant}/seed{wildcards.seed}"
-        " > {log} 2>&1"
+        "exec polygrain evaluate --workflow {params.run}/results/{wildcards.protocol} > {log} 2>&1"

@@ -3,17 +3,16 @@ rule pretrain:
         decided_by=decided_by("pretrain"),
         made_from=made_from("pretrain"),
     output:
-        checkpoint="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/checkpoint.safetensors",
-        metrics="runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/metrics.jsonl",
+        patterns("pretrain"),
     log:
-        "logs/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/pretrain.log",
+        f"logs/{RUN}/pretrain.log",
     benchmark:
-        "benchmarks/runs/{scale}/{dataset}/{method}/{variant}/seed{seed}/pretrain.tsv"
+        f"benchmarks/{RUN}/pretrain.tsv"
     threads: 1
     resources:
         mem_mb=memory("pretrain"),
         runtime=minutes("pretrain"),
+    params:
+        run=lambda wildcards: RUN.format(**wildcards),
     shell:
-        "exec polygrain pretrain --workflow"
-        " runs/{wildcards.scale}/{wildcards.dataset}/{wildcards.method}/{wildcards.variant}/seed{wildcards.seed}"
-        " > {log} 2>&1"
+        "exec polygrain pretrain --workflow {params.run} > {log} 2>&1"

@@ -1,7 +1,7 @@
 # Where description, release and rebuild differ: params/ledger, one line for each switch. Reads no run.
 rule ledger:
     input:
-        decided_by=lambda wildcards: written("table", "reports/ledger.pdf"),
+        decided_by=lambda wildcards: written(stage_at("table", "reports/ledger.pdf")),
     output:
         pdf=report(
             "reports/ledger.pdf", caption="../report/ledger.rst", category="Tables"

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import check_data, stages_behind, stages_of_run, start
+from common import check_data, stages_of_run, start
 
 from polygrain.config.compose import choices
 from polygrain.config.project import Project
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import pin_process, pin_torch
 

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from polygrain.cli.claims import stages_of
 from polygrain.config.project import Project
-from polygrain.config.runs import Run
-from polygrain.config.stages import VERBS, Stage, run_stages
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
+from polygrain.provenance.stage import Stage
 
 Result = TypeVar("Result")
 SCRIPTS = Path(__file__).resolve().parent
@@ -30,14 +29,9 @@ INSTRUCTION_SET = [
 ]
 
 
-def stages_behind(project: Project, targets: Sequence[str]) -> list[Stage]:
-    """The stages behind tables or runs, those that pack data included. Raises UserError on a bad target."""
-    return stages_of(project, targets)
-
-
 def stages_of_run(project: Project, run: str) -> Sequence[Stage]:
     """A run's own stages, training first. Raises UserError on a bad run."""
-    return run_stages(project, Run.parse(run))
+    return [stage for stage in stages_behind(project, [run]) if stage.verb != "prepare"]
 
 
 def check_data(project: Project, stages: Sequence[Stage]) -> None:
@@ -49,8 +43,7 @@ def check_data(project: Project, stages: Sequence[Stage]) -> None:
 
 def words_of(stage: Stage) -> list[str]:
     """The command line of a stage's verb."""
-    own = stage.verb in VERBS
-    return [stage.verb if own else "table", "--workflow", str(stage.directory if own else stage.outputs[0])]
+    return [stage.verb, "--workflow", str(stage.target)]
 
 
 def environment(source: Path, without: Sequence[str] = ()) -> dict[str, str]:

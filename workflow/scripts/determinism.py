@@ -32,10 +32,10 @@ from polygrain.cli.claims import job_of
 from polygrain.config.compose import choices
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage
 from polygrain.provenance.checklock import find_problems
 from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.stage import Stage
 from polygrain.train.guard import locked
 
 FOLDER = Path("build/determinism")

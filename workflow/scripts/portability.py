@@ -25,16 +25,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from common import INSTRUCTION_SET, SCRIPTS, each, environment, last_line, side_by_side, stages_behind, start, words_of
+from common import INSTRUCTION_SET, SCRIPTS, each, environment, last_line, side_by_side, start, words_of
 from tqdm import tqdm
 
 from polygrain.cli.main import main as verb
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import VERBS, Stage
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file
 from polygrain.provenance.pins import pinned as all_pins
+from polygrain.provenance.stage import Stage
 
 EMULATOR, NATIVE = "qemu-x86_64", "native"
 SMOKE = "reports/smoke-seeds1/table1.pdf"
@@ -158,7 +159,7 @@ def phases(stages: Sequence[Stage], names: Sequence[str]) -> list[list[tuple[str
     """
     chains: list[dict[Path, list[Stage]]] = [{}, {}, {}]
     for stage in stages:
-        number = 0 if stage.verb == "prepare" else 1 if stage.verb in VERBS else 2
+        number = 0 if stage.verb == "prepare" else 2 if stage.verb == "table" else 1
         chains[number].setdefault(stage.directory, []).append(stage)
     packing, runs, tables = (list(chain.values()) for chain in chains)
     order = ((packing, [NATIVE]), (packing, [name for name in names if name != NATIVE]), (runs, names), (tables, names))

@@ -14,9 +14,9 @@ from polygrain.attest.children import Children, Ended
 from polygrain.attest.pieces import Region, holds
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage
 from polygrain.provenance.dvcfiles import md5_file
 from polygrain.provenance.environment import COUNTED
+from polygrain.provenance.stage import Stage
 
 
 @dataclass

@@ -19,12 +19,13 @@ from polygrain.attest.states import clone_of, copy_checkout, find_old
 from polygrain.attest.subject import Subject, find_subject, other_difference
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage, stage_of
+from polygrain.config.stages import stage_of
 from polygrain.provenance.attestations import Attestation, chain, read_attestations, write_attestations
 from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.environment import environment
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
+from polygrain.provenance.stage import Stage
 
 
 @dataclass

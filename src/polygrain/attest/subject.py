@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polygrain.config.runs import Run
-from polygrain.config.stages import Stage
 from polygrain.provenance.attestations import Inputs, inputs_in, is_code, is_environment
 from polygrain.provenance.dvcfiles import Locked, md5_file
 from polygrain.provenance.pipeline import parameters
+from polygrain.provenance.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from polygrain.attest.run import Verdict, attest, default_jobs
-from polygrain.cli.claims import job_of, jobs_of, recorded_targets, stages_of
+from polygrain.cli.claims import job_of, jobs_of, recorded_targets
 from polygrain.config.project import Project
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.attestations import FILE
 from polygrain.provenance.restore import stamp
 
@@ -18,7 +19,7 @@ def attest_targets(project: Project, targets: Sequence[str], *, commit: str, ste
 
     Raises UserError for a target that does not exist and where the recorded code is not in git.
     """
-    stages = stages_of(project, targets or recorded_targets(project))
+    stages = stages_behind(project, targets or recorded_targets(project))
     verdicts = attest(project, stages, commit=commit, least=steps, jobs=jobs or default_jobs())
     print("\n".join(report(verdicts)))
     attested = {verdict.directory for verdict in verdicts if verdict.state == "attested"}

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from polygrain.cli.claims import PUBLISHED
 from polygrain.config.compose import Config
 from polygrain.config.project import Project
-from polygrain.config.stages import build_stage
+from polygrain.config.stages import KINDS
 from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.audit import audit_history
 from polygrain.provenance.cache import cache_folder, examine, object_path, objects_of
@@ -53,7 +53,7 @@ def entries_of(stage: Recorded, path: str) -> Sequence[str]:
     if file.parts[0] == "reports":
         return ("polygrain.report.ledger" if file.stem == "ledger" else "polygrain.report.build",)
     try:
-        return build_stage(file.stem, Path(*file.parts[:-2]), _configuration(stage)).entries
+        return KINDS[file.stem].shape(Path(*file.parts[:-2]), file.stem, _configuration(stage)).entries
     except (KeyError, TypeError, UserError):  # an older shape of the configuration
         return ()
 

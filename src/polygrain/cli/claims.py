@@ -5,15 +5,15 @@ from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.config.runs import Run
-from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
-from polygrain.config.tables import FORMATS, Table, table_stages
+from polygrain.config.stages import stages_behind
+from polygrain.config.tables import FORMATS, Table
 from polygrain.provenance.checklock import mark_tables, verdict
 from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
-from polygrain.provenance.pipeline import Job, stage_name
+from polygrain.provenance.pipeline import Job
 from polygrain.provenance.record import clear_attestations, record
+from polygrain.provenance.stage import Stage
 
 PUBLISHED = "reports/published"
 
@@ -23,35 +23,17 @@ def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
 
     A target is a table, a run or a data set, or a file of one of them.
     """
-    stages = stages_of(project, targets)
+    stages = stages_behind(project, targets)
     for stage in stages:
         write_inputs(project, stage)
     return [job_of(stage) for stage in stages]
 
 
-def stages_of(project: Project, targets: Sequence[str]) -> list[Stage]:
-    """The stages behind targets in order, shared ones once."""
-    return list({stage.name: stage for target in targets for stage in _stages(project, Path(target))}.values())
-
-
-def _stages(project: Project, target: Path) -> list[Stage]:
-    """The stages behind one target."""
-    match target.parts[:1]:
-        case ("data",):
-            return [stage_of(project, "prepare", Path(*target.parts[:2]))]
-        case ("runs",):
-            run = Run.parse(Path(*target.parts[:6]))
-            names = evaluated(configuration(project, run), run)
-            return [*(stage_of(project, "prepare", Path("data", name)) for name in names), *run_stages(project, run)]
-        case _:
-            return table_stages(project, Table.parse(target))
-
-
 def job_of(stage: Stage) -> Job:
     """A stage of the workflow as a stage of DVC."""
     return Job(
-        name=stage_name(stage.name),
-        command=f"snakemake --cores all {stage.outputs[0]}",
+        name=stage.name,
+        command=stage.command,
         config=stage.config_path,
         dependencies=(stage.code_path, stage.environment_path, *stage.inputs),
         outputs=stage.outputs,

@@ -7,8 +7,8 @@ from pathlib import Path
 from polygrain.cli.claims import PUBLISHED, job_of
 from polygrain.config.inputs import input_texts
 from polygrain.config.project import Project
-from polygrain.config.stages import VERBS, Stage
-from polygrain.config.tables import Table, table_stages
+from polygrain.config.stages import stages_behind
+from polygrain.config.tables import Table
 from polygrain.provenance.crate import NAME, About, Source, crate_text
 from polygrain.provenance.crate_reader import read_crate
 from polygrain.provenance.environment import environment
@@ -16,6 +16,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.evidence import Evidence
 from polygrain.provenance.files import read_json, sha256_file, write_text
 from polygrain.provenance.sidecar import commit_date
+from polygrain.provenance.stage import Stage
 
 
 def write_crates(project: Project, targets: Sequence[str]) -> None:
@@ -55,12 +56,11 @@ def published_crate(folder: Path) -> Path:
 
 def crate_of(project: Project, folder: Path, targets: Sequence[str]) -> str:
     """The crate of the tables of one folder. Raises UserError when a file is not what its record tells of."""
-    stages = {stage.name: stage for target in targets for stage in table_stages(project, Table.parse(target))}
-    evidence = evidence_of(project, list(stages.values()))
+    stages = stages_behind(project, targets)
+    evidence = evidence_of(project, stages)
     evidence.published = evidence.matching(read_crate(published_crate(folder), project.root))
-    jobs = {stage.name: job_of(stage).name for stage in stages.values()}
-    steps = {jobs[name]: stage.verb if stage.verb in VERBS else "table" for name, stage in stages.items()}
-    sources = {jobs[name]: sources_of(project, stage) for name, stage in stages.items() if stage.verb == "prepare"}
+    steps = {stage.name: stage.verb for stage in stages}
+    sources = {stage.name: sources_of(project, stage) for stage in stages if stage.verb == "prepare"}
     return crate_text(evidence, folder, _about(project, targets), steps, sources)
 
 

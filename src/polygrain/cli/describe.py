@@ -5,9 +5,9 @@ from typing import Any
 from polygrain.config.budget import facts, steps
 from polygrain.config.compose import origins
 from polygrain.config.project import Project
+from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
-from polygrain.config.stages import configuration
-from polygrain.config.tables import Table, table_stages
+from polygrain.config.stages import stages_behind
 
 
 def show_run(project: Project, path: str) -> str:
@@ -41,7 +41,7 @@ def place_of(key: str, places: dict[str, str]) -> str:
 
 def plan_table(project: Project, target: str) -> str:
     """Jobs by kind, declared core-minutes and the largest declared memory of everything behind a table."""
-    stages = table_stages(project, Table.parse(target))
+    stages = stages_behind(project, [target])
     kinds: dict[str, list[float]] = {}
     for stage in stages:
         kinds.setdefault(stage.verb, []).append(stage.minutes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polygrain.config.project import Project
-from polygrain.config.tables import Table, table_stages
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, read_json, sha256_file, write_text
 from polygrain.provenance.repository import git
@@ -154,7 +154,7 @@ def _copy_tracked(root: Path, folder: Path) -> None:
 
 def _copy_built(root: Path, folder: Path) -> None:
     """Copy each job's files with their times, so that Snakemake finds them as they were; it decides what is stale."""
-    for stage in table_stages(Project(folder), Table.parse(TARGET)):
+    for stage in stages_behind(Project(folder), [TARGET]):
         files = [*stage.outputs, stage.config_path, stage.code_path, stage.environment_path, stage.sidecar]
         if all((root / path).is_file() for path in files):
             for path in files:

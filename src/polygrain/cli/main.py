@@ -30,7 +30,7 @@ def _fault(options: argparse.Namespace, error: Exception) -> int:
     """One line for a fault of the machine; what is a mistake of ours is raised again."""
     from polygrain.cli.faults import explain
 
-    line = explain(error, getattr(options, "directory", None) or getattr(options, "target", None) or "here")
+    line = explain(error, getattr(options, "target", None) or "here")
     if line is None:
         raise error
     with suppress(OSError):  # what could not be written there would be tried again at exit

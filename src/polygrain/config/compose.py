@@ -47,15 +47,15 @@ def resolve(run: Run, params: Path) -> Config:
     return _resolve(tuple(overrides(run, params)), params.resolve(), stamp(params))
 
 
-def stamp(params: Path) -> int:
-    """Latest modification under a folder of YAML files, ns: what a remembered composition is valid for."""
-    latest, folders = 0, [str(params)]
+def stamp(folder: Path, suffix: str = ".yaml") -> int:
+    """Latest modification of the files with a suffix under a folder, ns: what is remembered of them is valid for it."""
+    latest, folders = 0, [str(folder)]
     while folders:  # asked for hundreds of times per table, so by scandir: twice as fast as a Path's rglob
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.endswith(".yaml"):
+                elif entry.name.endswith(suffix):
                     latest = max(latest, entry.stat().st_mtime_ns)
     return latest
 

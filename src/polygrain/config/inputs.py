@@ -7,29 +7,41 @@ input files.
 
 import fcntl
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from polygrain.config.compose import stamp
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage
-from polygrain.provenance.code import modules_of
+from polygrain.provenance.code import Module, modules_of
 from polygrain.provenance.environment import environment, packages_of
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, write_text
+from polygrain.provenance.stage import Stage
 
 _written: set[Path] = set()
 
 
 def code_of(project: Project, stage: Stage) -> dict[str, str]:
     """Module -> hash for the import closure of a stage."""
-    return {name: module.sha256 for name, module in modules_of(stage.entries, project.source).items()}
+    return {name: module.sha256 for name, module in _closure(project, stage).items()}
 
 
 def environment_of(project: Project, stage: Stage) -> dict[str, Any]:
     """The pins, and the locked versions of the packages that the import closure of a stage imports."""
-    return environment(project.lock, packages_of(modules_of(stage.entries, project.source).values()))
+    return environment(project.lock, packages_of(_closure(project, stage).values()))
+
+
+def _closure(project: Project, stage: Stage) -> dict[str, Module]:
+    """The modules of a stage, remembered while no file of src/ changes."""
+    return _modules(stage.entries, project.source, stamp(project.source, ".py"))
+
+
+@cache
+def _modules(entries: tuple[str, ...], source: Path, stamp: int) -> dict[str, Module]:
+    return modules_of(entries, source)
 
 
 def input_texts(project: Project, stage: Stage) -> dict[Path, str]:

@@ -12,7 +12,6 @@ import yaml
 from polygrain.config.compose import choices
 from polygrain.config.project import Project
 from polygrain.config.schema import check_schema
-from polygrain.config.stages import Stage
 from polygrain.provenance.errors import UserError, nearest
 
 NAME = "ledger"
@@ -67,20 +66,11 @@ def arms(line: Line) -> tuple[dict[str, Any], dict[str, Any]]:
     return line[first], line[second]
 
 
-def ledger_stage(project: Project, folder: Path, outputs: tuple[Path, ...]) -> Stage:
-    """The job that typesets the ledger of all methods.
+def ledger_config(project: Project, folder: Path) -> dict[str, Any]:
+    """What the job that typesets the ledger of all methods obeys.
 
     Raises UserError for a folder of a scale, and as `read_ledger` does.
     """
     if folder != Path("reports"):
         raise UserError(f"{folder}/{NAME}.pdf: the ledger has no scale; it is reports/{NAME}.pdf")
-    return Stage(
-        verb=NAME,
-        directory=folder,
-        config={"inputs": [], "lines": read_ledger(project)},
-        entries=("polygrain.report.ledger",),
-        inputs=(),
-        outputs=outputs,
-        minutes=0.1,
-        memory=500,
-    )
+    return {"inputs": [], "lines": read_ledger(project)}

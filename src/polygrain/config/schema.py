@@ -50,12 +50,22 @@ def check_config(where: str, config: Config, schemas: Path) -> None:
     expected.pop("channels", None)
     check_values(f"{where}: backbone", {key: value for key, value in backbone.items() if key != "name"}, expected)
     check_values(f"{where}: optimizer.values", optimizer["values"], keywords("polygrain.nn.optim", optimizer["name"]))
-    for protocol, values in config["evaluate"]["protocols"].items():
+    for protocol, declared in config["evaluate"]["protocols"].items():
         module = _module(where, "evaluate", protocol)
-        check_values(f"{where}: evaluate.protocols.{protocol}", values, keywords(module, "evaluate"))
+        check_values(f"{where}: evaluate.protocols.{protocol}.values", declared["values"], keywords(module, "evaluate"))
     _module(where, "data.readers", config["dataset"]["reader"])
     _check_fit(where, config)
     _check_mode(where, config, schemas.parents[1] / "params")
+
+
+def check_dataset(where: str, described: Config, schemas: Path) -> None:
+    """Check the file of a data set. Raises UserError as `check_config` does."""
+    whole = yaml.safe_load((schemas / "run.schema.yaml").read_text(encoding="utf-8"))
+    error = best_match(
+        Draft202012Validator({**whole["properties"]["dataset"], "$defs": whole["$defs"]}).iter_errors(described)
+    )
+    if error is not None:
+        raise UserError(f"{where}: {_explain(error)}")
 
 
 def _module(where: str, package: str, name: str) -> str:

@@ -5,21 +5,24 @@ that nothing made at smoke scale can land under a default name.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polygrain.config import ledger
+from polygrain.config import ledger, run_stages
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config
 from polygrain.config.inputs import code_of, environment_of
+from polygrain.config.kind import Kind
 from polygrain.config.project import Project
+from polygrain.config.resolved import configuration
 from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
-from polygrain.config.stages import Stage, configuration, evaluated, run_stages, stage_of
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes
+from polygrain.provenance.stage import Stage
 
 DEFAULT_SCALE = "cpu"
 FORMATS = ("pdf", "csv", "md", "tex")
@@ -85,70 +88,75 @@ def rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for group in spec["groups"] for row in group["rows"]]
 
 
-def table_stages(project: Project, table: Table) -> list[Stage]:
-    """Every stage that a table needs, itself last."""
-    if table.name == ledger.NAME:
-        return [table_stage(project, table)]
-    spec = specification(project, table)
-    runs = [run for row in rows(spec) for run in row_runs(spec, row, table)]
-    datasets = {name: None for run in runs for name in evaluated(configuration(project, run), run)}
-    stages = [stage_of(project, "prepare", Path("data", name)) for name in datasets]
-    for run in runs:
-        stages.extend(run_stages(project, run))
-    return [*stages, table_stage(project, table)]
+def _place(target: Path) -> tuple[Path, str]:
+    table = Table.parse(target)
+    return table.folder, table.name
 
 
-def table_stage(project: Project, table: Table) -> Stage:
+def _choose(project: Project, directory: Path, task: str) -> Stage:
     """The job that writes one table.
 
     Its configuration names the inputs of every run, so the claim id follows from it. The ledger is a table without
     runs.
     """
-    outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS)
-    if table.name == ledger.NAME:
-        return ledger.ledger_stage(project, table.folder, outputs)
-    spec = specification(project, table)
+    table = Table.parse(directory / f"{task}.pdf")
+    if task == ledger.NAME:
+        chosen = ledger.ledger_config(project, directory)
+    else:
+        chosen = _config(project, table, specification(project, table))
+    return replace(_shape(directory, task, chosen), minutes=1, memory=1000)
+
+
+def _shape(directory: Path, task: str, config: Config) -> Stage:
+    return Stage(
+        verb="table",
+        task=task,
+        directory=directory,
+        config=config,
+        entries=("polygrain.report.ledger" if task == ledger.NAME else "polygrain.report.build",),
+        inputs=tuple(map(Path, config["inputs"])),
+        outputs=tuple(directory / f"{task}.{kind}" for kind in FORMATS),
+        datasets=tuple(Path(path).parent.name for path in config.get("manifests", ())),
+    )
+
+
+TABLE = Kind(_place, _choose, _shape)
+
+
+def _config(project: Project, table: Table, spec: dict[str, Any]) -> Config:
+    """The table's YAML with the runs of each row, the hashes of what decides them, and every file that it reads."""
     resolved: dict[str, Any] = {**spec, "groups": []}
-    inputs: list[Path] = []
+    inputs: list[str] = []
     datasets: dict[str, None] = {}
     for group in spec["groups"]:
         filled = [_fill(project, spec, row, table) for row in group["rows"]]
         resolved["groups"].append({**group, "rows": filled})
         for row in group["rows"]:
             for run in row_runs(spec, row, table):
-                datasets.update(dict.fromkeys(evaluated(configuration(project, run), run)))
-                inputs.extend((run.path / "metrics.jsonl", *run_stages(project, run)[-1].outputs))
+                _, *judging = _stages(project, spec, run)
+                datasets.update(dict.fromkeys(name for stage in judging for name in stage.datasets))
+                inputs.append(str(run.path / run_stages.METRICS))
+                inputs += [str(path) for stage in judging if stage.verb == "evaluate" for path in stage.outputs]
     _check_settings(table, resolved)
-    manifests = [Path("data", name, "manifest.json") for name in datasets]
-    sources = [Path("params", "reported", name) for name in spec.get("reported_sources", [])]
-    files = (*manifests, *sources, *inputs)
-    resolved |= {
+    manifests = [f"data/{name}/manifest.json" for name in datasets]
+    sources = [f"params/reported/{name}" for name in spec.get("reported_sources", [])]
+    return resolved | {
         "scale": table.scale,
         "seeds": spec["seeds"][: table.seeds],
-        "manifests": [str(path) for path in manifests],
-        "inputs": [str(path) for path in files],
-        "reported_sources": [str(path) for path in sources],
+        "manifests": manifests,
+        "inputs": [*manifests, *sources, *inputs],
+        "reported_sources": sources,
     }
-    return Stage(
-        verb=table.name,
-        directory=table.folder,
-        config=resolved,
-        entries=("polygrain.report.build",),
-        inputs=files,
-        outputs=outputs,
-        minutes=1,
-        memory=1000,
-    )
 
 
-def frozen_table(table: Table) -> Stage:
-    """The job as it was written down when the job graph was built; paths are relative to the current folder."""
-    outputs = tuple(table.folder / f"{table.name}.{kind}" for kind in FORMATS)
-    path = Stage(table.name, table.folder, {}, (), (), outputs).config_path
-    if not path.is_file():
-        raise UserError(f"{path}: not written; build through snakemake, or leave out --workflow")
-    config = read_mapping(path, "delete it and build through snakemake, which writes it")
-    return Stage(table.name, table.folder, config, (), tuple(map(Path, config["inputs"])), outputs)
+def _stages(project: Project, spec: dict[str, Any], run: Run) -> list[Stage]:
+    """The stages of one run that a table rests on, in order; its columns decide which protocols are among them."""
+    names = dict.fromkeys(column["protocol"] for column in spec["columns"] if "protocol" in column)
+    judging = [run_stages.EVALUATE.stage(project, run.path, name) for name in names]
+    frozen = any(stage.config["needs"] == "features" for stage in judging)
+    before = [run_stages.PRETRAIN, run_stages.FEATURES] if frozen else [run_stages.PRETRAIN]
+    verbs = ("pretrain", "features")
+    return [*(kind.stage(project, run.path, verb) for kind, verb in zip(before, verbs, strict=False)), *judging]
 
 
 def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Table) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Ta
         "runs": [str(run.path) for run in runs],
         "facts": facts(config),
         "settings": _settings(config, [column["setting"] for column in spec["columns"] if "setting" in column]),
-        "inputs": {str(run.path): _hashes(project, run) for run in runs},
+        "inputs": {str(run.path): _hashes(project, _stages(project, spec, run)) for run in runs},
     }
 
 
@@ -187,8 +195,7 @@ def _check_settings(table: Table, resolved: dict[str, Any]) -> None:
             )
 
 
-def _hashes(project: Project, run: Run) -> dict[str, str]:
-    stages = run_stages(project, run)
+def _hashes(project: Project, stages: Sequence[Stage]) -> dict[str, str]:
     return {
         "config": sha256_bytes(canonical_json([stage.config for stage in stages]).encode()),
         "code": sha256_bytes(canonical_json([code_of(project, stage) for stage in stages]).encode()),

@@ -27,6 +27,7 @@ from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
+from polygrain.provenance.stage import Stage
 
 SHARD_BYTES = 256 * 2**20
 STATISTICS_IMAGES = 10_000
@@ -47,6 +48,11 @@ class EncodedRaw(Raw):
 def no_images(count: int) -> np.ndarray:
     """What stands for the pixels of `count` images that are still in their files: no bytes, [count, 0, 0, 0]."""
     return np.empty((count, 0, 0, 0), dtype=np.uint8)
+
+
+def run(stage: Stage) -> None:
+    """Do the prepare stage. Raises UserError as `prepare` does."""
+    prepare(stage.config, stage.directory)
 
 
 def prepare(config: dict[str, Any], out: Path) -> None:

@@ -8,6 +8,13 @@ import numpy as np
 
 from polygrain.evaluate.given import Encoder, encoder_of
 from polygrain.evaluate.store import SPLITS, Features, FeatureSet, Split
+from polygrain.provenance.stage import Stage
+
+
+def run(stage: Stage) -> None:
+    """Do the features stage. Raises UserError as `extract` does."""
+    data = {path.parent.name: path.parent for path in stage.manifests}
+    extract(stage.config, stage.inputs[0], data, stage.outputs[0])
 
 
 def extract(config: dict[str, Any], checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:

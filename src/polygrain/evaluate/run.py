@@ -1,45 +1,33 @@
-"""All frozen-feature protocols of one checkpoint in one process: starting one costs more than a protocol."""
+"""One protocol on one checkpoint: load what it needs, judge, save."""
 
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from polygrain.config.signature import check_values, keywords, modules
+from polygrain.config.signature import check_values, keywords
 from polygrain.evaluate.result import Result
 from polygrain.evaluate.store import Features
-from polygrain.provenance.errors import UserError, nearest
-
-PACKAGE = "polygrain.evaluate"
-_SUPPORT = {"features", "result", "run", "store"}
+from polygrain.provenance.stage import Stage
 
 
-def evaluate(config: dict[str, Any], features: Path, out: Path) -> None:
-    """Run every protocol in `config["protocols"]` (name -> keyword values) on a features file.
+def run(stage: Stage) -> None:
+    """Do a protocol's stage: write `{protocol}.json` and `{protocol}.npz`.
 
-    Writes `{protocol}.json` and `{protocol}.npz` into `out`. Every name and value is checked before the first
-    protocol starts. Raises UserError on an unknown protocol or value and on a bad features file.
+    Raises UserError on an unknown value and on bad features, a bad checkpoint or bad data.
     """
-    protocols: dict[str, dict[str, Any]] = config["protocols"]
-    for name, values in protocols.items():
-        check_protocol(name, values)
-    loaded = Features.load(features)
-    with tqdm(protocols.items(), desc="evaluate", unit="protocol", file=sys.stderr) as bar:
-        for name, values in bar:
-            bar.set_postfix_str(name)
-            result: Result = import_module(_module(name)).evaluate(loaded, **values)
-            result.save(out, name)
+    name, values = stage.config["protocol"], stage.config["values"]
+    module = f"polygrain.evaluate.{name.replace('-', '_')}"
+    check_values(f"{name}.values", values, keywords(module, "evaluate"))
+    result: Result = import_module(module).evaluate(_given(stage), **values)
+    result.save(stage.outputs[0].parent, name)
 
 
-def check_protocol(name: str, values: dict[str, Any]) -> None:
-    """Hold a protocol's name and values against its source. Raises UserError naming the nearest known one."""
-    known = set(modules(PACKAGE)) - _SUPPORT
-    if name.replace("-", "_") not in known:
-        raise UserError(f"protocols: no protocol '{name}'{nearest(name, known)}")
-    check_values(f"protocols.{name}", values, keywords(_module(name), "evaluate"))
+def _given(stage: Stage) -> Any:
+    """What the protocol needs: frozen features, or the encoder with its data sets.
 
-
-def _module(name: str) -> str:
-    return f"{PACKAGE}.{name.replace('-', '_')}"
+    The encoder's code is loaded by name: a protocol that reads features alone starts without torch.
+    """
+    if stage.config["needs"] == "features":
+        return Features.load(stage.inputs[0]).only(stage.config["datasets"])
+    data = {path.parent.name: path.parent for path in stage.manifests}
+    encoder_of = import_module("polygrain.evaluate.given").encoder_of
+    return encoder_of(stage.config, stage.inputs[0], data, stage.device)

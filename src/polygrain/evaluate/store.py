@@ -6,7 +6,7 @@ a backbone nor an image library.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,13 @@ class Features:
     """Everything that a frozen-feature protocol may look at."""
 
     datasets: Mapping[str, FeatureSet]
+
+    def only(self, names: Sequence[str]) -> "Features":
+        """Some of the data sets. Raises UserError for one that was not extracted."""
+        missing = [name for name in names if name not in self.datasets]
+        if missing:
+            raise UserError(f"features: hold no data set {missing[0]}; extract the features again")
+        return Features({name: self.datasets[name] for name in names})
 
     def note(self) -> str:
         """Say what a reader of any number made from these features must know; empty when there is nothing."""

@@ -4,7 +4,6 @@ Rules, dvc.yaml, `plan`, `trace`, `crate`, `record`, `restore` and `audit` ask t
 a stage by itself. Paths are relative to the project root.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ class Stage:
     """Its name within its directory: the verb, or the protocol, or the table."""
     directory: Path
     """The packed data set, the run, or the folder of the table."""
-    config: Mapping[str, Any] = field(hash=False)
+    config: dict[str, Any] = field(hash=False)
     """The part of the configuration that decides the outputs."""
     entries: tuple[str, ...]
     """Modules whose import closure is the code of this stage; `run(stage)` of the first does the work."""
@@ -69,10 +68,10 @@ class Stage:
     def _decisive(self, kind: str, suffix: str) -> Path:
         """Where a file that decides staleness goes.
 
-        Snakemake takes stock of a folder once and misses what is written there later. So the files of a run's stages
-        are written together, and each table has a folder of its own.
+        Snakemake takes stock of a folder once and misses what is written there later. So pretrain and features are
+        written together, and each protocol and each table has a folder of its own.
         """
-        folder = self.directory / kind / self.task if self.verb == "table" else self.directory / kind
+        folder = self.directory / kind if self.task == self.verb else self.directory / kind / self.task
         return folder / f"{self.task}.{suffix}"
 
     @property
@@ -89,3 +88,13 @@ class Stage:
     def sidecar(self) -> Path:
         """The record of how the outputs were made."""
         return Path("records", self.directory, f"{self.task}.json")
+
+    @property
+    def timing(self) -> Path:
+        """The record of where the time went."""
+        return self.sidecar.with_name("timing.jsonl")
+
+    @property
+    def state(self) -> Path:
+        """Where a half-done run is kept."""
+        return self.directory / "scratch" / "state.pt"

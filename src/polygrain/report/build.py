@@ -7,6 +7,7 @@ from typing import Any
 from polygrain.provenance.claim import claim_id
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes
+from polygrain.provenance.stage import Stage
 from polygrain.report.cells import Footer, Table
 from polygrain.report.measured import Results
 from polygrain.report.pdf import render_pdf
@@ -21,6 +22,11 @@ RENDERERS: Mapping[str, Callable[[Table], bytes]] = {
     "md": lambda table: render_markdown(table).encode(),
     "tex": lambda table: render_latex(table).encode(),
 }
+
+
+def run(stage: Stage) -> None:
+    """Write the table in every format."""
+    build_table(stage.config, Path(), {path.suffix.lstrip("."): path for path in stage.outputs})
 
 
 def build_table(config: dict[str, Any], root: Path, outputs: Mapping[str, Path]) -> None:

@@ -16,6 +16,7 @@ import typst as compiler
 
 from polygrain.config.ledger import ARMS, Line, arms
 from polygrain.provenance.files import canonical_json, sha256_bytes, write_bytes
+from polygrain.provenance.stage import Stage
 from polygrain.report.escape import latex, markdown, typst
 from polygrain.report.spec import clean
 
@@ -76,6 +77,11 @@ def entry(line: Line) -> Entry:
 def value_text(value: Any) -> str:
     """A value as its YAML has it."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def run(stage: Stage) -> None:
+    """Write the table in every format."""
+    build_ledger(stage.config["lines"], {path.suffix.lstrip("."): path for path in stage.outputs})
 
 
 def build_ledger(lines: Sequence[Line], outputs: Mapping[str, Path]) -> None:

@@ -21,11 +21,24 @@ from polygrain.nn.optim import set_learning_rate, set_weight_decay
 from polygrain.nn.phases import Stopwatch
 from polygrain.nn.schedules import cosine, learning_rate
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import json_line, write_text
+from polygrain.provenance.files import json_line, sha256_file, write_text
+from polygrain.provenance.stage import Stage
 from polygrain.train.checkpoint import save_checkpoint
 from polygrain.train.data import PretrainingData
 from polygrain.train.guard import locked
 from polygrain.train.state import Identity, State, load_state, save_state
+
+
+def run(stage: Stage, *, resume: bool = False) -> None:
+    """Do the pretrain stage. Raises UserError as `pretrain` does."""
+    identity = Identity(
+        config=sha256_file(stage.config_path),
+        code=sha256_file(stage.code_path),
+        environment=sha256_file(stage.environment_path),
+        data=sha256_file(stage.manifests[0]),
+    )
+    data = stage.manifests[0].parent
+    pretrain(stage.config, data=data, run=stage.directory, timing=stage.timing, identity=identity, resume=resume)
 
 
 def pretrain(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from polygrain.config.stages import Stage
 from polygrain.provenance.account import Account
 from polygrain.provenance.dvcfiles import LOCK
 from polygrain.provenance.evidence import Evidence, FileState
 from polygrain.provenance.pipeline import Job
 from polygrain.provenance.sidecar import data_hash
+from polygrain.provenance.stage import Stage
 
 WIDTH = 120
 INDENT = 12

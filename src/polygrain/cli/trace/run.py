@@ -9,11 +9,11 @@ from polygrain.cli.crate import evidence_of, published_crate, sources_of
 from polygrain.cli.trace.links import Printer, labelled, wrapped
 from polygrain.cli.trace.values import Recomputed, recompute
 from polygrain.config.project import Project
-from polygrain.config.stages import Stage
-from polygrain.config.tables import table_stages
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.crate_reader import read_crate
 from polygrain.provenance.dvcfiles import LOCK, md5_file
 from polygrain.provenance.evidence import Evidence
+from polygrain.provenance.stage import Stage
 
 TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint", "prepare": "data"}
 
@@ -21,7 +21,7 @@ TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint"
 def trace(project: Project, target: str, row: str, column: str, *, full: bool) -> int:
     """Print the chain from a cell to the data. Returns 1 when a link is broken, else 0."""
     cell = find_cell(project, target, row, column)
-    chain = _chain(cell, table_stages(project, cell.table))
+    chain = _chain(cell, stages_behind(project, [target]))
     evidence = evidence_of(project, chain)
     evidence.published = read_crate(published_crate(cell.table.folder), project.root)
     printer = Printer(evidence, full)
@@ -101,7 +101,7 @@ def _chain(cell: CellAddress, stages: Sequence[Stage]) -> list[Stage]:
         for run in cell.runs
         for verb in ("evaluate", "features", "pretrain")
         for stage in stages
-        if stage.verb == verb and stage.directory == run.path
+        if stage.verb == verb and stage.directory == run.path and stage.task in (verb, cell.protocol)
     ]
     read = {path for stage in runs for path in stage.inputs}
     data = [stage for stage in stages if stage.verb == "prepare" and read & set(stage.outputs)]
@@ -113,8 +113,6 @@ def _links(cell: CellAddress, chain: Sequence[Stage]) -> list[tuple[str, Stage, 
     links = []
     for stage in chain:
         paths = list(stage.outputs)
-        if stage.verb == "evaluate":
-            paths = [path for path in paths if path.stem == cell.protocol]
         if TITLES.get(stage.verb) is None:
             paths = [path for path in paths if path.suffix in (".pdf", ".csv")]
         if stage.verb == "prepare":

@@ -12,7 +12,7 @@ from polygrain.cli.describe import place_of
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config, origins
 from polygrain.config.project import Project
-from polygrain.config.stages import configuration
+from polygrain.config.resolved import configuration
 from polygrain.config.tables import specification
 from polygrain.evaluate.result import Result
 from polygrain.provenance.errors import UserError

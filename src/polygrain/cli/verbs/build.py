@@ -7,8 +7,9 @@ from polygrain.cli.verbs.common import Verbs, add, pin, project
 WORKS = {
     "prepare": "read a data set from its source, verify it and pack it: data/NAME",
     "pretrain": "train one run: runs/SCALE/DATASET/METHOD/VARIANT/seedN",
-    "features": "extract a run's frozen features for every data set it is judged on",
-    "evaluate": "run the frozen-feature protocols of a run",
+    "features": "extract a run's frozen features for every data set it is judged on: runs/.../seedN",
+    "evaluate": "judge a run by one protocol of params/evaluate: runs/.../seedN/results/PROTOCOL",
+    "table": "write a table from the results: reports/[SCALE[-seedsN]/]NAME.pdf",
 }
 
 
@@ -16,23 +17,14 @@ def add_to(verbs: Verbs) -> None:
     """Add these verbs to the command line."""
     for name, purpose in WORKS.items():
         verb = add(verbs, name, work, purpose)
-        verb.add_argument("directory")
+        verb.add_argument("target")
         verb.add_argument(
-            "--workflow",
-            action="store_true",
-            help="called by a rule: obey the inputs as written, end with it",
+            "--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it"
         )
         if name == "pretrain":
             verb.add_argument(
-                "--resume",
-                action="store_true",
-                help="go on with the half-done run or refuse; never start over",
+                "--resume", action="store_true", help="go on with the half-done run or refuse; never start over"
             )
-    table = add(verbs, "table", write_table, "write a table from the results: reports/[SCALE[-seedsN]/]NAME.pdf")
-    table.add_argument("target")
-    table.add_argument(
-        "--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it"
-    )
     deviations = add(
         verbs, "ledger", print_ledger, "print where a method's description, its release and our rebuild differ"
     )
@@ -46,16 +38,8 @@ def work(options: argparse.Namespace) -> int:
     pin()
     from polygrain.cli.work import run_stage
 
-    run_stage(options.verb, options.directory, workflow=options.workflow, resume=getattr(options, "resume", False))
-    return 0
-
-
-def write_table(options: argparse.Namespace) -> int:
-    """Write one table from results that exist."""
-    pin()
-    from polygrain.cli.work import run_table
-
-    run_table(options.target, workflow=options.workflow)
+    resume = {"resume": True} if getattr(options, "resume", False) else {}
+    run_stage(options.verb, options.target, workflow=options.workflow, **resume)
     return 0
 
 

@@ -1,0 +1,99 @@
+"""The resolved and checked configuration of runs, data sets and protocols, remembered while params/ does not change."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polygrain.config.compose import Config, choices, resolve, stamp
+from polygrain.config.project import Project
+from polygrain.config.runs import Run
+from polygrain.config.schema import check_config, check_dataset
+from polygrain.provenance.errors import UserError, nearest
+
+FEATURES = "features"  # params/evaluate/features.yaml says how features are extracted; the other files are protocols
+
+
+def configuration(project: Project, run: Run) -> Config:
+    """A run's resolved and checked configuration; its seed plays no part. Raises UserError on any fault in params/."""
+    return _configuration(project, run.scale, run.dataset, run.method, run.variant, stamp(project.params))
+
+
+@cache
+def _configuration(project: Project, scale: str, dataset: str, method: str, variant: str, stamp: int) -> Config:
+    run = Run(scale, dataset, method, variant, 0)
+    config = resolve(run, project.params)
+    config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
+    check_config(str(run.path), config, project.schemas)
+    return config
+
+
+def protocols(project: Project) -> list[str]:
+    """Names of all protocols: the files of params/evaluate."""
+    return [name for name in choices(project.params, "evaluate") if name != FEATURES]
+
+
+def _protocols(project: Project, run: Run, changes: Config, stamp: int) -> Config:
+    """Every protocol as its file declares it for the run's scale, with what scale and variant change of it."""
+    known, where = protocols(project), f"{run.path}: evaluate.protocols"
+    for name in changes:
+        if name not in known:
+            raise UserError(f"{where}: no protocol '{name}'{nearest(name, known)}")
+    found = {}
+    for name in known:
+        declared = dict(_file(project, f"evaluate/{name}", stamp))
+        here = (declared.pop("scales", None) or {}).get(run.scale, {})
+        for layer in (here, changes.get(name, {})):
+            declared = _changed(f"{where}.{name}", declared, layer)
+        found[name] = declared
+    return found
+
+
+def _changed(where: str, declared: Config, changes: Config) -> Config:
+    """`declared` with the values of `changes`, mapping by mapping. Raises UserError for a key that is not declared."""
+    merged = dict(declared)
+    for key, value in changes.items():
+        if key not in declared:
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, declared)}")
+        deeper = isinstance(declared[key], dict) and isinstance(value, dict)
+        merged[key] = _changed(f"{where}.{key}", declared[key], value) if deeper else value
+    return merged
+
+
+def dataset(project: Project, name: str) -> Config:
+    """What params/dataset says of a data set, checked. Raises UserError when there is no such file or it is wrong."""
+    known = choices(project.params, "dataset")
+    if name not in known:
+        raise UserError(f"no dataset '{name}'{nearest(name, known)}")
+    return _dataset(project, name, stamp(project.params))
+
+
+@cache
+def _dataset(project: Project, name: str, stamp: int) -> Config:
+    described = {key: value for key, value in _file(project, f"dataset/{name}", stamp).items() if key != "defaults"}
+    check_dataset(f"params/dataset/{name}.yaml", described, project.schemas)
+    return described
+
+
+def datasets_in(project: Project, form: str) -> list[str]:
+    """The data sets of one format, `pixels` or `encoded`."""
+    return [name for name in choices(project.params, "dataset") if dataset(project, name)["format"] == form]
+
+
+def evaluated(config: Config, name: str) -> list[str]:
+    """Data sets on which a run trained on `name` is judged: its own first."""
+    return [name, *(other for other in config["evaluate"]["transfer"] if other != name)]
+
+
+@cache
+def _file(project: Project, name: str, stamp: int) -> dict[str, Any]:
+    path = project.params / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{_shown(path)}: must be keys with values")
+    return content
+
+
+def _shown(path: Path) -> str:
+    return "/".join(path.parts[-3:])

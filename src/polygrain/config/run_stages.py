@@ -1,0 +1,202 @@
+"""The stages that make data and runs: prepare, pretrain, features, and one for each protocol."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polygrain.config.budget import steps
+from polygrain.config.compose import Config
+from polygrain.config.kind import Kind
+from polygrain.config.optional import shown_images, training_images
+from polygrain.config.project import Project
+from polygrain.config.resolved import configuration, dataset, evaluated
+from polygrain.config.runs import Run
+from polygrain.provenance.errors import UserError, nearest
+from polygrain.provenance.stage import Stage
+
+# Files of a packed data set by format. The shards of encoded images, which may be hundreds of gigabytes, are no claim
+# of their own: the manifest names the hash of each, and they are packed from the image folder again rather than stored.
+PACKED = {
+    "pixels": ("images.npy", "labels.npy", "splits.npz", "manifest.json"),
+    "encoded": ("index.npz", "labels.npy", "splits.npz", "manifest.json"),
+}
+PACKERS = {"pixels": "polygrain.data.prepare", "encoded": "polygrain.data.shards"}
+BESIDE = ("side", "local_side", "cost")  # keys of a data set on which packing does not depend
+CHECKPOINT, METRICS, FROZEN = "checkpoint.safetensors", "metrics.jsonl", "features.safetensors"
+
+
+def _place_data(target: Path) -> tuple[Path, str]:
+    if target.parts[:1] != ("data",) or len(target.parts) != 2:
+        raise UserError(f"{target}: not a packed data set; it is data/NAME")
+    return target, "prepare"
+
+
+def _prepare(project: Project, directory: Path, task: str) -> Stage:
+    described = dataset(project, directory.name)
+    chosen = {key: value for key, value in described.items() if key not in BESIDE}
+    return _costing(_prepared(directory, task, chosen), described["cost"])
+
+
+def _prepared(directory: Path, task: str, config: Config) -> Stage:
+    entries = (PACKERS[config["format"]], f"polygrain.data.readers.{_module(config['reader'])}")
+    outputs = packed(directory.name, config["format"])
+    return Stage(task, task, directory, config, entries, (), outputs, (directory.name,))
+
+
+def _place_run(task: str) -> Callable[[Path], tuple[Path, str]]:
+    return lambda target: (Run.parse(target).path, task)
+
+
+def _pretrain(project: Project, directory: Path, task: str) -> Stage:
+    run = Run.parse(directory)
+    config = configuration(project, run)
+    kept = ("augmentation", "backbone", "input_size", "method", "optimizer", "pretrain", "statistics")
+    chosen = {key: config[key] for key in kept}
+    chosen |= {"dataset": run.dataset, "seed": run.seed, "steps": steps(config), "format": config["dataset"]["format"]}
+    return _costing(_pretrained(directory, task, chosen), config["cost"][task])
+
+
+def _pretrained(directory: Path, task: str, config: Config) -> Stage:
+    return Stage(
+        verb=task,
+        task=task,
+        directory=directory,
+        config=config,
+        entries=(
+            "polygrain.train.run",
+            f"polygrain.methods.{_module(config['method']['name'])}",
+            _backbone(config),
+            *training_images(config),
+        ),
+        inputs=packed(config["dataset"], config["format"]),
+        outputs=(directory / CHECKPOINT, directory / METRICS),
+        datasets=(config["dataset"],),
+        device=config["pretrain"]["device"],
+    )
+
+
+def _features(project: Project, directory: Path, task: str) -> Stage:
+    run = Run.parse(directory)
+    config = configuration(project, run)
+    chosen = {**_encoder(project, config, evaluated(config, run.dataset)), "features": config["evaluate"]["features"]}
+    return _costing(_extracted(directory, task, chosen), config["cost"][task])
+
+
+def _extracted(directory: Path, task: str, config: Config) -> Stage:
+    return Stage(
+        verb=task,
+        task=task,
+        directory=directory,
+        config=config,
+        entries=("polygrain.evaluate.features", *_showing(config)),
+        inputs=(directory / CHECKPOINT, *_packed_all(config)),
+        outputs=(directory / FROZEN,),
+        datasets=tuple(config["datasets"]),
+    )
+
+
+def _place_protocol(target: Path) -> tuple[Path, str]:
+    if len(target.parts) != 8 or target.parts[6] != "results":
+        raise UserError(
+            f"{target}: not a protocol of a run; it is runs/SCALE/DATASET/METHOD/VARIANT/seedN/results/NAME"
+        )
+    return Run.parse(Path(*target.parts[:6])).path, target.name.removesuffix(".json").removesuffix(".npz")
+
+
+def _evaluate(project: Project, directory: Path, task: str) -> Stage:
+    run = Run.parse(directory)
+    config = configuration(project, run)
+    known = config["evaluate"]["protocols"]
+    if task not in known:
+        raise UserError(f"{directory}/results/{task}: no protocol '{task}'{nearest(task, known)}")
+    protocol = known[task]
+    names = _judged(str(directory / "results" / task), protocol["datasets"], evaluated(config, run.dataset))
+    chosen: Config = {"protocol": task, "needs": protocol["needs"], "datasets": names, "values": protocol["values"]}
+    if protocol["needs"] != "features":
+        # the data set of pre-training is opened, too: its statistics normalise every image
+        shown = _encoder(project, config, list(dict.fromkeys([run.dataset, *names])))
+        shown |= {"datasets": names, "features": config["evaluate"]["features"], "pretrained": run.dataset}
+        chosen |= {**shown, "device": protocol["device"]}
+    return _costing(_judging(directory, task, chosen), protocol["cost"])
+
+
+def _judging(directory: Path, task: str, config: Config) -> Stage:
+    frozen = config["needs"] == "features"
+    entries = ("polygrain.evaluate.run", f"polygrain.evaluate.{_module(task)}")
+    return Stage(
+        verb="evaluate",
+        task=task,
+        directory=directory,
+        config=config,
+        entries=entries if frozen else (*entries, "polygrain.evaluate.given", *_showing(config)),
+        inputs=(directory / FROZEN,) if frozen else (directory / CHECKPOINT, *_packed_all(config)),
+        outputs=tuple(directory / name for name in results(task)),
+        datasets=tuple(config["datasets"] if frozen else config["formats"]),
+        device=config.get("device", "cpu"),
+    )
+
+
+def _judged(where: str, asked: str | list[str], extracted: list[str]) -> list[str]:
+    """The data sets of a protocol among those that the run is judged on, the own one first."""
+    match asked:
+        case "own":
+            return extracted[:1]
+        case "transfer":
+            return extracted[1:]
+        case "all":
+            return extracted
+    for name in asked:
+        if name not in extracted:
+            raise UserError(
+                f"{where}: data set '{name}' is not among those of this run ({', '.join(extracted)});"
+                " add it to evaluate.transfer"
+            )
+    return list(asked)
+
+
+def _encoder(project: Project, config: Config, names: list[str]) -> Config:
+    """What shows images of some data sets to the run's encoder."""
+    return {
+        "backbone": config["backbone"],
+        "datasets": names,
+        "formats": {name: dataset(project, name)["format"] for name in names},
+        "statistics": config["statistics"],
+    }
+
+
+def results(protocol: str) -> tuple[str, ...]:
+    """The files of a protocol below its run."""
+    return (f"results/{protocol}.json", f"results/{protocol}.npz")
+
+
+def packed(name: str, form: str) -> tuple[Path, ...]:
+    """The files of a packed data set of format `form`."""
+    return tuple(Path("data", name, file) for file in PACKED[form])
+
+
+def _packed_all(config: Config) -> tuple[Path, ...]:
+    return tuple(path for name, form in config["formats"].items() for path in packed(name, form))
+
+
+def _backbone(config: Config) -> str:
+    return f"polygrain.backbones.{_module(config['backbone']['name'])}"
+
+
+def _showing(config: Config) -> tuple[str, ...]:
+    """The modules, loaded by name, that show images to the run's encoder."""
+    return (_backbone(config), *shown_images(config["formats"].values()))
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _costing(stage: Stage, cost: dict[str, Any]) -> Stage:
+    return replace(stage, minutes=cost["minutes"], memory=cost["memory"])
+
+
+PREPARE = Kind(_place_data, _prepare, _prepared)
+PRETRAIN = Kind(_place_run("pretrain"), _pretrain, _pretrained, (CHECKPOINT, METRICS))
+FEATURES = Kind(_place_run("features"), _features, _extracted, (FROZEN,))
+EVALUATE = Kind(_place_protocol, _evaluate, _judging)
