@@ -18,7 +18,6 @@ from safetensors import safe_open
 
 from polygrain.backbones.load import load_backbone
 from polygrain.config.project import Project
-from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
 from polygrain.config.stages import stage_of
 from polygrain.data.packed import open_packed
