@@ -265,7 +265,9 @@ def _around(mine: Sequence[Piece], node: ast.AST) -> list[Piece]:
 
 
 def _span(body: Sequence[ast.stmt]) -> Region | None:
-    return region_of(ast.Module(list(body), []))
+    """Where a function's body stands, without its docstring."""
+    bare = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    return region_of(ast.Module(list(body[1:] or body) if bare else list(body), []))
 
 
 def _positions(code: CodeType) -> Iterator[Region]:
