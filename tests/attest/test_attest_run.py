@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from written_past import entry, lock_text
 from polygrain.attest.evidence import last_step
 from polygrain.attest.run import Verdict, attest
 from polygrain.config.project import Project
-from polygrain.config.stages import stage_of
+from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.attestations import FILE, attested, read_attestations
 from polygrain.provenance.dvcfiles import md5_file, parse_yaml, read_lock
+from polygrain.report.cells import Footer
 
 HERE = Path(__file__).resolve().parents[2]
 RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
@@ -111,6 +113,8 @@ def test_a_refactoring_is_attested_once_and_then_counts(recorded):
     locked = read_lock(recorded.root)[stage.name]
     now = {str(path): md5_file(recorded.root / path) for path in (stage.code_path, stage.environment_path)}
     assert attested([said], locked.outputs, locked.dependencies, now) == set(now)
+    table = stages_behind(recorded, ["reports/smoke-seeds1/table1.pdf"])[-1]
+    assert table.config["attestations"] == 1
     again = judged(recorded)
     assert (again.state, again.attestation) == ("attested", None)
 
@@ -135,3 +139,8 @@ def test_the_first_steps_end_at_a_line_behind_an_epoch():
     assert last_step({"pretrain": settings}, 10) == 100
     assert last_step({"pretrain": settings}, 101) == 150
     assert last_step({"pretrain": {**settings, "log_every": 1}}, 10) == 94
+
+
+def test_a_footer_counts_attestations_where_there_are_any():
+    footer = Footer("cpu", (0, 1), "d" * 64, "c" * 64)
+    assert replace(footer, attestations=27).text == f"{footer.text} · 27 attested"

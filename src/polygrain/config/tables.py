@@ -13,13 +13,15 @@ from typing import Any
 from polygrain.config import ledger, run_stages
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config
-from polygrain.config.inputs import code_of, environment_of
+from polygrain.config.inputs import code_of, environment_of, input_texts
 from polygrain.config.kind import Kind
 from polygrain.config.project import Project
 from polygrain.config.resolved import configuration
 from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.schema import check_schema
 from polygrain.config.yamlfile import read_mapping
+from polygrain.provenance.attestations import Inputs, behind, read_attestations
+from polygrain.provenance.dvcfiles import md5_bytes
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes
 from polygrain.provenance.stage import Stage
@@ -141,12 +143,24 @@ def _config(project: Project, table: Table, spec: dict[str, Any]) -> Config:
     manifests = [f"data/{name}/manifest.json" for name in datasets]
     sources = [f"params/reported/{name}" for name in spec.get("reported_sources", [])]
     return resolved | {
+        "attestations": _attestations(project, [run for row in rows(spec) for run in row_runs(spec, row, table)]),
         "scale": table.scale,
         "seeds": spec["seeds"][: table.seeds],
         "manifests": manifests,
         "inputs": [*manifests, *sources, *inputs],
         "reported_sources": sources,
     }
+
+
+def _attestations(project: Project, runs: Sequence[Run]) -> int:
+    """How many attestations these runs rest on, by the committed file and the present code."""
+    known, count = read_attestations(project.root), 0
+    for run in dict.fromkeys(runs) if known else ():
+        stage = run_stages.PRETRAIN.stage(project, run.path, "pretrain")
+        texts = input_texts(project, stage)
+        present = Inputs(*(md5_bytes(texts[path].encode()) for path in (stage.code_path, stage.environment_path)))
+        count += behind(known, stage.outputs[0].as_posix(), present)
+    return count
 
 
 def _stages(project: Project, spec: dict[str, Any], run: Run) -> list[Stage]:

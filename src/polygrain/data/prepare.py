@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,14 +12,16 @@ from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
-from polygrain.provenance.stage import Stage
+
+if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+    from polygrain.provenance.stage import Stage
 
 LABEL_SUBSETS = {"1%": 100, "10%": 10}
 UNLABELLED = "unlabelled"
 STATISTICS_BLOCK = 1024  # images counted at once: the pixels of a large data set would not fit twice
 
 
-def run(stage: Stage) -> None:
+def run(stage: "Stage") -> None:
     """Do the prepare stage. Raises UserError as `prepare` does."""
     prepare(stage.config, stage.directory)
 

@@ -1,15 +1,17 @@
 """One protocol on one checkpoint: load what it needs, judge, save."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polygrain.config.signature import check_values, keywords
 from polygrain.evaluate.result import Result
 from polygrain.evaluate.store import Features
-from polygrain.provenance.stage import Stage
+
+if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+    from polygrain.provenance.stage import Stage
 
 
-def run(stage: Stage) -> None:
+def run(stage: "Stage") -> None:
     """Do a protocol's stage: write `{protocol}.json` and `{protocol}.npz`.
 
     Raises UserError on an unknown value and on bad features, a bad checkpoint or bad data.
@@ -21,7 +23,7 @@ def run(stage: Stage) -> None:
     result.save(stage.outputs[0].parent, name)
 
 
-def _given(stage: Stage) -> Any:
+def _given(stage: "Stage") -> Any:
     """What the protocol needs: frozen features, or the encoder with its data sets.
 
     The encoder's code is loaded by name: a protocol that reads features alone starts without torch.

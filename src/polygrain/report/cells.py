@@ -78,12 +78,15 @@ class Footer:
     seeds: tuple[int, ...]
     data_hash: str
     claim_id: str
+    attestations: int = 0
+    """How often older runs were shown to come out the same from changed code."""
 
     @property
     def text(self) -> str:
         """One line without the whole claim id."""
         seeds = ", ".join(map(str, self.seeds))
-        return f"scale {self.scale} · seeds {seeds} · data {self.data_hash[:12]} · claim {self.claim_id[:16]}"
+        made = f"scale {self.scale} · seeds {seeds} · data {self.data_hash[:12]} · claim {self.claim_id[:16]}"
+        return f"{made} · {self.attestations} attested" if self.attestations else made
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class Spec:
     reported_sources: tuple[str, ...]
     footnotes: tuple[str, ...]
     manifests: tuple[str, ...]
+    attestations: int = 0
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -129,6 +130,7 @@ def parse(config: Mapping[str, Any]) -> Spec:
         reported_sources=tuple(whole.items("reported_sources", str, [])),
         footnotes=tuple(clean(whole.where, text) for text in whole.items("footnotes", str, [])),
         manifests=tuple(whole.items("manifests", str)),
+        attestations=whole.get("attestations", int, 0),
     )
     _check(spec)
     return spec

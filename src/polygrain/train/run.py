@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,14 +22,16 @@ from polygrain.nn.phases import Stopwatch
 from polygrain.nn.schedules import cosine, learning_rate
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import json_line, sha256_file, write_text
-from polygrain.provenance.stage import Stage
 from polygrain.train.checkpoint import save_checkpoint
 from polygrain.train.data import PretrainingData
 from polygrain.train.guard import locked
 from polygrain.train.state import Identity, State, load_state, save_state
 
+if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+    from polygrain.provenance.stage import Stage
 
-def run(stage: Stage, *, resume: bool = False) -> None:
+
+def run(stage: "Stage", *, resume: bool = False) -> None:
     """Do the pretrain stage. Raises UserError as `pretrain` does."""
     identity = Identity(
         config=sha256_file(stage.config_path),
