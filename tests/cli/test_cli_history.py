@@ -152,10 +152,21 @@ PACKAGE = {
     "src/polygrain/methods/__init__.py": "",
     "src/polygrain/methods/simclr.py": "from polygrain.train import loop\n",
     "src/polygrain/methods/mugs.py": "K = 1\n",
+    "src/polygrain/train/images/__init__.py": "",
+    "src/polygrain/train/images/pixels.py": "",
+    "src/polygrain/views/__init__.py": "",
+    "src/polygrain/views/untouched.py": "",
     "src/polygrain/backbones/__init__.py": "",
     "src/polygrain/backbones/resnet.py": "WIDTH = 1\n",
 }
-NAMES = {"method": {"name": "simclr"}, "backbone": {"name": "resnet"}, "dataset": "toy", "format": "pixels"}
+NAMES = {
+    "augmentation": {},
+    "backbone": {"name": "resnet"},
+    "dataset": "toy",
+    "format": "pixels",
+    "method": {"name": "simclr", "values": {}},
+    "pretrain": {"device": "cpu"},
+}
 
 
 def built(config: dict[str, Any], bytes_: str, **edited: str) -> dict[str, str]:

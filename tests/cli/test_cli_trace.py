@@ -117,7 +117,7 @@ def test_missing_results_and_values_are_named(measured):
 
 @pytest.fixture
 def printer(tmp_path: Path) -> tuple[Printer, Job, Stage]:
-    stage = Stage("features", Path("runs/r"), {}, (), (), (Path("runs/r/features.bin"),))
+    stage = Stage("features", "features", Path("runs/r"), {}, (), (), (Path("runs/r/features.bin"),))
     job = Job("features-r", "c", stage.config_path, (stage.code_path, stage.environment_path), stage.outputs, Path("s"))
     texts = {stage.config_path: "a: 1\n", stage.code_path: "{}", stage.environment_path: "{}"}
     return Printer(Evidence([job], tmp_path, texts), full=False), job, stage

@@ -52,8 +52,12 @@ def entries_of(stage: Recorded, path: str) -> Sequence[str]:
         return ()
     if file.parts[0] == "reports":
         return ("polygrain.report.ledger" if file.stem == "ledger" else "polygrain.report.build",)
+    config = _configuration(stage)
+    if file.stem == "evaluate":  # one job for all protocols, before each had its own
+        return ("polygrain.evaluate.run", *(f"polygrain.evaluate.{name}" for name in config["protocols"]))
+    kind = KINDS[file.stem if file.stem in KINDS else "evaluate"]
     try:
-        return KINDS[file.stem].shape(Path(*file.parts[:-2]), file.stem, _configuration(stage)).entries
+        return kind.shape(Path(*file.parts[: 2 if file.parts[0] == "data" else 6]), file.stem, config).entries
     except (KeyError, TypeError, UserError):  # an older shape of the configuration
         return ()
 
