@@ -89,6 +89,21 @@ def test_what_can_only_raise_is_exempt(tmp_path):
     assert "train.py:model.value = 3" in never_ran(tmp_path / "c", stores)
 
 
+def test_a_function_that_nothing_names_cannot_run_and_is_exempt(tmp_path):
+    more = "\n\ndef halved(rate):\n    return quartered(2 * rate)\n\n\ndef quartered(rate):\n    return rate / 4\n"
+    unused = {**OLD, "rates": RATES + more}
+    places = changed(tmp_path / "a", unused)
+    assert len(places) == 2
+    assert all(place.exempt for place in places)
+    late = {
+        **unused,
+        "train": TRAIN.replace("import RATE, d", "import RATE, halved, d").replace("= d", "= halved(rate)  # d"),
+    }
+    assert "rates.py:return rate / 4" in never_ran(tmp_path / "b", late)
+    text = {**unused, "train": TRAIN.replace("LATE = 100", "LATE = 100\nUSED = 'quartered'")}
+    assert never_ran(tmp_path / "c", text) == ["rates.py:return rate / 4"]
+
+
 # whichever Pythons of those that are supported are installed side by side; at least this one
 PYTHONS = {sys.executable} | {
     str(path)

@@ -8,15 +8,17 @@ it mean what they meant. Must run:
 - whatever loads an attribute whose value at class level changed, or whose method is gone;
 - the changed statements of modules and classes themselves, which run on import.
 
-What can only raise an error is exempt: no recorded run went there. A definition that only lost code must have run.
+What can only raise an error is exempt, and a function that nothing in the closure names: no recorded run went there.
+A definition that only lost code must have run.
 """
 
 import ast
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType
 
+from polygrain.attest.called import uncalled, word_of
 from polygrain.attest.definitions import (
     Function,
     Key,
@@ -72,8 +74,11 @@ class _Comparison:
 
     def places(self) -> list[Place]:
         found: set[Place] = set()
+        idle = uncalled(self.new, self.changes.functions)
         for key, node in self.new.functions.items():
-            found |= set(self._of_function(key, node))
+            places = set(self._of_function(key, node))
+            note = f"nothing that this run has calls {key.name}"
+            found |= {replace(place, exempt=True, reason=note) for place in places} if key in idle else places
         for key in (*self.changes.values, *self.changes.classes):
             found |= set(self._of_statements(key))
         for name, module in self.new.modules.items():
@@ -156,9 +161,8 @@ class _Comparison:
             if self._differs(key, name.id):
                 yield from self._place(key.module, _around(mine, name), f"{name.id} changed")
         for part in ast.walk(node):
-            word = getattr(part, "attr", None) or getattr(part, "value", None)  # `x.name`, or the text of a getattr
-            if isinstance(word, str) and word in self.attributes:
-                yield from self._place(key.module, _around(mine, part), f"attribute {word} changed")
+            if word_of(part) in self.attributes:
+                yield from self._place(key.module, _around(mine, part), f"attribute {word_of(part)} changed")
 
     @property
     def attributes(self) -> set[str]:
