@@ -1,4 +1,4 @@
-"""README's section 'Add your own method', done to the letter in a copy of the project with the real verbs."""
+"""The section 'Add your own method', done to the letter in a copy of the project with the real verbs."""
 
 import json
 import os
@@ -15,7 +15,12 @@ from packing import pack_noise
 from safetensors.numpy import load_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SECTION = (REPOSITORY / "README.md").read_text().split("\n## Add your own method\n")[1].split("\n## ")[0]
+SECTION = (
+    (REPOSITORY / "src/polygrain/methods/README.md")
+    .read_text()
+    .split("\n## Add your own method\n")[1]
+    .split("\n## ")[0]
+)
 FILES = dict(re.findall(r"^`([\w/.-]+)`[^\n]*\n\n```(?:python|yaml)\n(.*?)```", SECTION, re.DOTALL | re.MULTILINE))
 COMMANDS = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)[0].splitlines()
 METHOD = "barlow-twins"

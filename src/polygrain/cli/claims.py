@@ -7,13 +7,14 @@ from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.config.tables import FORMATS, Table
-from polygrain.provenance.checklock import mark_tables, verdict
+from polygrain.provenance.checklock import is_marked_stale, mark_tables, verdict
 from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.pipeline import Job
 from polygrain.provenance.record import clear_attestations, record
 from polygrain.provenance.stage import Stage
+from polygrain.report.headline import headline
 
 PUBLISHED = "reports/published"
 
@@ -75,13 +76,22 @@ def record_tables(project: Project, targets: Sequence[str]) -> None:
 
 
 def show_in_readme(project: Project, target: str) -> None:
-    """Put a published default table between the README's markers `<!-- name -->` and `<!-- /name -->`."""
+    """Put a published default table in short between the README's markers `<!-- name -->` and `<!-- /name -->`."""
     table, readme = Table.parse(target), project.root / "README.md"
-    before, start, rest = readme.read_text().partition(f"<!-- {table.name} -->\n")
+    before, start, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {table.name} -->\n")
     _, end, after = rest.partition(f"<!-- /{table.name} -->")
     if table == Table(table.name) and start and end:
-        markdown = project.root / published([target])[table.folder / f"{table.name}.md"]
-        write_if_changed(readme, f"{before}{start}{markdown.read_text()}{end}{after}")
+        write_if_changed(readme, f"{before}{start}{short_table(project, table)}{end}{after}")
+
+
+def short_table(project: Project, table: Table) -> str:
+    """What the README shows of a published table: that it is stale, if it is, and its headline rows."""
+    copies = published([str(table.folder / f"{table.name}.pdf")])
+    markdown, numbers = (project.root / copies[table.folder / f"{table.name}.{kind}"] for kind in ("md", "csv"))
+    mark = (
+        "> **Stale:** the checkout has moved on since these numbers were made.\n\n" if is_marked_stale(markdown) else ""
+    )
+    return mark + headline(numbers.read_text(encoding="utf-8"))
 
 
 def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int:
