@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,8 +91,8 @@ def rebuilt(root: Path, kills: int) -> tuple[Rebuild, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contents.get(name, name))
         claims[Path(RUN, name)] = md5_file(path)
-    rebuild = Rebuild(root, RUN, stages(), lambda: False, claims=claims, usual=dict.fromkeys(OUTPUTS, 0.15))
-    rebuild.go(kills, 0, lambda: called.append(1))
+    rebuild = Rebuild(root, RUN, stages(), claims=claims, usual=dict.fromkeys(OUTPUTS, 0.15))
+    rebuild.go(rebuild, kills, 0, SimpleNamespace(update=lambda: called.append(1)), Event())
     return rebuild, len(called)
 
 
@@ -99,13 +100,12 @@ def test_the_plan_holds_the_kills_asked_for_in_an_order_that_can_happen() -> Non
     names = list(OUTPUTS)
     for kills in (1, 4, 5, 10, 23, 57):
         for steps in (0, 24, 1562):
-            points = draw(kills, steps, names, 0, "run")
+            points = draw(kills, steps, names, "0 run")
             assert sum(map(len, points.values())) == kills
             aims = [point.value for point in points["pretrain"] if point.place in ("step", "save")]
             assert aims == sorted(aims)
             assert all(0 <= aim <= steps for aim in aims)
-    assert draw(23, 1562, names, 0, "a") == draw(23, 1562, names, 0, "a")
-    assert draw(23, 1562, names, 0, "a") != draw(23, 1562, names, 1, "a") != draw(23, 1562, names, 1, "b")
+    assert draw(23, 1562, names, "0 a") == draw(23, 1562, names, "0 a") != draw(23, 1562, names, "1 a")
 
 
 def test_a_run_is_killed_as_often_as_asked_and_ends_in_the_same_bytes(root: Path) -> None:
@@ -136,13 +136,13 @@ def test_a_resume_that_changes_a_byte_or_starts_over_is_found(root: Path, flaw: 
 
 def test_a_verb_that_fails_by_itself_is_told_with_its_last_line(root: Path) -> None:
     (root / "src/polygrain/cli/main.py").write_text("import sys\nsys.exit('polygrain pretrain: no data')")
-    with pytest.raises(UserError, match="a verb ended with status 1: polygrain pretrain: no data"):
+    with pytest.raises(UserError, match="seed0: pretrain ended with status 1: polygrain pretrain: no data"):
         rebuilt(root, 5)
 
 
 def test_bad_numbers_and_a_second_one_at_work_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "params/method").mkdir(parents=True)
-    with pytest.raises(UserError, match="1 kills, 1 jobs; give each of 2 runs a kill"):
+    with pytest.raises(UserError, match="1 kills for 2 runs; give each one"):
         main(Project(tmp_path), Namespace(runs=[RUN, RUN], kills=1, jobs=1))
     with locked(tmp_path / FOLDER), pytest.raises(UserError, match="already working"):
         main(Project(tmp_path), Namespace(runs=[RUN], kills=1, jobs=1))

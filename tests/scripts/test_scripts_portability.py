@@ -11,9 +11,9 @@ from pathlib import Path
 
 import portability
 import pytest
-from common import each, side_by_side, stages_behind, words_of
+from common import side_by_side
 from operations import digest, expressions
-from portability import NATIVE, SMOKE, Seen, command, differences, lines, main, phases, pin_lines, run, variables
+from portability import NATIVE, Seen, command, main, pin_lines, run, table, variables
 
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
@@ -32,15 +32,13 @@ def seen(**changed: str) -> Seen:
 
 def test_identical_bytes_are_called_so_and_a_difference_names_operation_file_and_processor() -> None:
     found = {NATIVE: seen(), "Haswell": seen(), "EPYC": seen()}
-    assert differences(found) == []
-    table = [line.split() for line in lines("operations", ["MKL", "table"], found)]
-    assert table[0] == ["operations", "number", "native", "Haswell", "EPYC"]
-    assert table[1] == ["MKL", "2", "2", "s", "identical", "2", "s", "identical", "2", "s"]
+    said = [line.split() for line in table(["MKL", "table"], found).splitlines()]
+    assert said[0] == ["number", "native,", "s", "Haswell", "Haswell,", "s", "EPYC", "EPYC,", "s"]
+    assert said[1] == ["MKL", "2", "2", "identical", "2", "identical", "2"]
     found = {NATIVE: seen(), "Haswell": seen(svd="other"), "EPYC": seen(pdf="another")}
-    assert differences(found) == ["different on Haswell: MKL, svd", "different on EPYC: table, pdf"]
-    assert [line.count("1 differ") for line in lines("operations", ["MKL", "table"], found)[1:3]] == [1, 1]
+    assert [line.count("1 differ") for line in table(["MKL", "table"], found).splitlines()] == [0, 1, 1]
     del found["EPYC"].hashes["MKL"]["mm"]
-    assert "different on EPYC: MKL, mm" in differences(found), "an operation that is missing is none that agrees"
+    assert found[NATIVE].unequal(found["EPYC"], "MKL") == ["mm"], "an operation that is missing is none that agrees"
 
 
 def test_a_difference_is_exit_1_and_leaves_what_was_made(
@@ -48,7 +46,9 @@ def test_a_difference_is_exit_1_and_leaves_what_was_made(
 ) -> None:
     options = Namespace(targets=[], cpu=["EPYC"], operations=True, pins=False)
     monkeypatch.setattr(portability.shutil, "which", lambda _: "qemu")
-    monkeypatch.setattr(portability.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "made"))
+    monkeypatch.setattr(
+        portability.tempfile, "mkdtemp", lambda prefix: (tmp_path / "made").mkdir() or tmp_path / "made"
+    )
     other = {"mm": "other"}
     monkeypatch.setattr(portability, "look", lambda _, cpu, *__: seen(**other) if cpu != NATIVE else seen())
     assert main(PROJECT, options) == 1
@@ -102,37 +102,13 @@ def test_the_first_failure_ends_the_other_children(tmp_path: Path) -> None:
     wait = "import time; time.sleep(60); open('survived', 'w')"
     fail = "import os, signal; print('first\\nlast words', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
 
-    def both() -> None:
-        with side_by_side(2) as (threads, stop):
-            ends = (tmp_path, dict(os.environ))
-            codes = {"a": wait, "b": fail}
-            dict(
-                each(
-                    threads,
-                    {
-                        n: partial(run, [sys.executable, "-c", code], *ends, tmp_path / n, stop)
-                        for n, code in codes.items()
-                    },
-                )
-            )
-
+    variables, codes = dict(os.environ), {"a": wait, "b": fail}
+    tasks = {
+        n: partial(run, [sys.executable, "-c", code], tmp_path, variables, tmp_path / n) for n, code in codes.items()
+    }
     with pytest.raises(UserError, match="ended by SIGSEGV: last words"):
-        both()
+        dict(side_by_side(2, tasks))
     assert not (tmp_path / "survived").exists()
-
-
-def test_data_is_packed_first_natively_and_the_table_comes_last() -> None:
-    stages = stages_behind(PROJECT, [SMOKE])
-    order = [
-        [(name, [stage.verb for stage in chain]) for name, chain in phase] for phase in phases(stages, [NATIVE, "EPYC"])
-    ]
-    assert {(name, verb) for name, chain in order[0] for verb in chain} == {(NATIVE, "prepare")}
-    assert {(name, verb) for name, chain in order[1] for verb in chain} == {("EPYC", "prepare")}
-    assert all(chain[:2] == ["pretrain", "features"] and set(chain[2:]) == {"evaluate"} for _, chain in order[2])
-    assert [(name, len(chain)) for name, chain in order[3]] == [(NATIVE, 1), ("EPYC", 1)]
-    assert words_of(stages[0]) == ["prepare", "--workflow", "data/fashion-mnist"]
-    assert words_of(stages[-1]) == ["table", "--workflow", SMOKE]
-    assert sum(len(chain) for phase in order for _, chain in phase) == 2 * len(stages)
 
 
 def test_what_a_child_printed_is_read_and_a_silent_one_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 import versus
-from common import spread, stages_of_run
+from common import spread
 from packing import pack
 from PIL import Image
 from torch.nn.functional import normalize
-from versus import GROUPS, RUN, shares
-from versus_sides import PARTS, Model, OurGroups, TheirGroups, measured, transform_of, two_views
+from versus import GROUPS, RUN
+from versus_sides import PARTS, _OurGroups, _TheirGroups, measured, their_model, transform_of, two_views
 
 from polygrain.config.project import Project
+from polygrain.config.stages import stage_of
 from polygrain.methods.load import load_method
 from polygrain.nn.contrastive import nt_xent
 from polygrain.nn.groups import assign
@@ -30,7 +32,7 @@ from polygrain.views.batch import make_batch
 from polygrain.views.recipe import Recipe
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
-CONFIG = dict(stages_of_run(PROJECT, RUN)[0].config)
+CONFIG = stage_of(PROJECT, "pretrain", RUN).config
 RECIPE = Recipe.from_mapping(CONFIG["augmentation"]["global"])
 SAMPLES = 3000
 
@@ -46,37 +48,22 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     splits = {"train": np.arange(330), "validation": np.arange(330, 360), "test": np.arange(360, 400)}
     data = pack(tmp_path_factory.mktemp("data") / "noise", images, np.arange(400) % 10, splits)
     config = {**CONFIG, "pretrain": {**CONFIG["pretrain"], "images": 330, "batch": 16}}
-    groups = {"count": 12, "width": 8, "bank": 200, "reset": True}
-    return {"config": config, "data": str(data), "groups": groups, "cores": [0], "source": str(PROJECT.source)}
+    groups = {"count": 12, "width": 8, "bank": 200}
+    return {"config": config, "data": str(data), "groups": groups, "cores": [0]}
 
 
 # ---- arithmetic, refusals, report
 
 
-def test_spread_is_median_and_quartiles_and_the_ratio_is_taken_within_a_round() -> None:
+def test_spread_is_median_and_quartiles() -> None:
     assert spread([5, 1, 4, 2, 3], 1) == "3.0 (2.0 to 4.0)"
     assert spread([7.0], 0) == "7 (7 to 7)"
-    assert versus._times([1.0, 2.0, 3.0], [5.0, 6.0, 3.0]) == "3.00 (2.00 to 4.00)", "of the medians it would be 2.5"
-    assert versus._per_step({"assignment": 3.0, "reset": 6.0}, 3) == {"assignment": 1000.0, "reset": 20.0}
-    assert shares([{"views": 1.0, "rest": 1.0}, {"views": 5.0, "rest": 1.0}]) == "views 75%, rest 25%"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"parts": "ax"}, "--parts takes letters of 'abc', not 'ax'"),
-        ({"parts": ""}, "--parts takes letters of 'abc', not ''"),
-        ({"rounds": 0}, "--rounds and --steps must be at least 1"),
-        ({"steps": 0}, "--rounds and --steps must be at least 1"),
-        ({}, r"lightly is not installed; install it with `pip install \.\[bench\]`"),
-    ],
-)
-def test_what_cannot_be_compared_is_one_line(
-    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_lightly_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versus, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=words):
-        versus.main(PROJECT, Namespace(**{"parts": "abc", "rounds": 1, "steps": 1, **options}))
+    with pytest.raises(UserError, match=r"^lightly is not installed; install it with `pip install \.\[bench\]`$"):
+        versus.main(PROJECT, Namespace(parts="abc", rounds=1, steps=1))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +99,6 @@ def test_the_report_says_whose_number_is_whose(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(versus, "ask", scripted)
-    monkeypatch.setattr(versus, "find_spec", lambda name: name)
     monkeypatch.setattr(versus, "version", lambda _: "1.0")
     monkeypatch.setattr(versus.os, "sched_getaffinity", lambda _: {0, 1})
     versus.versus(job, "abc", rounds=2, steps=20)
@@ -137,14 +123,24 @@ def test_the_report_says_whose_number_is_whose(
     ]
     assert said[20:] == [
         "",
-        "c. SMoG besides its networks, 1 core, 1 head, 12 groups, 200 x 8 features of a random network remembered;"
-        " rounds of 300 steps and a reset, which 300 steps share",
+        "c. SMoG besides its networks, 1 core, 1 head, 300 groups, 10,000 x 128 features of a random network"
+        " remembered; rounds of 300 steps and a reset, which 300 steps share",
         "   polygrain 2.000 (2.000 to 2.000) ms a step; peak memory 100 MB",
         "   lightly   12.000 (12.000 to 12.000) ms a step; peak memory 200 MB",
         "   lightly takes 6.00 (6.00 to 6.00) times as long; target 3",
         "   assignment    polygrain 1.000 ms, lightly 2.000 ms: 2.00 (2.00 to 2.00) times",
         "   reset         polygrain 1.000 ms, lightly 10.000 ms: 10.00 (10.00 to 10.00) times",
     ]
+
+
+def test_the_ratio_is_taken_within_a_round(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([1.0, 5.0, 2.0, 6.0, 3.0, 3.0])
+    answers = ({"phases": {"views": each}, "memory": [1.0, 1.0]} for each in seconds)
+    monkeypatch.setattr(versus, "ask", lambda _: next(answers))
+    versus.versus(job, "b", rounds=3, steps=1)
+    assert "lightly takes 3.00 (2.00 to 4.00) times as long" in capsys.readouterr().out, "of the medians: 2.5"
 
 
 # ---- real processes
@@ -312,7 +308,7 @@ def test_a_step_of_both_is_the_same_work(job: dict[str, Any]) -> None:
 
     config = job["config"]
     ours = load_method("simclr", load_backbone(**config["backbone"], channels=1), config["method"]["values"])
-    theirs = Model(config)
+    theirs = their_model(config)
     assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
     assert sum(p.numel() for p in theirs.parameters()) == 307_248 + 128 * 256 + 2 * 256 + 256 * 64 + 64
     views = [torch.randn(16, 1, 32, 32) for _ in range(2)]
@@ -320,12 +316,14 @@ def test_a_step_of_both_is_the_same_work(job: dict[str, Any]) -> None:
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             other.copy_(mine)
         losses, _ = ours(SimpleNamespace(views=views), None)
-        loss = NTXentLoss(temperature=config["method"]["values"]["temperature"])(*theirs(torch.cat(views)).chunk(2))
+        loss = NTXentLoss(temperature=config["method"]["values"]["temperature"])(
+            *theirs["head"](theirs["backbone"](torch.cat(views)).pooled).chunk(2)
+        )
     torch.testing.assert_close(losses["instance"], loss, rtol=1e-5, atol=0)
     for side in ("polygrain", "lightly"):
         watch = Stopwatch(torch.device("cpu"))
         with patch.object(torch.optim.AdamW, "step", autospec=True) as step:
-            PARTS[side]["step"](job, watch, 0)[0]()
+            next(PARTS[side, "step"](job, watch, 0))
         assert {"forward", "backward", "optimiser", "rest"} < set(watch.seconds)
         assert [group["fused"] for group in step.call_args.args[0].param_groups] == [True, True]
 
@@ -333,9 +331,8 @@ def test_a_step_of_both_is_the_same_work(job: dict[str, Any]) -> None:
 @needs_lightly
 def test_views_of_both_are_as_many_images(job: dict[str, Any]) -> None:
     for side in ("polygrain", "lightly"):
-        step, _ = PARTS[side]["views"](job, Stopwatch(torch.device("cpu")), 0)
-        made: Any = [step() for _ in range(3)]
-        assert [[view.shape for view in views] for views in made] == [[(16, 1, 32, 32)] * 2] * 3
+        made = list(islice(PARTS[side, "views"](job, Stopwatch(torch.device("cpu")), 0), 3))
+        assert [[tuple(view.shape) for view in views] for views in made] == [[(16, 1, 32, 32)] * 2] * 3
         assert len({tuple(view.flatten().tolist()) for views in made for view in views[0]}) == 48
 
 
@@ -348,7 +345,7 @@ def test_groups_of_both_see_the_same_features_assign_alike_and_remember(
     assert torch.equal(online_ND, two_views(job)[0])
     assert not torch.equal(online_ND, target_ND)
     unit_ND = normalize(online_ND, dim=1)
-    ours, theirs = OurGroups(job, online_ND), TheirGroups(job, online_ND)
+    ours, theirs = _OurGroups(job, online_ND), _TheirGroups(job, online_ND)
     groups = (lambda: ours.groups_KD, lambda: theirs.smog.group_features.data)
     assert torch.equal(groups[0](), groups[1]())
     assert torch.equal(ours.assign(online_ND), theirs.assign(online_ND))

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import check_data, stages_of_run, start
+from common import INSTRUCTION_SET, check_data, environment, last_line, positive, spread, start
+from tqdm import tqdm
 
 from polygrain.config.compose import choices
 from polygrain.config.project import Project
-from polygrain.config.stages import stages_behind
+from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import pin_process, pin_torch
 
@@ -38,6 +39,14 @@ PARTS = {
 TARGET = 0.15  # the overhead should stay below this share of a step, at cpu scale
 COUNTED, PROFILED = 2, 3  # of the steps that warm up
 WARM_UP = COUNTED + PROFILED
+ALL_PINS = "all pins"
+# pins that are left out, and whether kernels are torch's deterministic ones
+SIDES: dict[str, tuple[Sequence[str], str]] = {
+    ALL_PINS: ((), "deterministic"),
+    "free instruction set": (INSTRUCTION_SET, "deterministic"),
+    "free MKL branch": (("MKL_CBWR",), "deterministic"),
+    "default kernels": ((), "default"),
+}
 HOOK_STEPS = 2000  # start_epoch and before_step are repeated for so many steps of a run at most
 
 
@@ -64,12 +73,11 @@ class Cost:
 
 def checked(project: Project, run: str, steps: int) -> Mapping[str, Any]:
     """The configuration of a run's training. Raises UserError without data, or with fewer steps than are asked for."""
-    stage = stages_of_run(project, run)[0]
+    stage = stage_of(project, "pretrain", run)
     check_data(project, [stage])
     config = stage.config
-    if steps < 1 or config["steps"] < steps + WARM_UP:
-        few = f"has only {config['steps']} steps, {WARM_UP} of them to warm up"
-        raise UserError(f"{run}: {few}; ask for at least 1, or for fewer, with --steps")
+    if config["steps"] < steps + WARM_UP:
+        raise UserError(f"{run}: has only {config['steps']} steps, {WARM_UP} to warm up; ask for fewer with --steps")
     return config
 
 
@@ -153,17 +161,11 @@ def overview(costs: Mapping[str, Cost]) -> str:
     return "\n".join(lines)
 
 
-def every_method(project: Project) -> list[str]:
-    """The runs at cpu scale of the methods that take steps."""
-    runs = [f"runs/cpu/fashion-mnist/{method}/base/seed0" for method in choices(project.params, "method")]
-    return [run for run in runs if stages_of_run(project, run)[0].config["steps"]]
-
-
 def start_up(project: Project, repeats: int = 5) -> None:
     """Print the seconds until a job's first line of work, by the modules that its stage names, as whole processes."""
     stages = stages_behind(project, ["reports/table1.pdf"])
     kinds: dict[str, tuple[str, ...]] = {"show, plan (configuration only)": ("polygrain.cli.describe",)}
-    kinds |= {"table" if stage is stages[-1] else stage.verb: stage.entries for stage in stages}
+    kinds |= {stage.task if stage.verb == "evaluate" else stage.verb: stage.entries for stage in stages}
     print(f"start-up, median of {repeats} processes:")
     for name, modules in kinds.items():
         seconds = []
@@ -174,28 +176,80 @@ def start_up(project: Project, repeats: int = 5) -> None:
         print(f"  {name:<34}{statistics.median(seconds):.2f} s")
 
 
-def bench(project: Project, runs: Sequence[str], steps: int) -> None:
-    """Print for each run where a mean step's time goes, then the start-up times. Raises as `checked` does."""
-    costs = {}
+def compare(project: Project, runs: Sequence[str], steps: int, rounds: int) -> None:
+    """Print for each run how many times as long a step takes with all pins.
+
+    The settings act while libraries load, so every measurement is a process of its own; those of a round take turns,
+    and a ratio compares two of the same round. Seconds are CPU time, which other work disturbs less.
+    """
     for run in runs:
-        config = checked(project, run, steps)
-        costs[run] = measure(config, steps)
-        print(describe(run, config, costs[run], steps), flush=True)
-    print(overview(costs))
-    start_up(project)
+        checked(project, run, steps)
+    print(f"CPU time of a step with {ALL_PINS}, and over that of one with ...: median (quartiles) of {rounds} rounds")
+    print(f"{'':<46}{'a step':>10}" + "".join(f"{name:>26}" for name in SIDES if name != ALL_PINS))
+    with tqdm(total=len(runs) * rounds * len(SIDES), desc="determinism", unit="process", leave=False) as bar:
+        for run in runs:
+            found: dict[str, list[float]] = {name: [] for name in SIDES}
+            for number in range(rounds):
+                for name in in_turn(list(SIDES), number):
+                    found[name].append(seconds_of(project, name, run, steps))
+                    bar.update()
+            tqdm.write(line(run, found))
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: every side comes first, and every other round runs backwards, so that drifts cancel."""
+    turned = [*names[number % len(names) :], *names[: number % len(names)]]
+    return turned[::-1] if number % 2 else turned
+
+
+def seconds_of(project: Project, side: str, run: str, steps: int) -> float:
+    """CPU seconds of a step in a new process."""
+    without, kernels = SIDES[side]
+    code, variables = f"import bench; bench.measured({run!r}, {steps}, {kernels!r})", environment(project, without)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=project.root, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{run}: a measured process failed: {last_line(done.stderr)}")
+    return float(done.stdout)
+
+
+def line(run: str, found: Mapping[str, Sequence[float]]) -> str:
+    """One run's ratios."""
+    text = f"{run:<46}{statistics.median(found[ALL_PINS]) * 1e3:>7.0f} ms"
+    for name in (name for name in found if name != ALL_PINS):
+        text += f"{spread([pinned / free for pinned, free in zip(found[ALL_PINS], found[name], strict=True)], 2):>26}"
+    return text
+
+
+def measured(run: str, steps: int, kernels: str) -> None:
+    """The new process: print the CPU seconds of a step. Nothing is pinned here but torch."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    pin_torch()
+    torch.use_deterministic_algorithms(kernels == "deterministic")
+    one = training(stage_of(Project.here(), "pretrain", run).config)
+    for _ in range(WARM_UP):
+        one.take_step()
+    print(Timer("one.take_step()", globals={"one": one}, timer=time.process_time).timeit(steps).mean)
 
 
 def main(project: Project, options: argparse.Namespace) -> int:
-    """Measure what the command line asks for."""
-    runs = options.runs or every_method(project)
+    """Measure what the command line asks for: where a mean step's time goes and start-up times, or what bits cost."""
+    every = (f"runs/cpu/fashion-mnist/{method}/base/seed0" for method in choices(project.params, "method"))
+    runs = options.runs or [run for run in every if stage_of(project, "pretrain", run).config["steps"]]
     if options.determinism:
-        from bench_pins import compare
-
         compare(project, runs, options.steps, options.rounds)
-    else:
-        os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler would report on GPUs that are not there
-        pin_torch()
-        bench(project, runs, options.steps)
+        return 0
+    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler would report on GPUs that are not there
+    pin_torch()
+    costs = {}
+    for run in runs:
+        config = checked(project, run, options.steps)
+        costs[run] = measure(config, options.steps)
+        print(describe(run, config, costs[run], options.steps), flush=True)
+    print(overview(costs))
+    start_up(project)
     return 0
 
 
@@ -203,7 +257,7 @@ if __name__ == "__main__":
     pin_process(sys.argv)
     arguments = argparse.ArgumentParser(prog="bench.py", description="What a training step costs, and on what.")
     arguments.add_argument("runs", nargs="*", help="default: every method at cpu scale")
-    arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--steps", type=positive, default=60)
     arguments.add_argument("--determinism", action="store_true", help="instead: what the same bits cost")
-    arguments.add_argument("--rounds", type=int, default=5, help="of --determinism")
+    arguments.add_argument("--rounds", type=positive, default=5, help="of --determinism")
     start(arguments, main)

@@ -31,11 +31,10 @@ COMPONENTS = ((ema, "update", "EMA"), (ema, "copy_parameters", "EMA"), (Queue, "
 
 
 class Meter(Stopwatch):
-    """A stopwatch whose phases are BOOK|NAME.
+    """A stopwatch whose phases are BOOK|NAME, and a counter of full-size views by book: 1 forward, 3 with gradient.
 
     Books are `steps`: what every step does; `hooks`: start_epoch and before_step, which may work in a few steps only;
-    `once`: start_epoch of step 0. `passes` counts full-size views by book: 1 forward, 3 with gradient. Counting
-    slows the calls down; steps are counted while `counting`.
+    `once`: start_epoch of step 0. Counting slows the calls down; steps are counted while `counting`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,14 +45,6 @@ class Meter(Stopwatch):
     def of(self, book: str) -> dict[str, float]:
         """Seconds by phase of one book."""
         return {key[len(book) + 1 :]: value for key, value in self.seconds.items() if key.startswith(f"{book}|")}
-
-    @contextmanager
-    def into(self, book: str, name: str) -> Iterator[None]:
-        """Book the body under `name` in another book."""
-        before, self.book = self.book, book
-        with self.phase(name):
-            yield
-        self.book = before
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -113,8 +104,10 @@ def _booked(hook: Callable[..., None], meter: Meter, name: str) -> Callable[...,
         book = "hooks" if name in HOOKS[:2] else meter.book
         if name == "start_epoch" and isinstance(arguments[0], Clock) and arguments[0].step == 0:
             book = "once"
-        with meter.into(book, f"rest: {name}"):
+        before, meter.book = meter.book, book
+        with meter.phase(f"rest: {name}"):
             hook(*arguments)
+        meter.book = before
 
     return run
 

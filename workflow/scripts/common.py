@@ -2,17 +2,16 @@
 
 import argparse
 import os
-import statistics
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from polygrain.config.project import Project
-from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
 from polygrain.provenance.stage import Stage
@@ -29,11 +28,6 @@ INSTRUCTION_SET = [
 ]
 
 
-def stages_of_run(project: Project, run: str) -> Sequence[Stage]:
-    """A run's own stages, training first. Raises UserError on a bad run."""
-    return [stage for stage in stages_behind(project, [run]) if stage.verb != "prepare"]
-
-
 def check_data(project: Project, stages: Sequence[Stage]) -> None:
     """Raise UserError, with the command that helps, where a packed data set that the stages read is missing."""
     for path in (path for stage in stages for path in stage.inputs if path.parts[0] == "data"):
@@ -41,23 +35,24 @@ def check_data(project: Project, stages: Sequence[Stage]) -> None:
             raise UserError(f"{path}: not there yet; build it with `snakemake --cores all {path}`")
 
 
-def words_of(stage: Stage) -> list[str]:
-    """The command line of a stage's verb."""
-    return [stage.verb, "--workflow", str(stage.target)]
-
-
-def environment(source: Path, without: Sequence[str] = ()) -> dict[str, str]:
-    """The variables of a measured process: every pin but some, whatever is set here, and where the package is."""
+def environment(project: Project, without: Sequence[str] = ()) -> dict[str, str]:
+    """The variables of a measured process: every pin but some, whatever is set here, and where our modules are."""
     others = {name: value for name, value in os.environ.items() if name not in PINS}
     pins = {name: value for name, value in PINS.items() if name not in without}
-    return {**others, **pins, "PYTHONPATH": str(source)}
+    return {**others, **pins, "PYTHONPATH": os.pathsep.join((str(project.source), str(SCRIPTS)))}
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Iterable[float], digits: int) -> str:
     """Median, and first and third quartile behind it."""
-    several = [*values] * 2 if len(values) == 1 else values
-    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
+    low, median, high = np.quantile(list(values), (0.25, 0.5, 0.75))
     return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not 1 or more")
+    return int(text)
 
 
 def last_line(text: str) -> str:
@@ -65,23 +60,20 @@ def last_line(text: str) -> str:
     return text.replace("\r", "\n").strip().rpartition("\n")[2] or "it said nothing"
 
 
-@contextmanager
-def side_by_side(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """Threads for tasks that drive processes, and an event that tells them to stop: the body has ended or failed."""
+def side_by_side(jobs: int, tasks: Mapping[str, Callable[[threading.Event], Result]]) -> Iterator[tuple[str, Result]]:
+    """Run tasks that drive processes; yields each one's name and result as it ends, raises the first one's error.
+
+    The event tells a task to stop: another one has failed, or a person interrupts.
+    """
     stopped = threading.Event()
     with ThreadPoolExecutor(jobs) as threads:
         try:
-            yield threads, stopped
+            futures = {threads.submit(task, stopped): name for name, task in tasks.items()}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
         finally:
             stopped.set()
             threads.shutdown(cancel_futures=True)
-
-
-def each(threads: ThreadPoolExecutor, tasks: Mapping[str, Callable[[], Result]]) -> Iterator[tuple[str, Result]]:
-    """Run tasks and yield each one's name and result as it ends; raises the first one's error."""
-    futures = {threads.submit(task): name for name, task in tasks.items()}
-    for future in as_completed(futures):
-        yield futures[future], future.result()
 
 
 def start(parser: argparse.ArgumentParser, function: Callable[[Project, argparse.Namespace], int]) -> None:

@@ -2,9 +2,8 @@
 
 python workflow/scripts/determinism.py [RUN ...] [--kills N] [--seed N] [--jobs N]
 
-Where dvc.lock has no claim on a run with this code, these params and these data, the run is made once without a kill
-and is the reference. Works in build/determinism alone and clears it when nothing differs. Exit status 1 when a byte
-differs.
+Where dvc.lock has no claim on a run with this code, these params and these data, the reference is made once without a
+kill. Works in build/determinism alone and clears it when nothing differs. Exit status 1 when a byte differs.
 """
 
 import argparse
@@ -20,18 +19,21 @@ import sys
 import termios
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
 
-from common import check_data, each, environment, last_line, side_by_side, stages_of_run, start, words_of
+from common import check_data, environment, last_line, positive, side_by_side, start
 from tqdm import tqdm
 
 from polygrain.cli.claims import job_of
 from polygrain.config.compose import choices
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
+from polygrain.config.stages import stages_behind
 from polygrain.provenance.checklock import find_problems
 from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.errors import UserError
@@ -46,23 +48,17 @@ PLACES = {
     "about an epoch's end": "within a few steps of an epoch's end",
     "saving": "while the resume state was written",
     "publishing": "while checkpoint and metrics got their final names",
-    "features": "in features",
-    "evaluate": "in evaluation",
 }
-HEADS = ("run", "steps", "kills", "mid-epoch", "resumes", "files compared", "mismatches", "reference")
-START_SECONDS = 6.0  # about what a process needs before its first step
-USUAL = 15.0  # seconds of a stage until one was timed
+START, USUAL = 6.0, 15.0  # seconds: about what a process needs before its first step, and a stage until one was timed
 BAR_STEPS = 8  # how far, in steps, a progress bar of three digits may be from the truth
-LAPS = 50  # times that the last stage is repeated for kills that came too late
 BAR = re.compile(r"\|\s*([\d.]+)([kM]?)/[\d.]+[kM]?\s*\[")
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One kill, `delay` seconds after an event.
 
-    `start`: `value` seconds have passed, or the first step begins. `time`: `value` of the stage's usual duration has
-    passed. `step`: that training step. `save`: the first resume state behind that step is being written. `publish`: the
+    `start`: `value` seconds passed, or the first step begins. `time`: `value` of the stage's usual duration passed.
+    `step`: that training step. `save`: the first resume state behind that step is being written. `publish`: the
     checkpoint is being written. `output`: the stage's first final name appears.
     """
 
@@ -71,80 +67,76 @@ class Point:
     delay: float = 0.0
 
 
-def draw(kills: int, steps: int, stages: Sequence[str], seed: int, run: str) -> Mapping[str, list[Point]]:
-    """The kills of one run by stage, in the order in which they happen; the first stage trains.
+def draw(kills: int, steps: int, stages: Sequence[str], seed: str) -> Mapping[str, list[Point]]:
+    """The kills of one run by stage, in the order in which they happen.
 
-    A run that trains is mostly killed there, uniformly over its steps; a tenth each while it starts, while it saves its
-    state and in each later stage, one while it publishes. One that takes no step is killed evenly in its stages.
+    Most strike the training, the first stage, uniformly over its steps; a tenth each while it starts and while it
+    saves, one while it publishes, a fifth in the later stages. Of a run that takes no step, two thirds strike there.
     """
-    generator, later = random.Random(f"{seed} {run}"), stages[1:]
+    generator, later = random.Random(seed), stages[1:]
 
     def some(number: int, place: str, end: float, delay: float = 0.0) -> list[Point]:
         return [Point(place, generator.uniform(0, end), generator.uniform(0, delay)) for _ in range(number)]
 
-    share, last = kills // 10 if steps else kills // len(stages), int(kills > 4)
+    share, last = kills // 10 if steps else kills // 3, int(kills > 4)
+    training = some(0 if steps else kills - 2 * share, "time", 1)
     if steps:
-        training = some(kills - (2 + len(later)) * share - last, "step", steps, 0.3) + some(share, "save", 0.9 * steps)
+        training += some(kills - 4 * share - last, "step", steps, 0.3) + some(share, "save", 0.9 * steps)
         training.sort(key=lambda point: point.value)
-        for point in some(share, "start", START_SECONDS):
+        for point in some(share, "start", START):
             training.insert(generator.randint(0, len(training)), point)
         training += some(last, "publish", 0, 0.2)
-    else:
-        training = some(kills - len(later) * share, "time", 1)
     # the last one when the first final name appears: a kill that comes too late ends the stage
-    outputs = {stage: some(share - 1, "time", 1) + some(min(share, 1), "output", 0, 0.05) for stage in later}
+    sizes = [2 * share // len(later) + (place < 2 * share % len(later)) for place in range(len(later))]
+    points = (some(size - 1, "time", 1) + some(min(size, 1), "output", 0, 0.05) for size in sizes)
+    outputs = dict(zip(later, points, strict=True))
     return {stages[0]: training, **outputs}
 
 
+@dataclass
 class Watched:
-    """A verb running on a terminal: its progress bar moves every half second and tells how far it is."""
+    """A verb that ran on a terminal, where its progress bar moves every half second and tells how far it is."""
 
-    def __init__(self, arguments: Sequence[str], root: Path) -> None:
-        self.master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (24, 120))
-        self.began, self.seconds, self.text, self.killed = time.monotonic(), 0.0, "", False
-        self.images: float | None = None
-        # the pins are there from the start: half as long until the first step
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "polygrain.cli.main", *arguments],
-            cwd=root,
-            env=environment(root / "src"),
-            stdin=subprocess.DEVNULL,
-            stdout=slave,
-            stderr=slave,
+    process: "subprocess.Popen[bytes]"
+    seconds: float = 0.0
+    images: float | None = None
+    text: str = ""
+    killed: bool = False
+
+
+def watch(stage: Stage, root: Path, reached: Callable[[Watched], bool], delay: float, stop: Event) -> Watched:
+    """Run a stage and kill it `delay` seconds after `reached` becomes true, or let it end.
+
+    Raises UserError with its last line when it fails by itself, KeyboardInterrupt when `stop` is set.
+    """
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 120))
+    command = [sys.executable, "-m", "polygrain.cli.main", stage.verb, "--workflow", str(stage.target)]
+    pins = environment(Project(root))
+    process = subprocess.Popen(command, cwd=root, env=pins, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen, began, due = Watched(process), time.monotonic(), float("inf")
+    try:
+        while seen.seconds < due:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            if select.select([master], [], [], 0.005)[0]:
+                seen.text += os.read(master, 65536).decode(errors="replace")
+                if found := BAR.findall(seen.text[-2000:]):
+                    seen.images = float(found[-1][0]) * {"": 1.0, "k": 1e3, "M": 1e6}[found[-1][1]]
+            seen.seconds = time.monotonic() - began
+            due = seen.seconds + delay if due == float("inf") and reached(seen) else due
+    except OSError:  # what reading from a terminal gives whose other side is closed
+        process.wait()
+    finally:
+        process.kill()
+        seen.killed = process.wait() == -signal.SIGKILL and due < float("inf")
+        os.close(master)
+    if process.returncode and not seen.killed:
+        raise UserError(
+            f"{stage.directory}: {stage.verb} ended with status {process.returncode}: {last_line(seen.text)}"
         )
-        os.close(slave)
-
-    def runs(self) -> bool:
-        """Take in what it said, for some milliseconds, and see whether it still runs."""
-        if select.select([self.master], [], [], 0.005)[0]:
-            try:
-                self.text += os.read(self.master, 65536).decode(errors="replace")
-            except OSError:  # what reading from a terminal gives whose other side is closed
-                self.process.wait()
-            if found := BAR.findall(self.text[-2000:]):
-                self.images = float(found[-1][0]) * {"": 1.0, "k": 1e3, "M": 1e6}[found[-1][1]]
-        self.seconds = time.monotonic() - self.began
-        return self.process.poll() is None
-
-    def until(self, reached: Callable[["Watched"], bool], delay: float, stopped: Callable[[], bool]) -> None:
-        """Kill it `delay` seconds after `reached` becomes true, or let it end; `killed` says which.
-
-        Raises UserError with its last line when it fails by itself, KeyboardInterrupt when `stopped` says so.
-        """
-        due = float("inf")
-        try:
-            while self.runs() and self.seconds < due:
-                if stopped():
-                    raise KeyboardInterrupt
-                due = self.seconds + delay if due == float("inf") and reached(self) else due
-        finally:
-            self.process.kill()
-            status = self.process.wait()
-            os.close(self.master)
-        self.killed = status == -signal.SIGKILL and due < float("inf")
-        if status and not self.killed:
-            raise UserError(f"a verb ended with status {status}: {last_line(self.text)}")
+    return seen
 
 
 @dataclass
@@ -154,7 +146,6 @@ class Rebuild:
     root: Path
     run: str
     stages: Sequence[Stage]
-    stopped: Callable[[], bool]
     reason: str = ""  # why dvc.lock is not the reference
     claims: Mapping[Path, str] = field(default_factory=dict)  # output -> MD5 that it must have
     kills: Counter[str] = field(default_factory=Counter)  # by where they struck
@@ -163,173 +154,146 @@ class Rebuild:
     faults: list[str] = field(default_factory=list)
     usual: dict[str, float] = field(default_factory=dict)  # seconds by stage
 
-    def go(self, kills: int, seed: int, on_kill: Callable[[], object]) -> None:
-        """Kill as planned; late kills are repeated in the last stage. Every finished output is compared."""
-        points = draw(kills, self.stages[0].config["steps"], [stage.name for stage in self.stages], seed, self.run)
-        late = 0
+    def go(self, whole: "Rebuild", kills: int, seed: int, bar: "tqdm[Any]", stop: Event) -> None:
+        """Kill as planned; late kills are repeated in the last stage. `whole`: the run as made without a kill."""
+        if not self.claims:
+            bar.write(f"{self.run}: {self.reason}; made once without a kill, as reference")
+            for stage in self.stages:
+                whole.attempt(stage, None, stop)
+            self.claims = {path: md5_file(whole.root / path) for stage in self.stages for path in stage.outputs}
+        names, steps = [stage.name for stage in self.stages], self.stages[0].config["steps"]
+        points, late = draw(kills, steps, names, f"{seed} {self.run}"), 0
         for stage in self.stages:
-            late += self._finish(stage, points[stage.name], on_kill)
-        for lap in range(LAPS if late else 0):
+            late += self._finish(stage, points[stage.name], bar, stop)
+        for lap in range(50 if late else 0):
             for path in stage.outputs if late else ():
                 (self.root / path).unlink()
-            late = late and self._finish(stage, [Point("time", (lap * 0.37 + 0.1) % 1.0)] * late, on_kill)
+            late = late and self._finish(stage, [Point("time", (lap * 0.37 + 0.1) % 1.0)] * late, bar, stop)
 
-    def _finish(self, stage: Stage, points: Sequence[Point], on_kill: Callable[[], object]) -> int:
+    def _finish(self, stage: Stage, points: Sequence[Point], bar: "tqdm[Any]", stop: Event) -> int:
         """Run a stage to its end, killed at each point; returns how many came too late."""
-        for number, point in enumerate(points):
-            if not self.attempt(stage, point):
-                return len(points) - number
-            on_kill()
-        self.attempt(stage, None)
-        return 0
+        done = 0
+        while self.attempt(stage, points[done] if done < len(points) else None, stop):
+            done += 1
+            bar.update()
+        return len(points) - done
 
-    def attempt(self, stage: Stage, point: Point | None) -> bool:
+    def attempt(self, stage: Stage, point: Point | None, stop: Event) -> bool:
         """One process; whether it was killed. Holds what stands under a final name afterwards against the reference."""
-        watched = Watched(words_of(stage), self.root)
-        watched.until(partial(self._reached, stage, point), point.delay if point else 0.0, self.stopped)
-        self.resumes += "continuing the half-done run" in watched.text
-        if "starting over" in watched.text:
+        seen = watch(stage, self.root, partial(self._reached, stage, point), point.delay if point else 0.0, stop)
+        self.resumes += "continuing the half-done run" in seen.text
+        if "starting over" in seen.text:
             self.faults.append(f"{stage.directory}: a state left by a kill could not be continued")
-        if watched.killed:
-            self.kills[self._place(stage, watched)] += 1
+        if seen.killed:
+            self.kills[self._place(stage, seen)] += 1
         else:
-            self.usual[stage.name] = watched.seconds
+            self.usual[stage.name] = seen.seconds
         for path in stage.outputs:
             self.compared += (there := (self.root / path).is_file())
             if there and self.claims and md5_file(self.root / path) != self.claims[path]:
-                self.faults.append(f"{path}: differs from the reference{', after a kill' if watched.killed else ''}")
-            elif not there and not watched.killed:
+                self.faults.append(f"{path}: differs from the reference{', after a kill' if seen.killed else ''}")
+            elif not there and not seen.killed:
                 self.faults.append(f"{path}: missing after a whole run")
-        return watched.killed
+        return seen.killed
 
-    def _reached(self, stage: Stage, point: Point | None, watched: Watched) -> bool:
+    def _reached(self, stage: Stage, point: Point | None, seen: Watched) -> bool:
         if point is None:
             return False
-        images, folder = watched.images, self.root / stage.directory
+        images, folder = seen.images, self.root / stage.directory
         at_step = images is not None and images / self.stages[0].config["pretrain"]["batch"] >= point.value
-        match point.place:
-            case "start":
-                return watched.seconds >= point.value or images is not None
-            case "time":
-                return watched.seconds >= point.value * self.usual.get(stage.name, USUAL)
-            case "step":
-                return at_step
-            case "save":
-                return at_step and (folder / f"scratch/.state.pt.{watched.process.pid}.tmp").exists()
-            case "publish":
-                return (folder / f".checkpoint.safetensors.{watched.process.pid}.tmp").exists()
-            case _:
-                return any((self.root / path).exists() for path in stage.outputs)
+        return {
+            "start": images is not None or seen.seconds >= point.value,
+            "time": seen.seconds >= point.value * self.usual.get(stage.name, USUAL),
+            "step": at_step,
+            "save": at_step and (folder / f"scratch/.state.pt.{seen.process.pid}.tmp").exists(),
+            "publish": (folder / f".checkpoint.safetensors.{seen.process.pid}.tmp").exists(),
+            "output": any((self.root / path).exists() for path in stage.outputs),
+        }[point.place]
 
-    def _place(self, stage: Stage, watched: Watched) -> str:
+    def _place(self, stage: Stage, seen: Watched) -> str:
         """Where a kill struck, from what it left and what the process had shown."""
-        folder, own = self.root / stage.directory, f"{watched.process.pid}.tmp"
+        folder, own = self.root / stage.directory, f"{seen.process.pid}.tmp"
         if stage.verb != "pretrain":
-            return stage.verb
+            return stage.task
         if (folder / f"scratch/.state.pt.{own}").exists():
             return "saving"
         if (folder / "checkpoint.safetensors").exists() or any(folder.glob(f".*.{own}")):
             return "publishing"
-        if watched.images is None or stage.config["steps"] == 0:
+        if seen.images is None or stage.config["steps"] == 0:
             return "start-up"
         settings = stage.config["pretrain"]
         epoch = settings["images"] // settings["batch"]
-        into = round(watched.images / settings["batch"]) % epoch
+        into = round(seen.images / settings["batch"]) % epoch
         return "mid-epoch" if BAR_STEPS < into < epoch - BAR_STEPS else "about an epoch's end"
 
-    def numbers(self) -> list[int]:
-        """Its figures, in the order of HEADS."""
-        kills, steps = self.kills, self.stages[0].config["steps"]
-        return [steps, kills.total(), kills["mid-epoch"], self.resumes, self.compared, len(self.faults)]
 
-
-def scratch_project(project: Project, root: Path) -> Project:
-    """Copy what decides a run's bits to `root`, so that an edit meanwhile touches nothing, and link the data."""
+def scratch_project(project: Project, root: Path, runs: Sequence[str]) -> Iterator[Rebuild]:
+    """Copy what decides the runs' bits to `root`, so that an edit meanwhile touches nothing; data are linked."""
     root.mkdir()
-    for source in (project.root / name for name in COPIED if (project.root / name).exists()):
+    for source in (project.root / name for name in COPIED):
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, root / source.name)
     (root / "data").symlink_to(project.root / "data")
-    return Project(root)
+    for run in runs:
+        stages = [stage for stage in stages_behind(Project(root), [run]) if stage.verb != "prepare"]
+        check_data(project, stages)
+        for stage in stages:
+            write_inputs(Project(root), stage)
+        yield Rebuild(root, run, stages, *recorded(root, stages))
 
 
-def stages_in(scratch: Project, run: str) -> Sequence[Stage]:
-    """The stages of a run with their inputs written into the scratch project. Raises UserError without the data."""
-    stages = stages_of_run(scratch, run)
-    for stage in stages:
-        write_inputs(scratch, stage)
-    check_data(scratch, stages)
-    return stages
-
-
-def recorded(scratch: Project, stages: Sequence[Stage]) -> tuple[Mapping[Path, str], str]:
-    """What dvc.lock claims of a run, or nothing and the reason: no claim on this code, these params and these data."""
-    lock, jobs = read_lock(scratch.root), [job_of(stage) for stage in stages]
-    for problem in find_problems(jobs, scratch.root, {}):
-        if problem.stage in {job.name for job in jobs}:
-            return {}, problem.line.partition(": ")[2].rpartition("; ")[0]
-    if not {job.name for job in jobs} <= set(lock):
-        return {}, f"not in {LOCK}"
-    return {path: lock[job.name].outputs[path.as_posix()] for job in jobs for path in job.outputs}, ""
-
-
-def rebuilt(project: Project, runs: Sequence[str], options: argparse.Namespace) -> list[Rebuild]:
-    """Do all runs in scratch projects, several side by side. A fault or an interrupt ends them all."""
-    killed, whole = (scratch_project(project, project.root / FOLDER / name) for name in ("killed", "reference"))
-    with side_by_side(options.jobs) as (threads, stop), tqdm(total=options.kills, unit="kill") as bar:
-
-        def go(one: Rebuild, kills: int) -> None:
-            one.claims, one.reason = recorded(killed, one.stages)
-            if not one.claims:
-                bar.write(f"{one.run}: {one.reason}; made once without a kill, as reference")
-                reference = Rebuild(whole.root, one.run, stages_in(whole, one.run), one.stopped)
-                for stage in reference.stages:
-                    reference.attempt(stage, None)
-                outputs = [path for stage in one.stages for path in stage.outputs]
-                one.claims = {path: md5_file(whole.root / path) for path in outputs}
-            one.go(kills, options.seed, bar.update)
-
-        rebuilds = [Rebuild(killed.root, run, stages_in(killed, run), stop.is_set) for run in runs]
-        shares = [options.kills // len(runs) + (place < options.kills % len(runs)) for place in range(len(runs))]
-        for _ in each(threads, {one.run: partial(go, one, kills) for one, kills in zip(rebuilds, shares, strict=True)}):
-            pass
-    return rebuilds
+def recorded(root: Path, stages: Sequence[Stage]) -> tuple[str, Mapping[Path, str]]:
+    """What dvc.lock claims of a run; or the reason why it has no claim on this code, these params and these data."""
+    lock, jobs = read_lock(root), {job_of(stage).name: stage for stage in stages}
+    for problem in find_problems([job_of(stage) for stage in stages], root, {}):
+        if problem.stage in jobs:
+            return problem.line.partition(": ")[2].rpartition("; ")[0], {}
+    if not set(jobs) <= set(lock):
+        return f"not in {LOCK}", {}
+    return "", {path: lock[name].outputs[str(path)] for name, stage in jobs.items() for path in stage.outputs}
 
 
 def table(rebuilds: Sequence[Rebuild], seed: int) -> str:
     """The account in Markdown: a line per run and in all, and where the kills struck."""
-    places, rows = sum((one.kills for one in rebuilds), Counter[str]()), [one.numbers() for one in rebuilds]
-    struck = "; ".join(f"{places[place]} {words}" for place, words in PLACES.items() if places[place])
-    lines = [f"| {' | '.join(HEADS)} |", f"| :-- |{' --: |' * (len(HEADS) - 2)} :-- |"]
-    names, ends = [one.run for one in rebuilds], [one.reason or "dvc.lock" for one in rebuilds]
-    sums = [sum(column) for column in zip(*rows, strict=True)]
-    for name, numbers, end in zip([*names, "**in all**"], [*rows, sums], [*ends, ""], strict=True):
-        lines.append(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} | {end} |")
+    places = sum((one.kills for one in rebuilds), Counter[str]())
+    rows = [[each.kills["mid-epoch"], each.resumes, each.compared, len(each.faults)] for each in rebuilds]
+    rows = [[one.stages[0].config["steps"], one.kills.total(), *row] for one, row in zip(rebuilds, rows, strict=True)]
+    rows.append([sum(column) for column in zip(*rows, strict=True)])
+    ends = [(one.run, one.reason or "dvc.lock") for one in rebuilds] + [("**in all**", "")]
+    heads = "| run | steps | kills | mid-epoch | resumes | files compared | mismatches | reference |"
+    lines = [heads, f"| :-- |{' --: |' * len(rows[0])} :-- |"]
+    for (name, reference), row in zip(ends, rows, strict=True):
+        lines.append(f"| {name} | {' | '.join(f'{number:,}' for number in row)} | {reference} |")
+    struck = "; ".join(f"{places[each]} {PLACES.get(each, f'in {each}')}" for each in PLACES | places if places[each])
     return "\n".join([*lines, "", f"{places.total()} kill points from seed {seed}: {struck}."])
 
 
 def main(project: Project, options: argparse.Namespace) -> int:
     """Print a table of what was killed and compared; 1 when a byte differs. Raises UserError on a bad run."""
-    names = choices(project.params, "method")
-    runs = options.runs or [f"runs/cpu/fashion-mnist/{name}/base/seed0" for name in names]
-    if options.jobs < 1 or options.kills < len(runs):
-        raise UserError(f"{options.kills} kills, {options.jobs} jobs; give each of {len(runs)} runs a kill, and a job")
-    with locked(project.root / FOLDER):
+    every, folder = choices(project.params, "method"), project.root / FOLDER
+    runs = options.runs or [f"runs/cpu/fashion-mnist/{name}/base/seed0" for name in every]
+    if options.kills < len(runs):
+        raise UserError(f"{options.kills} kills for {len(runs)} runs; give each one at least")
+    kills = [options.kills // len(runs) + (place < options.kills % len(runs)) for place in range(len(runs))]
+    with locked(folder), tqdm(total=options.kills, unit="kill", desc="determinism") as bar:
         for left in ("killed", "reference"):
-            shutil.rmtree(project.root / FOLDER / left, ignore_errors=True)
-        rebuilds = rebuilt(project, runs, options)
-        print(table(rebuilds, options.seed))
-        faults = [fault for one in rebuilds for fault in one.faults]
-        if not faults:
-            shutil.rmtree(project.root / FOLDER)
-            return 0
-    print("\n".join([*faults, f"what was built is left in {FOLDER}"]))
-    return 1
+            shutil.rmtree(folder / left, ignore_errors=True)
+        rebuilds, wholes = (list(scratch_project(project, folder / name, runs)) for name in ("killed", "reference"))
+        each = zip(rebuilds, wholes, kills, strict=True)
+        tasks = {one.run: partial(one.go, whole, share, options.seed, bar) for one, whole, share in each}
+        for _ in side_by_side(options.jobs, tasks):
+            pass
+    print(table(rebuilds, options.seed))
+    faults = [fault for one in rebuilds for fault in one.faults]
+    print("\n".join([*faults, f"what was built is left in {FOLDER}"]) if faults else "no byte differs")
+    if not faults:
+        shutil.rmtree(folder)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(prog="determinism.py", description="Rebuild runs under kills, compare bytes.")
     arguments.add_argument("runs", nargs="*", metavar="run", help="default: each method's base run at cpu scale")
-    arguments.add_argument("--kills", type=int, default=207, help="over all runs")
+    arguments.add_argument("--kills", type=positive, default=207, help="over all runs")
     arguments.add_argument("--seed", type=int, default=0, help="decides where the kills strike")
-    arguments.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    arguments.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     start(arguments, main)

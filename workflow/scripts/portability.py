@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,17 +20,16 @@ import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from common import INSTRUCTION_SET, SCRIPTS, each, environment, last_line, side_by_side, start, words_of
+import pandas as pd
+from common import INSTRUCTION_SET, SCRIPTS, environment, last_line, side_by_side, start
 from tqdm import tqdm
 
 from polygrain.cli.main import main as verb
-from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
@@ -39,8 +39,6 @@ from polygrain.provenance.stage import Stage
 
 EMULATOR, NATIVE = "qemu-x86_64", "native"
 SMOKE = "reports/smoke-seeds1/table1.pdf"
-# what jobs read of a checkout; all else they make
-CHECKOUT = ("Snakefile", "params", "pyproject.toml", "requirements.lock", "src", "workflow")
 FEATURES = (
     "from numpy._core._multiarray_umath import __cpu_features__ as found\n"
     "print(*(name for name in ('AVX2', 'FMA3', 'AVX512F', 'AVX512_SPR') if found.get(name)))"
@@ -78,7 +76,7 @@ def variables(project: Project, without: Sequence[str] = ()) -> dict[str, str]:
     """The environment of such a process: the pins, for it must not start itself again, and where its packages are."""
     paths = sysconfig.get_paths()
     packages = dict.fromkeys((str(project.source), paths["purelib"], paths["platlib"]))
-    return {**environment(project.source, without), "PYTHONPATH": os.pathsep.join(packages)}
+    return {**environment(project, without), "PYTHONPATH": os.pathsep.join(packages)}
 
 
 def run(arguments: Sequence[str], folder: Path, pins: Mapping[str, str], log: Path, stop: threading.Event) -> None:
@@ -119,25 +117,15 @@ def read_operations(features: str, said: Path, mkl: Path) -> Seen:
     return seen
 
 
-def lines(head: str, groups: Sequence[str], found: Mapping[str, Seen]) -> list[str]:
+def table(groups: Sequence[str], found: Mapping[str, Seen]) -> str:
     """A line per library or job: how many things were compared, native seconds, verdict and seconds elsewhere."""
-    width, others = max(map(len, (head, *groups)), default=0) + 2, [name for name in found if name != NATIVE]
-    native, rows = found[NATIVE], [f"{head:<{width}}{'number':>7}{NATIVE:>10}{''.join(f'{n:>22}' for n in others)}"]
-    for group in groups:
-        row = f"{group:<{width}}{len(native.hashes[group]):>7}{native.seconds[group]:>8.0f} s"
-        for name in others:
-            wrong = len(native.unequal(found[name], group))
-            verdict = f"{wrong} differ" if wrong else "identical"
-            row += f"{verdict:>14}{found[name].seconds.get(group, 0.0):>6.0f} s"
-        rows.append(row)
-    return [*rows, ""]
-
-
-def differences(found: Mapping[str, Seen]) -> list[str]:
-    """A line per operation and file that is not the native one."""
-    groups = [(name, group) for name in found for group in found[NATIVE].hashes]
-    wrong = [(name, group, each) for name, group in groups for each in found[NATIVE].unequal(found[name], group)]
-    return [f"different on {name}: {group}, {each}" for name, group, each in wrong]
+    native, columns = found[NATIVE], pd.DataFrame(index=pd.Index(groups))
+    columns["number"] = [len(native.hashes[group]) for group in groups]
+    for name, seen in found.items():
+        wrong = [len(native.unequal(seen, group)) for group in groups]
+        columns[name] = [f"{count} differ" if count else "identical" for count in wrong]
+        columns[f"{name}, s"] = [round(seen.seconds.get(group, 0)) for group in groups]
+    return columns.drop(columns=NATIVE).to_string()
 
 
 def pin_lines(pinned: Seen, others: Mapping[str, Seen]) -> list[str]:
@@ -152,30 +140,6 @@ def pin_lines(pinned: Seen, others: Mapping[str, Seen]) -> list[str]:
     return [pinned.features, "", *rows]
 
 
-def phases(stages: Sequence[Stage], names: Sequence[str]) -> list[list[tuple[str, list[Stage]]]]:
-    """Chains of jobs by processor: those of a phase run side by side, phases one after the other.
-
-    Data are packed first, natively, as packing may fetch; then come runs, then tables.
-    """
-    chains: list[dict[Path, list[Stage]]] = [{}, {}, {}]
-    for stage in stages:
-        number = 0 if stage.verb == "prepare" else 2 if stage.verb == "table" else 1
-        chains[number].setdefault(stage.directory, []).append(stage)
-    packing, runs, tables = (list(chain.values()) for chain in chains)
-    order = ((packing, [NATIVE]), (packing, [name for name in names if name != NATIVE]), (runs, names), (tables, names))
-    return [[(name, chain) for chain in some for name in where] for some, where in order]
-
-
-def work(project: Project, cpu: str, seen: Seen, chain: Sequence[Stage], place: Path, stop: threading.Event) -> None:
-    """Do a chain of jobs in the checkout at `place`."""
-    for stage in chain:
-        began, log = time.perf_counter(), place / "logs" / f"{stage.name}.log"
-        job = command(cpu, str(SCRIPTS / "portability.py"), "--child", cpu, *words_of(stage))
-        run(job, place, variables(project), log, stop)
-        seen.hashes[stage.name] = {str(path): sha256_file(place / path) for path in stage.outputs}
-        seen.seconds[stage.name] = time.perf_counter() - began
-
-
 def child(cpu: str, arguments: Sequence[str]) -> int:
     """A job's process: refuse to work natively where an emulator was meant, or unpinned; then do the verb."""
     emulated = Path("/proc/self/comm").read_text().startswith("qemu")
@@ -184,13 +148,29 @@ def child(cpu: str, arguments: Sequence[str]) -> int:
     return verb(arguments)
 
 
-def checkout(project: Project, place: Path, stages: Sequence[Stage] = ()) -> None:
-    """A checkout whose sources are links to the project's, with the stages' inputs written."""
-    place.mkdir(parents=True, exist_ok=True)
-    for source in CHECKOUT:
-        (place / source).symlink_to((project.root / source).resolve())
+def checkout(project: Project, place: Path) -> None:
+    """A checkout of what jobs read; code and params are links to the project's."""
+    shutil.copytree(project.root / "workflow", place / "workflow", dirs_exist_ok=True)
+    shutil.copy2(project.root / "Snakefile", place)  # Snakemake works where the real file lies
+    for source in ("params", "pyproject.toml", "requirements.lock", "src"):
+        (place / source).symlink_to(project.root / source)
+
+
+def build(project: Project, cpu: str, place: Path, stages: Sequence[Stage], seen: Seen) -> None:
+    """Let Snakemake make everything in a checkout at `place`; what it calls `polygrain` runs on that processor."""
+    checkout(project, place)
+    wrapper, job = place / "bin" / "polygrain", command(cpu, str(SCRIPTS / "portability.py"), "--child", cpu)
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(job)} "$@"\n')
+    wrapper.chmod(0o755)
+    path = {"PATH": os.pathsep.join((str(wrapper.parent), os.environ["PATH"]))}
+    outputs = [str(stage.outputs[0]) for stage in stages]
+    snakemake = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet", "all", "--", *outputs]
+    run(snakemake, place, {**variables(project), **path}, place / "snakemake.txt", threading.Event())
     for stage in stages:
-        write_inputs(Project(place), stage)
+        seen.hashes[stage.name] = {str(path): sha256_file(place / path) for path in stage.outputs}
+        timed = place / "benchmarks" / stage.sidecar.relative_to("records").with_suffix(".tsv")
+        seen.seconds[stage.name] = float(timed.read_text().splitlines()[1].split()[0])
 
 
 def main(project: Project, options: argparse.Namespace) -> int:
@@ -210,26 +190,23 @@ def main(project: Project, options: argparse.Namespace) -> int:
         left_out["all of these"] = variables(project, INSTRUCTION_SET)
         sides = {NATIVE: sides[NATIVE], **{name: (NATIVE, pins) for name, pins in left_out.items()}}
     folder = Path(tempfile.mkdtemp(prefix="polygrain-portability-"))
-    with side_by_side(len(os.sched_getaffinity(0))) as (threads, stop):
-        tasks = {name: partial(look, project, *side, folder / name, stop) for name, side in sides.items()}
-        made = dict(tqdm(each(threads, tasks), total=len(tasks), desc="operations", unit="process"))
-        found = {name: made[name] for name in sides}
-        if options.pins:
-            print("\n".join(pin_lines(found.pop(NATIVE), found)))
-            return 0
-        print("processors, and what the libraries chose there:")
-        print("\n".join(f"  {name:<10}{seen.features}; {seen.choices}" for name, seen in found.items()), end="\n\n")
-        print("\n".join(lines("operations", list(found[NATIVE].hashes), found)), flush=True)
-        for name in found:
-            checkout(project, folder / name, stages)
-        for phase in phases(stages, list(found)):
-            jobs = {f"{n} {c[0].name}": partial(work, project, n, found[n], c, folder / n, stop) for n, c in phase}
-            for _ in tqdm(each(threads, jobs), total=len(jobs), desc="jobs", unit="chain", disable=not jobs):
-                pass
-        if stages:
-            print("\n".join(lines("job", [stage.name for stage in stages], found)))
-    wrong = differences(found)
-    print("\n".join(wrong) or f"the same bytes on {', '.join(found)}")
+    cores = len(os.sched_getaffinity(0))
+    tasks = {name: partial(look, project, *side, folder / name) for name, side in sides.items()}
+    made = dict(tqdm(side_by_side(cores, tasks), total=len(tasks), desc="operations", unit="process"))
+    found = {name: made[name] for name in sides}
+    if options.pins:
+        print("\n".join(pin_lines(found.pop(NATIVE), found)))
+        return 0
+    print("processors, and what the libraries chose there:")
+    print("\n".join(f"  {name:<10}{seen.features}; {seen.choices}" for name, seen in found.items()), end="\n\n")
+    print(table(list(found[NATIVE].hashes), found), end="\n\n", flush=True)
+    if stages:
+        for name in tqdm(found, desc="jobs", unit="processor"):  # natively first, as packing may fetch
+            build(project, name, folder / name, stages, found[name])
+        print(table([stage.name for stage in stages], found), end="\n\n")
+    groups = [(name, group) for name in found for group in found[NATIVE].hashes]
+    wrong = [f"{name}: {group}, {each}" for name, group in groups for each in found[NATIVE].unequal(found[name], group)]
+    print("\n".join(f"different on {each}" for each in wrong) or f"the same bytes on {', '.join(found)}")
     if wrong:
         print(f"everything that was made lies in {folder}")
     else:

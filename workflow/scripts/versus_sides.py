@@ -2,16 +2,15 @@
 
 python workflow/scripts/versus_sides.py    one process of the comparison: a job on standard input, figures as JSON
 
-Both use the same clock, cores, data, features and backbone. lightly and scikit-learn are imported by name, because they
-are installed only for this. A part sets its work up and returns two functions: one does a step, one ends a round.
-Legend: B images, N features, D width, K groups.
+A part sets its work up and does a step each time that it is asked for the next. lightly and scikit-learn are imported
+by name, because they are installed only for this. Legend: B images, N features, D width, K groups.
 """
 
 import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -43,103 +42,86 @@ from polygrain.views.recipe import Jitter, Recipe
 ENDLESS = 10**9
 WARM_UP, TRY, TRIES = 4, 8, 2  # steps before each measurement, steps of a try, how often every setting is tried
 Job = dict[str, Any]
-"""`side`, `part`, `config` of the training, folder of its `data`, `groups`: count, width, bank, whether to `reset`."""
-Work = tuple[Callable[[], object], Callable[[], object]]
+"""`side`, `part`, `config` of the training, folder of its `data`, `groups`: count, width, bank."""
 
 
-def our_step(job: Job, watch: Stopwatch, workers: int) -> Work:
+def our_step(job: Job, watch: Stopwatch, workers: int) -> Iterator[None]:
     """Part a: the training loop itself takes the step: logging, monitors and the check of the loss too."""
     config, data = {**job["config"], "steps": ENDLESS}, Path(job["data"])
     training = Training(config, data, data / "no-state", Identity("", "", "", ""), resume=False)
     training.watch = watch
-
-    def step() -> None:
+    while True:
         with watch.phase("rest"):  # what is between the loop's phases
             training.take_step()
-
-    return step, int
-
-
-class Model(nn.Module):
-    """Our backbone under lightly's projection head, with the layers of our head: no norm behind the last one."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        values = config["method"]["values"]
-        if values["layers"] != 2:
-            raise UserError("the comparison knows a head of 2 layers; set method.values.layers: 2")
-        self.backbone, hidden = load_backbone(**config["backbone"], channels=1), values["hidden"]
-        first = (self.backbone.width, hidden, nn.BatchNorm1d(hidden), nn.ReLU())
-        heads = import_module("lightly.models.modules.heads")
-        self.head = heads.ProjectionHead([first, (hidden, values["embedding"], None, None)])
-
-    def forward(self, images_BCSS: Tensor) -> Any:
-        """Embeddings [B, embedding]."""
-        return self.head(self.backbone(images_BCSS).pooled)
+        yield
 
 
-def their_step(job: Job, watch: Stopwatch, workers: int) -> Work:
+def their_model(config: Mapping[str, Any]) -> nn.ModuleDict:
+    """Our backbone and lightly's projection head with the layers of our head: no norm behind the last one."""
+    values, backbone = config["method"]["values"], load_backbone(**config["backbone"], channels=1)
+    assert values["layers"] == 2, "the comparison knows a head of 2 layers"
+    first = (backbone.width, values["hidden"], nn.BatchNorm1d(values["hidden"]), nn.ReLU())
+    heads = import_module("lightly.models.modules.heads")
+    head = heads.ProjectionHead([first, (values["hidden"], values["embedding"], None, None)])
+    return nn.ModuleDict({"backbone": backbone, "head": head}).to(memory_format=torch.channels_last).train()
+
+
+def their_step(job: Job, watch: Stopwatch, workers: int) -> Iterator[None]:
     """Part a: SimCLR as in lightly's script: its data set and transform under torch's loader, its head, its loss.
 
     Backbone, parameter groups and the fused optimiser are those of our run; both views go through the network at once.
     """
     config, chosen = job["config"], job["config"]["optimizer"]
     torch.manual_seed(config["seed"])
-    model = Model(config).to(memory_format=torch.channels_last).train()
+    model = their_model(config)
     criterion = import_module("lightly.loss").NTXentLoss(temperature=config["method"]["values"]["temperature"])
     optimizer = build_optimizer(chosen["name"], split_by_decay(model), **chosen["values"])
     set_learning_rate(optimizer, base=chosen["schedule"]["base"], scheduled=chosen["schedule"]["base"])
-    data = import_module("lightly.data").LightlyDataset.from_torch_dataset(images := InMemory(job), images.transform)
+    data = import_module("lightly.data").LightlyDataset.from_torch_dataset(images := _InMemory(job), images.transform)
     loading: dict[str, Any] = {"shuffle": True, "drop_last": True, "persistent_workers": workers > 0}
     loader = DataLoader(data, batch_size=config["pretrain"]["batch"], num_workers=workers, **loading)
     batches = (batch for _ in count() for batch in loader)
-
-    def step() -> None:
+    while True:
         with watch.phase("rest"):
             with watch.phase("waiting for data"):
                 views, _, _ = next(batches)
             with watch.phase("forward"):
-                loss = criterion(*model(torch.cat(views)).chunk(2))
+                loss = criterion(*model["head"](model["backbone"](torch.cat(views)).pooled).chunk(2))
             with watch.phase("backward"):
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
             with watch.phase("optimiser"):
                 optimizer.step()
+        yield
 
-    return step, int
 
-
-def our_views(job: Job, watch: Stopwatch, workers: int) -> Work:
+def our_views(job: Job, watch: Stopwatch, workers: int) -> Iterator[Sequence[Tensor]]:
     """Part b: two views of each image of a batch, as the training loop asks for them."""
     data = PretrainingData(Path(job["data"]), job["config"])
-    clocks = (Clock(job["config"]["seed"], number, ENDLESS, data.steps_per_epoch) for number in count())
-
-    def step() -> list[Tensor]:
+    for step in count():
         with watch.phase("views"):
-            return list(data.batch(next(clocks), ("global", "global")).views)
+            clock = Clock(job["config"]["seed"], step, ENDLESS, data.steps_per_epoch)
+            views = data.batch(clock, ("global", "global")).views
+        yield views
 
-    return step, int
 
-
-def their_views(job: Job, watch: Stopwatch, workers: int) -> Work:
+def their_views(job: Job, watch: Stopwatch, workers: int) -> Iterator[Sequence[Tensor]]:
     """Part b: two views of each image of a batch: lightly's transform image by image, then stacked."""
-    data, batches = InMemory(job), _rows(job, job["config"]["pretrain"]["images"])
-
-    def step() -> list[Tensor]:
+    data = _InMemory(job)
+    for rows in _batches(job, len(data)):
         with watch.phase("views"):
-            pairs = [data.transform(image) for image in data.images[next(batches)]]
-            return [torch.stack(view) for view in zip(*pairs, strict=True)]
+            pairs = [data.transform(image) for image in data.images[rows]]
+            views = [torch.stack(view) for view in zip(*pairs, strict=True)]
+        yield views
 
-    return step, int
 
-
-def _rows(job: Job, size: int) -> Iterator[slice]:
+def _batches(job: Job, size: int) -> Iterator[slice]:
     """Consecutive batches of `size` things, again and again."""
     batch = job["config"]["pretrain"]["batch"]
     return (slice(first, first + batch) for _ in count() for first in range(0, size - batch + 1, batch))
 
 
-class InMemory(Dataset[Any]):
+class _InMemory(Dataset[Any]):
     """The pre-training subset as PIL images, transformed when one is asked for."""
 
     def __init__(self, job: Job) -> None:
@@ -175,10 +157,9 @@ def transform_of(recipe: Recipe, mean: list[float], std: list[float]) -> Any:
 
 @torch.no_grad()
 def two_views(job: Job) -> list[Tensor]:
-    """Projections [N, D] of two views of the same images, as SMoG's head gives them: batch norm, not of unit length.
+    """Projections [bank, width] of two views of the same images by a random network with SMoG's head.
 
-    The network is a random one. `job["groups"]`: `bank` = N, `width` = D. Equal for equal jobs, so that both sides
-    work on the same numbers.
+    Equal for equal jobs, so that both sides work on the same numbers.
     """
     config, size, width = job["config"], job["groups"]["bank"], job["groups"]["width"]
     data = PretrainingData(Path(job["data"]), config)
@@ -192,8 +173,11 @@ def two_views(job: Job) -> list[Tensor]:
     return [torch.cat(views)[:size].clone() for views in zip(*pairs, strict=True)]
 
 
-class OurGroups:
-    """SMoG's groups of unit length, moved by unit vectors, found again by 10 rounds of spherical k-means."""
+class _OurGroups:
+    """SMoG's groups of unit length, moved by unit vectors, found again by 10 rounds of spherical k-means.
+
+    It writes the batch's rows of its memory only.
+    """
 
     def __init__(self, job: Job, online_ND: Tensor) -> None:
         self.count, self.seed, self.resets = job["groups"]["count"], job["config"]["seed"], 0
@@ -204,64 +188,48 @@ class OurGroups:
         return self.bank_ND[permutation(len(self.bank_ND), self.seed, "groups", self.resets)[: self.count]]
 
     def assign(self, features_BD: Tensor) -> Any:
-        """The group of each row."""
         return assign(normalize(features_BD, dim=1), self.groups_KD)
 
     def moved(self, features_BD: Tensor) -> Any:
-        """The groups [K, D] moved by the rows, with a gradient to them."""
         self.unit_BD = normalize(features_BD, dim=1)
         return moved_groups(self.groups_KD, self.unit_BD, assign(self.unit_BD, self.groups_KD), momentum=0.99)
 
     def remember(self, rows: slice, features_BD: Tensor, moved_KD: Tensor) -> None:
-        """Keep the groups, and the batch as those rows of the memory."""
-        self.groups_KD = moved_KD.detach()
-        self.bank_ND[rows] = self.unit_BD.detach()
+        self.groups_KD, self.bank_ND[rows] = moved_KD.detach(), self.unit_BD.detach()
 
     def reset(self) -> None:
-        """Find the groups anew among what is remembered."""
         self.resets += 1
         self.groups_KD = spherical_kmeans(self.bank_ND, self._start(), 10)
 
 
-class TheirGroups(OurGroups):
-    """As in lightly's example: its prototypes, its memory bank, scikit-learn's k-means until it settles."""
+class _TheirGroups:
+    """As in lightly's example: its prototypes, a memory bank copied at every step, scikit-learn's k-means."""
 
     def __init__(self, job: Job, online_ND: Tensor) -> None:
-        super().__init__(job, online_ND)
-        np.random.seed(self.seed)  # scikit-learn draws the start of its k-means from here
-        self.smog = import_module("lightly.models.modules").SMoGPrototypes(group_features=self.groups_KD, beta=0.99)
-        bank = import_module("lightly.models.modules.memory_bank").MemoryBankModule
-        self.memory = bank(size=tuple(online_ND.shape))
+        np.random.seed(job["config"]["seed"])  # scikit-learn draws the start of its k-means from here
+        start_KD, modules = _OurGroups(job, online_ND).groups_KD, import_module("lightly.models.modules")
+        self.smog = modules.SMoGPrototypes(group_features=start_KD, beta=0.99)
+        self.memory = modules.memory_bank.MemoryBankModule(size=tuple(online_ND.shape))
         self.memory.bank.copy_(online_ND)
-
-    def assign(self, features_BD: Tensor) -> Any:
-        """The group of each row."""
-        return self.smog.assign_groups(features_BD)
-
-    def moved(self, features_BD: Tensor) -> Any:
-        """A loop over the groups that the rows fall into."""
-        return self.smog.get_updated_group_features(features_BD)
+        self.assign, self.moved = self.smog.assign_groups, self.smog.get_updated_group_features
+        self.k_means = import_module("sklearn.cluster").KMeans(len(start_KD))
 
     def remember(self, rows: slice, features_BD: Tensor, moved_KD: Tensor) -> None:
-        """It copies its whole memory."""
         self.smog.set_group_features(moved_KD)
         self.memory(features_BD, update=True)
 
     def reset(self) -> None:
-        """From a start by k-means++."""
-        centres_KD = import_module("sklearn.cluster").KMeans(self.count).fit(self.memory.bank.numpy()).cluster_centers_
-        self.smog.set_group_features(normalize(torch.from_numpy(centres_KD).float(), dim=1))
+        centres_KD = torch.from_numpy(self.k_means.fit(self.memory.bank.numpy()).cluster_centers_).float()
+        self.smog.set_group_features(normalize(centres_KD, dim=1))
 
 
-def groups(job: Job, watch: Stopwatch, workers: int) -> Work:
-    """Part c: SMoG besides its networks, on the same features for both sides."""
+def groups(job: Job, watch: Stopwatch, workers: int) -> Generator[None, bool, None]:
+    """Part c: SMoG besides its networks, on the same features for both sides. Sent True, it resets its groups."""
     online_ND, target_ND = two_views(job)
-    smog = {"polygrain": OurGroups, "lightly": TheirGroups}[job["side"]](job, online_ND)
+    smog = _OurGroups(job, online_ND) if job["side"] == "polygrain" else _TheirGroups(job, online_ND)
     torch.manual_seed(job["config"]["seed"])
-    gradient_KD, batches = torch.randn(job["groups"]["count"], job["groups"]["width"]), _rows(job, len(online_ND))
-
-    def step() -> None:
-        rows = next(batches)
+    gradient_KD = torch.randn(job["groups"]["count"], job["groups"]["width"])
+    for rows in _batches(job, len(online_ND)):
         online_BD = online_ND[rows].clone().requires_grad_()
         with watch.phase("assignment"):
             smog.assign(target_ND[rows])
@@ -271,34 +239,35 @@ def groups(job: Job, watch: Stopwatch, workers: int) -> Work:
             torch.autograd.backward(moved_KD, gradient_KD)
         with watch.phase("memory"):
             smog.remember(rows, online_BD, moved_KD)
-
-    def end() -> None:
-        if job["groups"]["reset"]:
+        if (yield):
             with watch.phase("reset"):
                 smog.reset()
+            yield
 
-    return step, end
 
-
-PARTS: dict[str, dict[str, Callable[[Job, Stopwatch, int], Work]]] = {
-    "polygrain": {"step": our_step, "views": our_views, "groups": groups},
-    "lightly": {"step": their_step, "views": their_views, "groups": groups},
+PARTS: dict[tuple[str, str], Callable[[Job, Stopwatch, int], Any]] = {
+    ("polygrain", "step"): our_step,
+    ("polygrain", "views"): our_views,
+    ("polygrain", "groups"): groups,
+    ("lightly", "step"): their_step,
+    ("lightly", "views"): their_views,
+    ("lightly", "groups"): groups,
 }
 
 
 def measured(job: Job) -> dict[str, Any]:
     """Seconds by phase and peak memory of one round; with several settings (threads, workers) the best of them."""
     best, watch = dict.fromkeys(map(tuple, job["settings"]), float("inf")), Stopwatch(torch.device("cpu"))
-    several = len(best) > 1
-    for threads, workers in [*best] * (TRIES if several else 1):  # in turns, as a machine's speed drifts
+    for threads, workers in [*best] * (TRIES if len(best) > 1 else 1):  # in turns, as a machine's speed drifts
         torch.set_num_threads(threads)
-        step, end = PARTS[job["side"]][job["part"]](job, watch, workers)
-        for number in range(WARM_UP + (TRY if several else job["steps"])):
-            if number == WARM_UP:
+        work = PARTS[job["side"], job["part"]](job, watch, workers)
+        for step in range(WARM_UP + (TRY if len(best) > 1 else job["steps"])):
+            if step == WARM_UP:
                 watch.seconds.clear()
-            step()
-        end()
-        del step  # and with it the loader's workers, so that their memory can be read
+            next(work)
+        if job["part"] == "groups":
+            work.send(True)
+        work.close()  # and with it the loader's workers, so that their memory can be read
         best[threads, workers] = min(best[threads, workers], sum(watch.seconds.values()))
     memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {"best": min(best, key=lambda each: best[each]), "phases": watch.seconds, "memory": memory}
@@ -309,7 +278,4 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, asked["cores"])
     pin_torch()
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not get between
-    try:
-        json.dump(measured(asked), answers)
-    except UserError as error:
-        sys.exit(str(error))
+    json.dump(measured(asked), answers)
