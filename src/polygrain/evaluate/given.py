@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from polygrain.backbones.contract import Encoded, split
+from polygrain.backbones.contract import Backbone, Encoded, split
 from polygrain.backbones.load import load_backbone
 from polygrain.config.signature import check_values, keywords
 from polygrain.data.load import format_of, open_data, statistics
@@ -41,7 +41,7 @@ class Encoder:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Backbone,
         datasets: Mapping[str, DataSet],
         statistics: tuple[Sequence[float], Sequence[float]],
         device: str = "cpu",
@@ -122,7 +122,7 @@ class Encoder:
             whole = self.network(plain_view(filled.to(self.device), self.size, self.mean, self.std))
             yield rows, split(whole, [len(images), self.batch - len(images)])[0]
 
-    def finetunable(self) -> nn.Module:
+    def finetunable(self) -> Backbone:
         """A copy of the network whose weights may be trained, in training mode."""
         return copy.deepcopy(self.network).requires_grad_(True).train()
 
@@ -150,13 +150,13 @@ def encoder_of(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, P
     return Encoder(network, judged, (mean, std), device, **config["features"])
 
 
-def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int) -> nn.Module:
+def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int) -> Backbone:
     """Build the backbone in evaluation mode and fill it, strictly, from the checkpoint's evaluated part.
 
     Raises UserError when the checkpoint is missing or damaged, or when its tensors are not exactly the
     backbone's.
     """
-    encoder: nn.Module = load_backbone(**backbone, channels=channels)
+    encoder = load_backbone(**backbone, channels=channels)
     tensors = read_encoder(checkpoint)
     misfit = _misfit(encoder.state_dict(), tensors)
     if misfit:
