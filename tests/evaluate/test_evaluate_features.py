@@ -21,6 +21,7 @@ from polygrain.evaluate.given import Encoder, as_channels
 from polygrain.evaluate.store import Features
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_file
+from polygrain.provenance.stage import Stage
 from polygrain.views.apply import plain_view
 from polygrain.views.crop import central_view
 
@@ -331,7 +332,7 @@ def test_channels_are_repeated_or_become_luminance() -> None:
 
 def test_real_images_end_to_end(tmp_path: Path) -> None:
     from polygrain.data.prepare import prepare
-    from polygrain.evaluate.run import evaluate
+    from polygrain.evaluate.run import run as judge
 
     root = tmp_path / "data"
     try:
@@ -344,7 +345,8 @@ def test_real_images_end_to_end(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(network))
     values = config(size=32, train=600, validation=300, test=300)
     extract({**values, "datasets": ["fashion-mnist"]}, checkpoint, {"fashion-mnist": root}, tmp_path / "f.safetensors")
-    protocols = {"knn": {"k": [5, 10], "temperature": 0.07, "byte_budget": 1 << 22}}
-    evaluate({"protocols": protocols}, tmp_path / "f.safetensors", tmp_path)
+    values = {"k": [5, 10], "temperature": 0.07, "byte_budget": 1 << 22}
+    chosen = {"protocol": "knn", "needs": "features", "datasets": ["fashion-mnist"], "values": values}
+    judge(Stage("evaluate", "knn", tmp_path, chosen, (), (tmp_path / "f.safetensors",), (tmp_path / "knn.json",)))
     reached = json.loads((tmp_path / "knn.json").read_text())["values"]["fashion-mnist/top1"]
     assert reached > 0.5  # chance is 0.1; an untrained encoder already tells shoes from shirts

@@ -19,7 +19,7 @@ def run(stage: "Stage") -> None:
     extract(stage.config, stage.inputs[0], data, stage.outputs[0])
 
 
-def extract(config: dict[str, Any], checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:
+def extract(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:
     """Write the features of every data set in `data` (name -> packed folder) to `out`.
 
     config: see `encoder_of`. Raises UserError as that does, on an empty split and on features that are not finite;

@@ -26,10 +26,11 @@ def run(stage: "Stage") -> None:
 def _given(stage: "Stage") -> Any:
     """What the protocol needs: frozen features, or the encoder with its data sets.
 
-    The encoder's code is loaded by name: a protocol that reads features alone starts without torch.
+    The encoder's code is loaded by name: a protocol that reads features alone starts without torch, and no change in
+    how images are shown to a network makes it stale.
     """
     if stage.config["needs"] == "features":
-        return Features.load(stage.inputs[0]).only(stage.config["datasets"])
+        return Features.load(stage.inputs[0], stage.config["datasets"])
     data = {path.parent.name: path.parent for path in stage.manifests}
     encoder_of = import_module("polygrain.evaluate.given").encoder_of
     return encoder_of(stage.config, stage.inputs[0], data, stage.device)

@@ -111,13 +111,6 @@ class Features:
 
     datasets: Mapping[str, FeatureSet]
 
-    def only(self, names: Sequence[str]) -> "Features":
-        """Some of the data sets. Raises UserError for one that was not extracted."""
-        missing = [name for name in names if name not in self.datasets]
-        if missing:
-            raise UserError(f"features: hold no data set {missing[0]}; extract the features again")
-        return Features({name: self.datasets[name] for name in names})
-
     def note(self) -> str:
         """Say what a reader of any number made from these features must know; empty when there is nothing."""
         collapsed = [name for name, dataset in self.datasets.items() if dataset.collapsed]
@@ -142,13 +135,20 @@ class Features:
             temporary.chmod(0o644)  # safetensors makes its files readable by their owner only
 
     @classmethod
-    def load(cls, path: Path) -> "Features":
-        """Read a features file. Raises UserError when it is missing, truncated or not what `save` writes."""
+    def load(cls, path: Path, names: Sequence[str] | None = None) -> "Features":
+        """Read a features file, or some of its data sets.
+
+        Raises UserError when it is missing, truncated, not what `save` writes, or holds no such data set.
+        """
         try:
             with safe_open(path, framework="np") as file:
                 about = json.loads((file.metadata() or {})[METADATA])
                 read: Callable[[str], Any] = file.get_tensor
-                return cls({name: _dataset(name, facts, read) for name, facts in about["datasets"].items()})
+                known = about["datasets"]
+                for name in names or ():
+                    if name not in known:
+                        raise UserError(f"{path}: holds no data set {name}; extract the features again")
+                return cls({name: _dataset(name, known[name], read) for name in names or known})
         except FileNotFoundError:
             raise UserError(f"{path}: not found; extract the features first") from None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
