@@ -42,14 +42,15 @@ def pin_process(arguments: list[str]) -> None:
 
 
 def pin_torch() -> None:
-    """Turn on torch's deterministic algorithms and one thread; call once, before any tensor is made."""
+    """Turn on torch's deterministic algorithms and one thread; call once, before any tensor is made.
+
+    `use_deterministic_algorithms` sets the same switch, and loads torch's compiler to tell it, too: half of the start.
+    """
     import torch
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    torch.set_deterministic_debug_mode(
-        "error"
-    )  # as use_deterministic_algorithms(True), which loads the compiler: 2.5 s
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
