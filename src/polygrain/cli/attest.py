@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from polygrain.attest.run import Verdict, attest, default_jobs
-from polygrain.cli.claims import job_of, jobs_of, recorded_targets
+from polygrain.cli.claims import job_of, recorded_targets
+from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.attestations import FILE
 from polygrain.provenance.restore import stamp
+from polygrain.provenance.stage import Stage
 
 _SHOWN = 20
 """Objections to a run that are printed."""
@@ -25,11 +27,27 @@ def attest_targets(project: Project, targets: Sequence[str], *, commit: str, ste
     attested = {verdict.directory for verdict in verdicts if verdict.state == "attested"}
     wanted = [stage for stage in stages if stage.directory in attested and stage.verb == "pretrain"]
     if wanted:
-        used = {path for stage in wanted for path in stage.inputs}
-        makers = [stage for stage in stages if used & set(stage.outputs)]
-        jobs_of(project, [str(stage.outputs[0]) for stage in wanted])
-        stamp([job_of(stage) for stage in (*makers, *wanted)], project.root)
+        print("\n".join(_stamped(project, stages, wanted)))
     return 1 if any(verdict.state == "refused" for verdict in verdicts) else 0
+
+
+def _stamped(project: Project, stages: Sequence[Stage], attested: Sequence[Stage]) -> list[str]:
+    """Let Snakemake take attested outputs as made just now; say which it will make again all the same, and why."""
+    used = {path for stage in attested for path in stage.inputs}
+    makers = [stage for stage in stages if used & set(stage.outputs)]
+    for stage in (*makers, *attested):
+        write_inputs(project, stage)
+    findings = stamp([job_of(stage) for stage in (*makers, *attested)], project.root)
+    unready = [stage for stage in makers if not findings[stage.name].claims]
+    if unready:
+        files = " ".join(str(stage.outputs[-1]) for stage in unready)
+        return [
+            f"but Snakemake would train: their data is of older code; run `snakemake --cores all {files}`, then again"
+        ]
+    lacking = [stage for stage in attested if findings[stage.name].lacking]
+    if lacking:
+        return [f"outputs of {len(lacking)} runs are not in place; bring them back with `polygrain restore`"]
+    return [f"Snakemake takes the outputs of {len(attested)} attested runs as current"]
 
 
 def report(verdicts: Sequence[Verdict]) -> list[str]:

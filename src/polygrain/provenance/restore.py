@@ -98,14 +98,16 @@ def _restore(
     return {job.name: _result(job, first[job.name], last[job.name], why, removed) for job in jobs}
 
 
-def stamp(jobs: Sequence[Job], root: Path) -> None:
+def stamp(jobs: Sequence[Job], root: Path) -> dict[str, Finding]:
     """Let Snakemake take what is vouched for and in place as made just now; bring and remove nothing.
 
-    Arguments and errors are those of `restore`.
+    Arguments and errors are those of `restore`; returns what each job's outputs are worth.
     """
     check_jobs(jobs)
     with _alone(root):
-        _stamp(jobs, root, judge(jobs, root, [read_lock(root), read_merged_lock(root)], Hashes(root)))
+        findings = judge(jobs, root, [read_lock(root), read_merged_lock(root)], Hashes(root))
+        _stamp(jobs, root, findings)
+    return findings
 
 
 def _result(job: Job, first: Finding, last: Finding, why: Mapping[Path, str], removed: Set[Path]) -> Restored:
