@@ -42,7 +42,7 @@ def _stamped(project: Project, stages: Sequence[Stage], attested: Sequence[Stage
     if unready:
         files = " ".join(str(stage.outputs[-1]) for stage in unready)
         return [
-            f"but Snakemake would train: their data is of older code; run `snakemake --cores all {files}`, then again"
+            f"their data was packed by older code: `snakemake --cores all {files}`, then run the same command again"
         ]
     lacking = [stage for stage in attested if findings[stage.name].lacking]
     if lacking:
