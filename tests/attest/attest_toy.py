@@ -44,7 +44,8 @@ def run(steps):
 """
 RATES = """
 RATE = 0.1
-FACTOR = 0.5
+HALF = 2
+FACTOR = 1 / HALF
 
 def decayed(rate):
     return rate * FACTOR

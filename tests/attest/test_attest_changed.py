@@ -9,7 +9,7 @@ from attest_toy import OLD, RATES, TRAIN, changed, never_ran
 MOVED = {
     "train": TRAIN.replace("import RATE, decayed", "import RATE\nfrom polygrain.fade import decayed"),
     "rates": "RATE = 0.1\n",
-    "fade": "FACTOR = 0.5\n\ndef decayed(rate):\n    return rate * FACTOR\n",
+    "fade": "HALF = 2\nFACTOR = 1 / HALF\n\ndef decayed(rate):\n    return rate * FACTOR\n",
 }
 
 
@@ -59,13 +59,13 @@ def test_changed_code_that_runs_is_found_and_has_run(new, tmp_path):
         (edited("else RATE / 10", "else -RATE / 10"), "train.py:rate = RATE if step < 50 else -RATE / 10"),
         (edited("rate * FACTOR", "rate / FACTOR", "rates"), "rates.py:return rate / FACTOR"),
         # a constant that only a line reads which does not run
-        (edited("FACTOR = 0.5", "FACTOR = 0.6", "rates"), "rates.py:return rate * FACTOR"),
-        (edited("FACTOR = 0.5", "BASE = 0.25\nFACTOR = 2 * BASE", "rates"), "rates.py:return rate * FACTOR"),
+        (edited("FACTOR = 1 / HALF", "FACTOR = 0.6", "rates"), "rates.py:return rate * FACTOR"),
+        (edited("HALF = 2", "HALF = 3", "rates"), "rates.py:return rate * FACTOR"),
         (edited("if step > LATE:", "if step > LATE and step % 2:"), "train.py:if step > LATE and step % 2:"),
         # a method that is gone lets another one be found, one that is new hides another one
         (edited("def finish(self)", "def end(self)"), "train.py:model.finish()"),
         # a function that moved as it was, to where its constant is another one
-        ({**MOVED, "fade": MOVED["fade"].replace("0.5", "0.4")}, "fade.py:return rate * FACTOR"),
+        ({**MOVED, "fade": MOVED["fade"].replace("1 / HALF", "2 / HALF")}, "fade.py:return rate * FACTOR"),
         # the name of a function that did not change now means another function
         (
             {
