@@ -174,7 +174,6 @@ def test_the_tests_for_any_method_find_it(project: Copy) -> None:
     for name in (
         "test_a_run_is_the_same_bits_twice_and_in_pieces",
         "test_labels_do_not_touch",
-        "test_the_declared_encoder_passes",
         "test_a_cell_takes_steps",
         "test_a_method_trains_either_family_on_small_images",
         "test_a_method_trains_either_family_at_224_px",

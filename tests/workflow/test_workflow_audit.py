@@ -59,8 +59,8 @@ def test_the_example_trained_only_what_its_lessons_changed(lessons: Any) -> None
     assert lessons.run("git", "status", "--porcelain").stdout == ""
     assert lessons.planned(TARGET) == {}
     logs = {str(path.relative_to(lessons.root / "logs")) for path in lessons.root.glob("logs/**/*.log")}
-    random = "runs/smoke/fashion-mnist/random/base/seed0/evaluate.log"
-    simclr = {f"{RUN}/{verb}.log" for verb in ("pretrain", "features", "evaluate")}
+    random = "runs/smoke/fashion-mnist/random/base/seed0/linear.log"
+    simclr = {f"{RUN}/{verb}.log" for verb in ("pretrain", "features", "knn", "linear")}
     assert logs == {random, "reports/smoke/lessons.log", *simclr}
 
 
@@ -140,7 +140,7 @@ def test_a_rebuild_tells_an_honest_stage_from_an_edited_one(lessons: Any) -> Non
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert "this tree has changes of its own" in lines[0]
-    assert f"{RUN}/results/knn.json: identical" in lines
+    assert f"{RUN}/results/linear.npz: identical" in lines
     assert f"{RESULT}: different" in lines
     assert any(line.startswith("    values.fashion-mnist/top1: recorded 0.") for line in lines)
     assert "every input is as in dvc.lock" in lines

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMOKE, Checkout  # type: ignore[import-not-found]
+from workflow_checkout import SMOKE, Checkout
 
 RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
-CHAIN = {"pretrain": 1, "features": 1, "evaluate": 1, "table": 1}
+CHAIN = {"pretrain": 1, "features": 1, "evaluate": 2, "table": 1}
 
 pytestmark = pytest.mark.workflow
 

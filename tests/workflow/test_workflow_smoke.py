@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from workflow_checkout import SMOKE, make_checkout
 
-SMOKE = "reports/smoke-seeds1/table1.pdf"
 RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
 
 pytestmark = pytest.mark.workflow
@@ -22,9 +22,10 @@ def test_a_fresh_clone_lists_every_training(fresh):
     planned = fresh.planned("reports/table1.pdf")
     rows = [row for group in table_rows(fresh) for row in group["rows"]]
     seeds = yaml.safe_load((fresh.root / "params/table/table1.yaml").read_text())["seeds"]
-    assert planned["pretrain"] == planned["features"] == planned["evaluate"] == len(rows) * len(seeds)
+    assert planned["pretrain"] == planned["features"] == len(rows) * len(seeds)
+    assert planned["evaluate"] == 2 * len(rows) * len(seeds)
     assert (planned["prepare"], planned["table"]) == (3, 1)
-    assert sum(planned.values()) == 85  # three jobs for each of nine rows and three seeds, three data sets, the table
+    assert sum(planned.values()) == 112  # four jobs for each of nine rows and three seeds, three data sets, the table
 
 
 def table_rows(checkout):
@@ -33,8 +34,6 @@ def table_rows(checkout):
 
 @pytest.mark.parametrize("last", ["checkpoint.safetensors", "features.safetensors", "results/linear.json"])
 def test_any_file_can_be_the_target_in_a_fresh_clone(tmp_path, last):
-    from conftest import make_checkout  # type: ignore[import-not-found]
-
     planned = make_checkout(tmp_path / "fresh").planned(f"{RUN}/{last}")
     assert planned["pretrain"] == 1
 
@@ -79,8 +78,6 @@ def test_git_tracks_no_output(built):
 
 @pytest.mark.parametrize("target", [f"{RUN}/results/linear.json", pytest.param(SMOKE, marks=pytest.mark.long)])
 def test_one_core_gives_the_same_bytes_as_two(target, built, tmp_path):
-    from conftest import make_checkout  # type: ignore[import-not-found]
-
     other = make_checkout(tmp_path / "one")
     other.build(target, cores=1)
     claims = other.claims()
@@ -91,7 +88,7 @@ def test_one_core_gives_the_same_bytes_as_two(target, built, tmp_path):
 
 def test_an_edit_runs_what_depends_on_it_and_a_remark_or_a_revert_runs_nothing(copy_of_built):
     checkout = copy_of_built()
-    chain = {"pretrain": 1, "features": 1, "evaluate": 1, "table": 1}
+    chain = {"pretrain": 1, "features": 1, "evaluate": 2, "table": 1}
     source = checkout.root / "src/polygrain/methods/simclr.py"
     text = source.read_text()
     source.write_text(text.replace("\n\n\n", "\n\n\n\n# a remark\n") + "\n# another\n")
@@ -109,15 +106,14 @@ def test_an_edit_runs_what_depends_on_it_and_a_remark_or_a_revert_runs_nothing(c
     assert checkout.planned() == {}
 
 
-def test_an_edited_probe_does_not_train_again(copy_of_built):
+def test_an_edited_protocol_runs_alone(copy_of_built):
     checkout = copy_of_built()
     params = checkout.root / "params/evaluate/linear.yaml"
-    values = yaml.safe_load(params.read_text())
-    params.write_text(yaml.safe_dump({**values, "epochs": values["epochs"] + 1}))
-    smoke = checkout.root / "params/scale/smoke.yaml"
-    smoke.write_text(smoke.read_text().replace("linear: {epochs: 5", "linear: {epochs: 6"))
-    planned = checkout.planned()
-    assert set(planned) == {"evaluate", "table"}
+    text = params.read_text()
+    assert "values: {epochs: 5," in text
+    params.write_text(text.replace("values: {epochs: 5,", "values: {epochs: 6,"))
+    runs = len(list(checkout.root.glob("runs/smoke/**/results/linear.json")))
+    assert checkout.planned() == {"evaluate": runs, "table": 1}
 
 
 def test_mistakes_in_params_and_paths_are_one_line_that_names_the_nearest(fresh, copy_of_built):

@@ -56,7 +56,7 @@ def test_records_name_config_code_data_commit_and_kernels(recorded):
             assert record["machine"]["capability"]["torch"] == "AVX2"
     footer = re.search(r"data ([0-9a-f]{12})", (recorded.root / FOLDER / "table1.md").read_text())
     assert footer is not None
-    for name in (f"records/{RUN}/evaluate.json", f"records/{FOLDER}/table1.json"):
+    for name in (f"records/{RUN}/knn.json", f"records/{FOLDER}/table1.json"):
         assert records[recorded.root / name]["data"]["sha256"].startswith(footer[1])
 
 

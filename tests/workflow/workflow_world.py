@@ -31,7 +31,7 @@ evaluate:
   transfer: []
   features: {{workers: {workers}}}
   protocols:
-    linear: {{epochs: 1, labels: [all]}}
+    linear: {{values: {{epochs: 1, labels: [all]}}}}
 """
 
 

@@ -76,7 +76,7 @@ def _fix(root: Path) -> None:
 
 def _tamper(root: Path) -> None:
     """Raise one accuracy and adapt the record of the job, so that `record` finds nothing to complain about."""
-    path, sidecar = root / RUN / "results/linear.json", root / "records" / RUN / "evaluate.json"
+    path, sidecar = root / RUN / "results/linear.json", root / "records" / RUN / "linear.json"
     result, record = read_json(path), read_json(sidecar)
     result["values"]["fashion-mnist/top1"] += 0.0625
     write_text(path, canonical_json(result))
