@@ -7,8 +7,12 @@ import os
 import sys
 
 import pytest
+from provenance_fixtures import _recorded, built, fresh, own_store, project, recorded_project, store
 
 from polygrain.provenance.pins import pin_process, pin_torch, pinned
+
+# the toy project of tests/provenance and tests/audit, built once for both
+__all__ = ["_recorded", "built", "fresh", "own_store", "project", "recorded_project", "store"]
 
 _skipped: list[str] = []
 

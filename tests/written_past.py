@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from polygrain.provenance.audit import Audit, Change, audit_history
-from polygrain.provenance.history import read_history
-from polygrain.provenance.repository import Repository
-from polygrain.provenance.sources import SHAPE, Layout
+from polygrain.audit.locks import read_history
+from polygrain.audit.repository import Repository
+from polygrain.audit.sources import SHAPE, Layout
+from polygrain.audit.verdicts import Audit, Change, audit_history
 
 Files = dict[str, str]
 _ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}

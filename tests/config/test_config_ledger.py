@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from polygrain.cli.claims import jobs_of, published
+from polygrain.cli.claims import jobs_of
 from polygrain.config.inputs import input_texts
 from polygrain.config.ledger import arms, read_ledger
 from polygrain.config.project import Project
+from polygrain.config.published import published
 from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.errors import UserError
 

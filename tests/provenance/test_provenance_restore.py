@@ -181,7 +181,7 @@ def test_killed_in_the_middle_and_started_again(recorded_project: Path, fresh: P
         "import pathlib, provenance_toy\nfrom polygrain.provenance.restore import restore\n"
         "restore(provenance_toy.toy_jobs(), pathlib.Path('.'), lambda: None)\n"
     )
-    path = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2] / 'src'}"}
+    path = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2] / 'src'}"}
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=fresh, env={**os.environ, **path}, start_new_session=True
     )

@@ -106,7 +106,7 @@ def test_a_lock_with_conflict_markers_is_refused_and_either_side_will_do(recorde
 def ordinary(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
     """Run a command for which file modes count: root loses the capabilities that set them aside."""
     prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner", "--inh-caps", "-all"]
-    path = f"{Path(__file__).parent}:{REPOSITORY / 'src'}"
+    path = f"{Path(__file__).parents[1]}:{REPOSITORY / 'src'}"
     return subprocess.run(
         [*(prefix if os.geteuid() == 0 else []), *command],
         cwd=folder,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rocrate.rocrate import ROCrate
 
-from polygrain.cli.trace.run import trace
+from polygrain.audit.trace.run import trace
 from polygrain.config.project import Project
 from polygrain.provenance.dvcfiles import read_lock
 

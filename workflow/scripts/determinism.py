@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 from common import check_data, environment, last_line, positive, side_by_side, start
 from tqdm import tqdm
 
-from polygrain.cli.claims import job_of
 from polygrain.config.compose import choices
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
@@ -37,6 +36,7 @@ from polygrain.config.stages import stages_behind
 from polygrain.provenance.checklock import find_problems
 from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.pipeline import job_of
 from polygrain.provenance.stage import Stage
 from polygrain.train.guard import locked
 

@@ -15,8 +15,7 @@ from polygrain.attest.children import Children
 from polygrain.config.project import Project
 from polygrain.provenance.dvcfiles import LOCK, md5_file
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.repository import git
-from polygrain.provenance.scratch import switch
+from polygrain.provenance.scratch import git, switch
 
 COPIED = ("Snakefile", "requirements.lock", "params", "src/polygrain", "workflow/schemas")
 _TRIED = 12

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from polygrain.attest.run import Verdict, attest, default_jobs
-from polygrain.cli.claims import job_of, recorded_targets
+from polygrain.cli.claims import recorded_targets
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.attestations import FILE
+from polygrain.provenance.pipeline import job_of
 from polygrain.provenance.restore import stamp
 from polygrain.provenance.stage import Stage
 

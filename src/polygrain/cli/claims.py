@@ -1,22 +1,19 @@
 """The verbs around DVC: put a finished build on record, and check that the record still holds."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
+from polygrain.config.published import published
 from polygrain.config.stages import stages_behind
-from polygrain.config.tables import FORMATS, Table
+from polygrain.config.tables import Table
 from polygrain.provenance.checklock import is_marked_stale, mark_tables, verdict
 from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
-from polygrain.provenance.pipeline import Job
+from polygrain.provenance.pipeline import Job, job_of
 from polygrain.provenance.record import clear_attestations, record
-from polygrain.provenance.stage import Stage
 from polygrain.report.headline import headline
-
-PUBLISHED = "reports/published"
 
 
 def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
@@ -28,28 +25,6 @@ def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
     for stage in stages:
         write_inputs(project, stage)
     return [job_of(stage) for stage in stages]
-
-
-def job_of(stage: Stage) -> Job:
-    """A stage of the workflow as a stage of DVC."""
-    return Job(
-        name=stage.name,
-        command=stage.command,
-        config=stage.config_path,
-        dependencies=(stage.code_path, stage.environment_path, *stage.inputs),
-        outputs=stage.outputs,
-        sidecar=stage.sidecar,
-    )
-
-
-def published(targets: Sequence[str]) -> dict[Path, Path]:
-    """Which outputs of tables have a small recorded copy in git."""
-    copies: dict[Path, Path] = {}
-    for table in map(Table.parse, targets):
-        for kind in FORMATS:
-            file = f"{table.name}.{kind}"
-            copies[table.folder / file] = Path(PUBLISHED, *table.folder.parts[1:], file)
-    return copies
 
 
 def recorded_targets(project: Project) -> list[str]:

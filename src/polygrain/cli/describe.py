@@ -3,7 +3,7 @@
 from typing import Any
 
 from polygrain.config.budget import facts, steps
-from polygrain.config.compose import origins
+from polygrain.config.compose import origins, place_of
 from polygrain.config.project import Project
 from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
@@ -30,13 +30,6 @@ def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         return [leaf for key, entry in value.items() for leaf in _leaves(entry, f"{prefix}.{key}" if prefix else key)]
     return [(prefix, value)]
-
-
-def place_of(key: str, places: dict[str, str]) -> str:
-    """Where a value was set, of `origins`; one inside a mapping that was written as one node has that node's place."""
-    while key not in places and "." in key:
-        key = key.rpartition(".")[0]
-    return places.get(key, "")
 
 
 def plan_table(project: Project, target: str) -> str:

@@ -100,6 +100,13 @@ def origins(run: Run, params: Path) -> dict[str, str]:
     return {key: place for key, place in found.items() if not key.startswith("defaults")}
 
 
+def place_of(key: str, places: dict[str, str]) -> str:
+    """Where a value was set, of `origins`; one inside a mapping that was written as one node has that node's place."""
+    while key not in places and "." in key:
+        key = key.rpartition(".")[0]
+    return places.get(key, "")
+
+
 def _lines(node: yaml.Node, prefix: str, file: str) -> dict[str, str]:
     if not isinstance(node, yaml.MappingNode):
         return {prefix: f"{file}:{node.start_mark.line + 1}"}

@@ -12,13 +12,26 @@ from pathlib import Path
 from types import FrameType
 
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.repository import git
 
+# Replacement objects would show this machine another past than everybody else's.
+GIT = ("git", "--no-replace-objects", "--no-pager")
 # Set inside git hooks; they would point every git command at the user's own repository.
 _GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
 
 _GRACE = 10.0
 """Seconds between asking a group of processes to end and killing it."""
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Output of a git command in `root`. Raises UserError with git's reason when it fails."""
+    try:
+        done = subprocess.run([*GIT, *arguments], cwd=root, capture_output=True)
+    except FileNotFoundError:
+        raise UserError("git is not installed; install it") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(f"{root}: git {arguments[0]} failed: {said[0] if said else 'no message'}")
+    return done.stdout.decode(errors="replace")
 
 
 @contextmanager

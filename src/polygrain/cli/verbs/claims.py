@@ -31,8 +31,8 @@ def add_to(verbs: Verbs) -> None:
 
 def record(options: argparse.Namespace) -> int:
     """Commit finished builds to DVC and publish their copies."""
+    from polygrain.audit.write_crate import publish_crates
     from polygrain.cli.claims import record_tables
-    from polygrain.cli.crate import publish_crates
 
     here = project()
     record_tables(here, options.targets)

@@ -32,14 +32,14 @@ def add_to(verbs: Verbs) -> None:
 
 def trace(options: argparse.Namespace) -> int:
     """Print where one number comes from; exit 1 when a file on the way is not what was written down."""
-    from polygrain.cli.trace.run import trace as trace_cell
+    from polygrain.audit.trace.run import trace as trace_cell
 
     return trace_cell(project(), options.target, options.row, options.column, full=options.full)
 
 
 def write_crate(options: argparse.Namespace) -> int:
     """Write the RO-Crate of finished tables."""
-    from polygrain.cli.crate import write_crates
+    from polygrain.audit.write_crate import write_crates
 
     write_crates(project(), options.targets)
     return 0
@@ -47,7 +47,7 @@ def write_crate(options: argparse.Namespace) -> int:
 
 def audit(options: argparse.Namespace) -> int:
     """Exit 1 when a recorded result changed without a reason."""
-    from polygrain.cli.audit import audit_cache, audit_project, audit_target
+    from polygrain.audit.run import audit_cache, audit_project, audit_target
 
     if options.cache:
         return audit_cache(project())
@@ -58,7 +58,7 @@ def audit(options: argparse.Namespace) -> int:
 
 def tell_history(options: argparse.Namespace) -> int:
     """Print the past of one cell."""
-    from polygrain.cli.history.run import print_history
+    from polygrain.audit.history.run import print_history
 
     return print_history(project(), options.target, options.row, options.column, options.plot)
 
@@ -66,7 +66,7 @@ def tell_history(options: argparse.Namespace) -> int:
 def example(options: argparse.Namespace) -> int:
     """Build an example repository."""
     folder = Path(options.folder).resolve()
-    from polygrain.cli.example import make_example
+    from polygrain.audit.example import make_example
 
     make_example(project(), folder)
     return 0

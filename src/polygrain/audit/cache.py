@@ -1,0 +1,80 @@
+"""Are the stored bytes still what their names say? Every object that any lock in the history refers to, hashed again.
+
+DVC names an object after its MD5 and trusts it from then on; no command of its own reads the bytes again.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from polygrain.audit.locks import State
+from polygrain.audit.repository import Commit
+from polygrain.provenance.dvcfiles import md5_file
+from polygrain.provenance.errors import UserError
+
+
+@dataclass(frozen=True)
+class Object:
+    """One stored output: its name in the cache, what it was recorded as last, and by which commit."""
+
+    md5: str
+    output: str
+    commit: Commit
+    current: bool
+    """Whether the last lock refers to it."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is in the place of an object."""
+
+    object: Object
+    path: Path
+    state: Literal["whole", "corrupt", "missing"]
+
+
+def objects_of(states: Iterable[State]) -> list[Object]:
+    """Every output that a lock in the history refers to, once for equal bytes; parents come before children."""
+    found: dict[str, Object] = {}
+    states = list(states)
+    head = states[-1]
+    seen: set[str] = set()
+    for state in states:
+        if state.blob is None or state.blob in seen:
+            continue
+        seen.add(state.blob)
+        for path, stage in state.lock.makers.items():
+            found[stage.outputs[path]] = Object(stage.outputs[path], path, state.commit, current=False)
+    for path, stage in head.lock.makers.items():
+        last = found[stage.outputs[path]]
+        found[last.md5] = Object(last.md5, path, last.commit, current=True)
+    return sorted(found.values(), key=lambda item: item.md5)
+
+
+def cache_folder(root: Path) -> Path:
+    """Where this project's DVC keeps its objects. Raises UserError with DVC's reason when it does not say."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise UserError(f"{root}: dvc cache dir failed: {said[-1] if said else 'no message'}")
+    return root / done.stdout.strip()
+
+
+def object_path(cache: Path, md5: str) -> Path:
+    """Where DVC keeps the object of that MD5."""
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def examine(cache: Path, objects: Iterable[Object], read: Callable[[int], object]) -> Iterator[Examined]:
+    """Hash each object again; `read` is told the bytes of each that was hashed."""
+    for item in objects:
+        path = object_path(cache, item.md5)
+        if not path.is_file():
+            yield Examined(item, path, "missing")
+            continue
+        whole = md5_file(path) == item.md5
+        read(path.stat().st_size)
+        yield Examined(item, path, "whole" if whole else "corrupt")

@@ -1,0 +1,172 @@
+"""One recorded file made again: the stage behind it in a scratch clone of HEAD, from the recorded upstream outputs.
+
+Only that stage runs. What the stages before it made is linked in after its MD5 was compared with `dvc.lock`; what is
+written at parse time (code hashes, configuration, environment) is written anew by HEAD's own code and compared with the
+lock as well, so that an input hash edited by hand shows here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from polygrain.audit.cache import cache_folder, object_path
+from polygrain.audit.locks import Lock, LockParser, Stage
+from polygrain.audit.repository import Repository
+from polygrain.provenance.compare import Compared, compare_bytes
+from polygrain.provenance.dvcfiles import LOCK, md5_file
+from polygrain.provenance.errors import UserError, nearest
+from polygrain.provenance.files import read_json, sha256_file
+from polygrain.provenance.pipeline import parameters
+from polygrain.provenance.scratch import run, scratch_clone
+
+Verdict = Literal["identical", "within tolerance", "different"]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What came of it."""
+
+    outputs: tuple[Compared, ...]
+    inputs: tuple[str, ...]
+    """Inputs that HEAD's code writes otherwise than the lock says."""
+    circumstances: tuple[str, ...] | None
+    """How machine and software differ from the recorded ones; None where no record of that build is here."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of all outputs; without numbers to compare, other bytes are different."""
+        verdicts = {compared.verdict for compared in self.outputs}
+        if verdicts == {"identical"}:
+            return "identical"
+        if "different" in verdicts or "within tolerance" not in verdicts:
+            return "different"
+        return "within tolerance"
+
+
+def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, Stage]:
+    """The lock of a commit and the stage in it that makes `target`. Raises UserError when there is none."""
+    with Repository(root) as repository:
+        blob = repository.find(commit, str(LOCK))
+        if blob is None:
+            raise UserError(f"{LOCK}: not in the last commit; run `polygrain record TABLE` and commit the result")
+        try:
+            lock = LockParser().parse(blob, repository.read(blob))
+        except UserError as error:
+            raise UserError(f"{LOCK} at HEAD is {error}; restore it from an earlier commit") from None
+    path = Path(target).as_posix()
+    if path not in lock.makers:
+        raise UserError(f"{target}: no output of {LOCK} at HEAD{nearest(target, lock.makers)[:200]}")
+    return lock, lock.makers[path]
+
+
+def rebuild(root: Path, target: str) -> Rebuilt:
+    """Make `target` again and compare it and its sibling outputs with what HEAD's lock says.
+
+    Raises UserError when it is no recorded output, when an upstream output is nowhere to be had, and with the job's
+    last words when it fails.
+    """
+    lock, stage = locked_stage(root, target)
+    store = _Store(root)
+    upstream = {path: store.find(path, md5) for path, md5 in stage.dependencies.items() if path in lock.makers}
+    missing = [path for path, source in upstream.items() if source is None]
+    if missing:
+        raise UserError(
+            f"{missing[0]}: the bytes that {LOCK} names are neither in this tree nor in the cache;"
+            f" fetch them with `dvc fetch`, or build them with `snakemake --cores all {missing[0]}`"
+        )
+    with scratch_clone(root, "HEAD") as clone:
+        # the first run writes the inputs that belong to HEAD, so that the links are newer than they
+        run(clone, "snakemake", "--dry-run", "--quiet", "--cores", "1", target)
+        for path, source in upstream.items():
+            assert source is not None
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            (clone / path).symlink_to(source.resolve())
+        _build(clone, target)
+        return Rebuilt(
+            outputs=tuple(_compare(clone, path, md5, store) for path, md5 in stage.outputs.items()),
+            inputs=tuple(_changed_inputs(clone, stage, upstream)),
+            circumstances=_circumstances(root, clone, stage, store),
+        )
+
+
+class _Store:
+    """Finds recorded bytes in the tree or in DVC's cache, and only the right ones."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._cache = root, cache_folder(root)
+
+    def find(self, path: str, md5: str) -> Path | None:
+        """A file that holds the bytes of that MD5, hashed just now."""
+        for place in (self._root / path, object_path(self._cache, md5)):
+            if place.is_file() and md5_file(place) == md5:
+                return place
+        return None
+
+
+def _build(clone: Path, target: str) -> None:
+    try:
+        run(clone, "snakemake", "--quiet", "--cores", "1", target)
+    except UserError as error:
+        logs = sorted(clone.glob("logs/**/*.log"), key=lambda path: path.stat().st_mtime)
+        words = logs[-1].read_text(errors="replace").strip().splitlines() if logs else []
+        raise UserError(f"{target}: could not be rebuilt: {words[-1] if words else error}") from None
+
+
+def _compare(clone: Path, path: str, md5: str, store: _Store) -> Compared:
+    made = clone / path
+    if md5_file(made) == md5:
+        return Compared(path, "identical")
+    recorded = store.find(path, md5)
+    if recorded is None:
+        return Compared(path, "other bytes", ("the recorded bytes are not here, so no numbers were compared",))
+    return compare_bytes(path, recorded.read_bytes(), made.read_bytes())
+
+
+def _changed_inputs(clone: Path, stage: Stage, upstream: Mapping[str, Path | None]) -> Iterator[str]:
+    for path, md5 in stage.dependencies.items():
+        if path not in upstream and (not (clone / path).is_file() or md5_file(clone / path) != md5):
+            yield path
+    for file in sorted({file for file, _ in stage.parameters}):
+        now = {(file, key): json.dumps(value, sort_keys=True, default=repr) for key, value in _values(clone / file)}
+        then = {name: value for name, value in stage.parameters.items() if name[0] == file}
+        for name in sorted({*then, *now}):
+            if then.get(name) != now.get(name):
+                yield f"{name[1]} in {file}: recorded {then.get(name, 'absent')}, HEAD gives {now.get(name, 'absent')}"
+
+
+def _values(config: Path) -> list[tuple[str, Any]]:
+    return list(parameters(config).items()) if config.is_file() else []
+
+
+def _circumstances(root: Path, clone: Path, stage: Stage, store: _Store) -> tuple[str, ...] | None:
+    """Compare the machine part of the two records; None unless this tree has the record of the recorded bytes."""
+    for path in sorted(clone.glob("records/**/*.json")):
+        new = read_json(path)
+        if set(new.get("outputs", ())) >= set(stage.outputs):
+            record = root / path.relative_to(clone)
+            old = read_json(record) if record.is_file() else {}
+            if not _describes(old, stage, store):
+                return None
+            return tuple(_differences(old.get("machine", {}), new["machine"], ""))
+    return None
+
+
+def _describes(record: Mapping[str, Any], stage: Stage, store: _Store) -> bool:
+    """Whether a record is of the build that the lock holds."""
+    for path, md5 in stage.outputs.items():
+        said = record.get("outputs", {}).get(path)
+        bytes_ = store.find(path, md5)
+        if said is None or bytes_ is None or sha256_file(bytes_) != said["sha256"]:
+            return False
+    return True
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, f"{prefix}{key} ")
+        elif was != now:
+            yield f"{prefix}{key}: recorded {was}, here {now}"

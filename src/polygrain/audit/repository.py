@@ -1,0 +1,154 @@
+"""Reading a git repository's past with public git commands: one `git log`, and objects by name from two processes.
+
+A process for each object would take minutes over a thousand commits; `git cat-file --batch` answers in microseconds.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from polygrain.provenance.errors import UserError
+from polygrain.provenance.scratch import GIT, git
+
+_FIELDS = ("%H", "%P", "%cs", "%s")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit; `parents` in git's order, the branch that was merged into first."""
+
+    id: str
+    parents: tuple[str, ...]
+    date: str
+    """Day of the commit, YYYY-MM-DD."""
+    subject: str
+
+    @property
+    def short(self) -> str:
+        """The first seven digits of the hash."""
+        return self.id[:7]
+
+
+class Repository:
+    """The git repository that holds the project at `root`; a context manager. Paths are relative to `root`.
+
+    Raises UserError outside a git repository.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = git(root, "rev-parse", "--show-prefix").rstrip("\n")
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Repository":
+        self._names = self._open.enter_context(_Batch(self.root, "--batch-check"))
+        self._contents = self._open.enter_context(_Batch(self.root, "--batch"))
+        self._trees: dict[str, dict[str, tuple[bool, str]]] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def shallow(self) -> bool:
+        """Whether this is a shallow clone: what lies before its first commits is not here."""
+        return git(self.root, "rev-parse", "--is-shallow-repository").strip() == "true"
+
+    def commits(self, revision: str = "HEAD") -> list[Commit]:
+        """All commits behind `revision`, parents before children. Raises UserError when there is no such revision."""
+        form = "--format=" + "%x00".join(_FIELDS) + "%x00"
+        command = ("log", "-z", "--topo-order", "--reverse", "--no-show-signature", form, revision, "--")
+        fields = git(self.root, *command).split("\0")
+        # a record ends with the separator of its last field and that of -z
+        starts = range(0, len(fields) - 1, len(_FIELDS) + 1)
+        rows = (fields[start : start + len(_FIELDS)] for start in starts)
+        return [Commit(row[0], tuple(row[1].split()), row[2], printable(row[3])) for row in rows]
+
+    def find(self, commit: str, path: str) -> str | None:
+        """Git's name for what a commit holds at `path`, a file or a folder; None where it holds nothing."""
+        header, _ = self._names.ask(f"{commit}:{self._prefix}{path}")
+        return None if header.endswith(b" missing") else header.split()[0].decode()
+
+    def read(self, blob: str) -> bytes:
+        """The content of an object. Raises UserError when the repository lacks it."""
+        header, content = self._contents.ask(blob)
+        if header.endswith(b" missing"):
+            raise UserError(f"{self.root}: git lacks object {blob}; run `git fsck`, or clone the repository again")
+        return content
+
+    def tree(self, name: str) -> dict[str, tuple[bool, str]]:
+        """The entries of a folder object: name -> whether it is a folder itself, and its object."""
+        if name not in self._trees:
+            self._trees[name] = dict(_entries(self.read(name), len(name) // 2))
+        return self._trees[name]
+
+    def files(self, name: str | None) -> dict[str, str]:
+        """All files below a folder object: path -> object; those of no folder are none."""
+        found: dict[str, str] = {}
+        for entry, (is_folder, inner) in self.tree(name).items() if name else ():
+            found |= (
+                {f"{entry}/{path}": blob for path, blob in self.files(inner).items()} if is_folder else {entry: inner}
+            )
+        return found
+
+    def differing(self, before: str | None, after: str | None) -> list[tuple[str, str | None, str | None]]:
+        """Files that differ between two folder objects: path and object on either side. Equal folders are not read."""
+        sides = [self.tree(name) if name else {} for name in (before, after)]
+        found: list[tuple[str, str | None, str | None]] = []
+        for entry in sorted({name for side in sides for name in side}):
+            (was_folder, was), (is_folder, now) = (side.get(entry, (None, None)) for side in sides)
+            if was == now:
+                continue
+            if was_folder or is_folder:
+                inner = self.differing(was if was_folder else None, now if is_folder else None)
+                found += [(f"{entry}/{path}", one, two) for path, one, two in inner]
+            if was_folder is False or is_folder is False:
+                found.append((entry, was if was_folder is False else None, now if is_folder is False else None))
+        return found
+
+
+def _entries(content: bytes, width: int) -> Iterator[tuple[str, tuple[bool, str]]]:
+    """Cut a tree object: mode, space, name, NUL, hash of `width` bytes."""
+    position = 0
+    while position < len(content):
+        zero = content.index(b"\0", position)
+        mode, _, name = content[position:zero].partition(b" ")
+        position = zero + 1 + width
+        yield name.decode(errors="replace"), (mode == b"40000", content[zero + 1 : position].hex())
+
+
+class _Batch:
+    """One `git cat-file` process that is asked by name, a question at a time."""
+
+    def __init__(self, root: Path, mode: str) -> None:
+        command = [*GIT, "cat-file", mode]
+        self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._contents = mode == "--batch"
+
+    def ask(self, name: str) -> tuple[bytes, bytes]:
+        """Git's line about an object, and its content where this process gives contents."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(f"{name}\n".encode())
+        stdin.flush()
+        header = stdout.readline().rstrip(b"\n")
+        if not self._contents or header.endswith(b" missing"):
+            return header, b""
+        return header, stdout.read(int(header.split()[2]) + 1)[:-1]
+
+    def __enter__(self) -> "_Batch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+
+def printable(text: str) -> str:
+    """A commit's subject may hold anything, also what would move a terminal's cursor."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

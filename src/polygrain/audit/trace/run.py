@@ -1,0 +1,161 @@
+"""The verb that answers a doubt: from one printed number to the files that it comes from, each checked by hashing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from polygrain.audit.cells import CellAddress, find_cell, printed_cell
+from polygrain.audit.crate_reader import read_crate
+from polygrain.audit.evidence import Evidence
+from polygrain.audit.trace.links import Printer, labelled, wrapped
+from polygrain.audit.trace.values import Recomputed, recompute
+from polygrain.audit.write_crate import evidence_of, published_crate, sources_of
+from polygrain.config.project import Project
+from polygrain.config.published import PUBLISHED
+from polygrain.config.stages import stages_behind
+from polygrain.provenance.dvcfiles import LOCK, md5_file
+from polygrain.provenance.pipeline import job_of
+from polygrain.provenance.stage import Stage
+
+TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint", "prepare": "data"}
+
+
+def trace(project: Project, target: str, row: str, column: str, *, full: bool) -> int:
+    """Print the chain from a cell to the data. Returns 1 when a link is broken, else 0."""
+    cell = find_cell(project, target, row, column)
+    chain = _chain(cell, stages_behind(project, [target]))
+    evidence = evidence_of(project, chain)
+    evidence.published = read_crate(published_crate(cell.table.folder), project.root)
+    printer = Printer(evidence, full)
+    lines, faults = _head(project, cell, evidence)
+    used = {path for stage in chain for path in stage.outputs}
+    for title, stage, paths in _links(cell, chain):
+        inputs = [path for path in stage.inputs if path in used]
+        lines += _heading(cell, stage)
+        lines += ["", *printer.link(title, job_of(stage), stage, paths, inputs)]
+        lines += _sources(project, evidence, stage, printer)
+    lines += ["", *printer.legend(), *_verdict(target, printer, [*faults, *printer.faults])]
+    print("\n".join(lines))
+    return 1 if faults or printer.faults else 0
+
+
+def _head(project: Project, cell: CellAddress, evidence: Evidence) -> tuple[list[str], list[str]]:
+    """The printed cell, and the same computed again from its sources; what disagrees is a fault."""
+    lines, faults = [f"{cell.table.folder / cell.table.name}.pdf: {cell.printed_in}"], []
+    texts: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    source = cell.table.folder / f"{cell.table.name}.csv"
+    for path in (source, Path(PUBLISHED, *source.parts[1:])):
+        line = printed_cell((project.root / path).read_text(), cell) if (project.root / path).is_file() else None
+        if line is None:
+            lines.append(labelled("printed", f"{_why_not(project, path)}: {path}"))
+        else:
+            texts[str(path)] = line["text"]
+            unit = f" {line['unit']}" if line["unit"] == "%" else ""
+            lines.append(labelled("printed", f"{line['text']}{unit}  in {path}"))
+            notes[line.get("note") or ""] = None
+    faults += _published_fault(project, cell, evidence, source)
+    found = recompute(project, cell)
+    lines += [line for note in notes if note for line in wrapped("  note", note)]
+    labels = ["computed", *[""] * len(found.lines)]
+    lines += [line for label, text in zip(labels, found.lines, strict=False) for line in wrapped(label, text)]
+    return lines, [*faults, *found.faults, *_disagreements(cell, evidence, found, texts)]
+
+
+def _why_not(project: Project, path: Path) -> str:
+    return "has no such cell" if (project.root / path).is_file() else "not here"
+
+
+def _published_fault(project: Project, cell: CellAddress, evidence: Evidence, source: Path) -> list[str]:
+    """The published copy must be the table of dvc.lock."""
+    copy = Path(PUBLISHED, *source.parts[1:])
+    table = next(job for job in evidence.jobs if source in job.outputs)
+    locked = evidence.lock.get(table.name)
+    md5 = locked.outputs.get(source.as_posix()) if locked else None
+    if not md5 or not (project.root / copy).is_file() or md5_file(project.root / copy) == md5:
+        return []
+    return [f"{copy}: is not the {source} of {LOCK}"]
+
+
+def _disagreements(cell: CellAddress, evidence: Evidence, found: Recomputed, texts: dict[str, str]) -> list[str]:
+    """A text other than what the sources give is a fault, unless the checkout has moved on since."""
+    if found.text is None:
+        return []
+    table = next(job for job in evidence.jobs if job.outputs[0].stem == cell.table.name)
+    faults = []
+    for path, text in texts.items():
+        built = not path.startswith(PUBLISHED)
+        moved = (
+            evidence.state(table, table.config).as_recorded is False if built else evidence.changes_since_lock(table)
+        )
+        if text != found.text and not moved:
+            faults.append(f"{path}: prints {text} where its sources give {found.text}")
+    return faults
+
+
+def _chain(cell: CellAddress, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages behind a cell, from the table to the data; a cell that is not measured has the table's alone."""
+    table = stages[-1]
+    if not cell.protocol:
+        return [table]
+    runs = [
+        stage
+        for run in cell.runs
+        for verb in ("evaluate", "features", "pretrain")
+        for stage in stages
+        if stage.verb == verb and stage.directory == run.path and stage.task in (verb, cell.protocol)
+    ]
+    read = {path for stage in runs for path in stage.inputs}
+    data = [stage for stage in stages if stage.verb == "prepare" and read & set(stage.outputs)]
+    return [table, *runs, *data]
+
+
+def _links(cell: CellAddress, chain: Sequence[Stage]) -> list[tuple[str, Stage, list[Path]]]:
+    """Each stage with its title and those of its files that the cell comes from."""
+    links = []
+    for stage in chain:
+        paths = list(stage.outputs)
+        if TITLES.get(stage.verb) is None:
+            paths = [path for path in paths if path.suffix in (".pdf", ".csv")]
+        if stage.verb == "prepare":
+            paths.sort(key=lambda path: path.name != "manifest.json")
+        links.append((TITLES.get(stage.verb, "table"), stage, paths))
+    return links
+
+
+def _heading(cell: CellAddress, stage: Stage) -> list[str]:
+    """A line above the links of each seed."""
+    seeds = [run.seed for run in cell.runs if stage.verb == "evaluate" and stage.directory == run.path]
+    return [line for seed in seeds for line in ("", f"--- seed {seed}: result, features, checkpoint ---")]
+
+
+def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printer) -> list[str]:
+    """Where packed data come from."""
+    if stage.verb != "prepare":
+        return []
+    found = [(source.name, source.sha256) for source in sources_of(project, stage)]
+    account = evidence.account(job_of(stage))
+    if found:
+        about = sources_of(project, stage)[0]
+        lines = wrapped("  source", f"{about.description}; licence {about.licence}")
+    elif account is not None:
+        # a published crate knows them too; it has no size of what is not kept here
+        found = [(name, content.sha256) for name, content in sorted(account.files.items()) if content.size is None]
+        lines = wrapped(
+            "  source", f"by {account.source}; {stage.directory}/manifest.json, which is not here, says more"
+        )
+    else:
+        return wrapped("  source", f"{stage.directory}/manifest.json names the raw files; it is not here")
+    lines += [
+        labelled("", f"{name}  sha256 {printer.short(sha256)}  checked when it was read") for name, sha256 in found
+    ]
+    return lines
+
+
+def _verdict(target: str, printer: Printer, faults: Sequence[str]) -> list[str]:
+    lines = [line for fault in dict.fromkeys(faults) for line in wrapped("WRONG", fault)]
+    absent = f", {printer.absent} not here" if printer.absent else ""
+    wrong = len(dict.fromkeys(faults))
+    state = "nothing contradicts" if not wrong else f"{wrong} contradiction{'s' if wrong > 1 else ''}"
+    lines.append(labelled("verdict", f"{state}; {printer.verified} files verified by hashing{absent}"))
+    lines += [labelled("all of it", f"polygrain restore {target}")] if printer.absent else []
+    return lines
