@@ -13,7 +13,7 @@ from pathlib import Path
 from polygrain.audit.account import Account, Content, read_account
 from polygrain.provenance.dvcfiles import LOCK, Locked, md5_bytes, md5_file, parse_yaml, read_lock
 from polygrain.provenance.files import sha256_bytes, sha256_file
-from polygrain.provenance.pipeline import Job, inputs_of, parameters_of
+from polygrain.provenance.pipeline import Job, by_job, inputs_of, parameters_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Evidence:
     @cached_property
     def lock(self) -> dict[str, Locked]:
         """The stages of `dvc.lock`."""
-        return read_lock(self.root)
+        return by_job(read_lock(self.root), self.jobs)
 
     @cached_property
     def makers(self) -> dict[Path, Job]:

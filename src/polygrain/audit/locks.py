@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from polygrain.audit.repository import Commit, Repository
-from polygrain.provenance.dvcfiles import LOCK
+from polygrain.provenance.dvcfiles import LOCK, dotted
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_bytes
 
@@ -211,7 +211,7 @@ def _stage(name: Any, content: Mapping[str, Any]) -> Stage:
         parameters={
             (str(file), str(key)): json.dumps(value, sort_keys=True, default=repr)
             for file, entries in values.items()
-            for key, value in entries.items()
+            for key, value in dotted(entries)
         },
         dependencies=_hashes(content.get("deps")),
         outputs=_hashes(content.get("outs")),

@@ -14,7 +14,7 @@ from polygrain.provenance.differences import AGAIN, Claim, differences
 from polygrain.provenance.dvcfiles import LOCK, PIPELINE, Locked, md5_bytes, read_lock
 from polygrain.provenance.files import write_bytes
 from polygrain.provenance.hashes import Hashes
-from polygrain.provenance.pipeline import Job, check_published, dvc_yaml, inputs_of
+from polygrain.provenance.pipeline import Job, by_job, check_published, dvc_yaml, inputs_of
 
 STALE = b"> **Stale:**"
 
@@ -106,7 +106,7 @@ def without_mark(content: bytes) -> bytes:
 def find_problems(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> list[Problem]:
     """Return the differences behind `check_lock`, with their kind and job."""
     check_published(jobs, published)
-    locked = read_lock(root)
+    locked = by_job(read_lock(root), jobs)
     if not locked:
         return [Problem(f"{LOCK}: missing or empty; {AGAIN}", None, stale=True)]
     pipeline = root / PIPELINE

@@ -7,7 +7,7 @@ compared with a lock must therefore go through the same parser.
 import hashlib
 import io
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ LOCK = Path("dvc.lock")
 
 @dataclass(frozen=True)
 class Locked:
-    """What `dvc.lock` holds of one stage: command, values per parameter file, MD5 per file."""
+    """What `dvc.lock` holds of one stage: command, values by dotted name per parameter file, MD5 per file."""
 
     command: str
     parameters: Mapping[str, Mapping[str, Any]]
@@ -94,10 +94,22 @@ def _stages(content: Any, name: str | Path) -> dict[str, Locked]:
 def _locked(stage: Mapping[str, Any]) -> Locked:
     return Locked(
         command=stage["cmd"],
-        parameters=stage.get("params", {}),
+        parameters={file: dict(dotted(values)) for file, values in stage.get("params", {}).items()},
         dependencies={item["path"]: item["md5"] for item in stage.get("deps", [])},
         outputs={item["path"]: item["md5"] for item in stage.get("outs", [])},
     )
+
+
+def dotted(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted name. Lists, and mappings without keys, are values.
+
+    DVC writes a parameter file that it tracks as a whole nested, and one whose keys are listed by dotted name.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def md5_file(path: Path) -> str:

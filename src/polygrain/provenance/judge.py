@@ -16,7 +16,7 @@ from typing import Literal
 from polygrain.provenance.differences import Claim, differences
 from polygrain.provenance.dvcfiles import LOCK, Locked
 from polygrain.provenance.hashes import Hashes
-from polygrain.provenance.pipeline import Job, inputs_of
+from polygrain.provenance.pipeline import Job, by_job, inputs_of
 from polygrain.provenance.proof import objection_to_inputs, objection_to_outputs
 
 
@@ -43,6 +43,7 @@ def judge(jobs: Sequence[Job], root: Path, locks: Sequence[Mapping[str, Locked]]
     vouches for outputs of which some are not in place. *stale*: nothing vouches for what this job would make now.
     Raises UserError when a job's config is missing.
     """
+    locks = [by_job(lock, jobs) for lock in locks]
     made = {path: job for job in jobs for path in job.outputs}
     findings: dict[str, Finding] = {}
     for job in in_order(jobs):

@@ -36,9 +36,27 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """A name that is unique in the workflow and legal in dvc.yaml: letters, digits, `-` and `_`."""
-        text = "-".join((self.task, *self.directory.parts))
-        return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text)
+        """Its name in dvc.yaml and dvc.lock, unique in the workflow; `dvc pull NAME` fetches its outputs.
+
+        A stage of a run is called `task-scale-dataset@method-variant-seedN`.
+        """
+        if not self.item:
+            return _plain("-".join((self.task, *self.directory.parts)))
+        scale, dataset = self.directory.parts[1:3]
+        # stages of one group read the same data sets
+        read = sorted({path.parts[1] for path in self.inputs if path.parts[0] == "data"})
+        others = ("on", *read) if set(read) - {dataset} else ()
+        return f"{_plain('-'.join((self.task, scale, dataset, *others)))}@{_plain(self.item)}"
+
+    @property
+    def item(self) -> str:
+        """The part of its paths that `dvc.yaml` lists under `foreach`: method, variant and seed of a run."""
+        return "/".join(self.directory.parts[3:]) if self.directory.parts[0] == "runs" else ""
+
+    @property
+    def metrics(self) -> tuple[Path, ...]:
+        """The outputs that `dvc metrics show` prints: the results of a protocol."""
+        return tuple(path for path in self.outputs if path.suffix == ".json") if self.verb == "evaluate" else ()
 
     @property
     def target(self) -> Path:
@@ -98,3 +116,8 @@ class Stage:
     def state(self) -> Path:
         """Where a half-done run is kept."""
         return self.directory / "scratch" / "state.pt"
+
+
+def _plain(text: str) -> str:
+    """With `-` for every character that DVC refuses in a name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text)
