@@ -54,7 +54,7 @@ STALE_EDITS = {
     "type": (_replace(CONFIG, "[0.9, ", "['0.9', "), ["run-a: optimizer.betas in"]),
     "new key": (
         _replace(CONFIG, "name", "extra: 1\nname"),
-        ["dvc.yaml: differs", f"run-a: extra in {CONFIG} was absent, now it is 1;"],
+        [f"run-a: extra in {CONFIG} was absent, now it is 1;"],
     ),
     "code": (_replace("inputs/run-a/code.json", "0", "1"), ["run-a: inputs/run-a/code.json changed since"]),
     "environment": (

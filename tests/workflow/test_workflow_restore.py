@@ -79,7 +79,7 @@ def test_restoring_an_edited_tree_leaves_its_chain_to_train_and_says_so(clone: C
     lines = clone.run("polygrain", "restore", SMOKE).stdout.splitlines()
     assert lines[-1] == "snakemake runs 1 training (4 jobs in all)"
     assert clone.planned() == CHAIN
-    stale = next(line for line in lines if line.startswith("pretrain-runs-smoke-fashion-mnist-simclr-base-seed0"))
+    stale = next(line for line in lines if line.startswith("pretrain-smoke-fashion-mnist@simclr-base-seed0"))
     assert "stale" in stale
     assert "method.values.temperature" in stale
     assert "now it is 0.31" in stale

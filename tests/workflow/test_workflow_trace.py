@@ -80,7 +80,7 @@ def test_a_number_is_followed_to_the_raw_files(recorded, capsys):
         assert lines[shown + 1].endswith("verified: as in its record and dvc.lock")
         assert f"snakemake --cores all --force {file}" in said
     assert _raw_files(recorded) <= set(re.findall(r"(\S+)  sha256 ([0-9a-f]{12})  checked when it was read", said))
-    assert "dvc pull pretrain-runs-smoke-fashion-mnist-mugs-base-seed0" in said
+    assert "dvc pull pretrain-smoke-fashion-mnist@mugs-base-seed0" in said
     assert "NOT" not in said
     assert lines[-1].startswith("verdict     nothing contradicts; ")
     assert [line for line in lines if len(line) > 120 and "  snakemake " not in line and "  runs/" not in line] == []
