@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
 from common import INSTRUCTION_SET, check_data, environment, last_line, positive, spread, start
 from tqdm import tqdm
 
@@ -50,25 +49,19 @@ SIDES: dict[str, tuple[Sequence[str], str]] = {
 HOOK_STEPS = 2000  # start_epoch and before_step are repeated for so many steps of a run at most
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Seconds of a mean step by component; encoder passes per image of a step, and those before the first one.
 
     A component is a key of PARTS, or one of the rest's, named after it: `rest: before_step`.
     """
 
-    components: dict[str, float]
+    components: pd.Series
     passes: float
     start_passes: float
 
-    @property
-    def step(self) -> float:
-        """Seconds of a mean step."""
-        return sum(self.components.values())
-
-    def share(self, part: str) -> float:
-        """What part of a step goes to a key of PARTS."""
-        return sum(value for name, value in self.components.items() if name.split(":")[0] == part) / self.step
+    def parts(self) -> pd.Series:
+        """Seconds by key of PARTS; all together they are the step."""
+        return self.components.groupby(lambda name: name.split(":")[0]).sum().reindex(list(PARTS), fill_value=0.0)
 
 
 def checked(project: Project, run: str, steps: int) -> Mapping[str, Any]:
@@ -115,16 +108,13 @@ def measure(config: Mapping[str, Any], steps: int) -> Cost:
         hooked = min(config["steps"], max(HOOK_STEPS, WARM_UP + steps)) - WARM_UP
         for run.step in range(WARM_UP + steps, WARM_UP + hooked):
             _call_hooks(run)
-    components: dict[str, float] = defaultdict(float)
-    for seconds, times in ((meter.of("steps"), steps), (meter.of("hooks"), hooked), (once, config["steps"])):
-        for name, value in seconds.items():
-            components[name] += value / times
-    backward = components.pop("backward")
-    components["encoder"] += share * backward
-    components["heads"] = components.pop("forward") + (1 - share) * backward
+    books = ((meter.of("steps"), steps), (meter.of("hooks"), hooked), (once, config["steps"]))
+    shared = pd.concat([pd.Series(seconds, dtype=float) / times for seconds, times in books]).groupby(level=0).sum()
+    shared["heads"] = shared.pop("forward") + (1 - share) * shared["backward"]
+    shared["encoder"] += share * shared.pop("backward")
     images = run.data.batch_size
     passes = (passes + meter.passes["hooks"] / max(1, hooked - steps)) / images
-    return Cost(dict(components), passes, meter.passes["once"] / (run.data.steps_per_epoch * images))
+    return Cost(shared, passes, meter.passes["once"] / (run.data.steps_per_epoch * images))
 
 
 def _call_hooks(run: "Training") -> None:
@@ -141,13 +131,13 @@ def describe(run: str, config: Mapping[str, Any], cost: Cost, steps: int) -> str
     counted = f"{declared['encoder_passes']:g} declared, {cost.passes:.4g} counted"
     if declared["start_passes"] or cost.start_passes:
         counted += f"; before the first step {declared['start_passes']:g} declared, {cost.start_passes:.4g} counted"
-    rate = f"{cost.step * 1e3:.1f} ms a step, {images / cost.step:.0f} images/s"
+    parts, step = cost.parts(), cost.components.sum()
+    rate = f"{step * 1e3:.1f} ms a step, {images / step:.0f} images/s"
     lines = [f"{run}: {rate} ({steps} steps of {images} images)", f"  encoder passes of an image: {counted}"]
     for part, meaning in PARTS.items():
-        share = cost.share(part)
-        lines.append(f"{f'  {meaning}':<54}{share * cost.step * 1e3:>9.2f} ms {share:>7.1%}")
-        inner = [(value, name.split(": ")[1]) for name, value in cost.components.items() if name.startswith(f"{part}:")]
-        lines += [f"{f'    {name}':<54}{value * 1e3:>9.2f} ms" for value, name in sorted(inner, reverse=True)]
+        lines.append(f"  {meaning:<52}{parts[part] * 1e3:>9.2f} ms {parts[part] / step:>7.1%}")
+        inner = cost.components[cost.components.index.str.startswith(f"{part}:")].sort_values(ascending=False)
+        lines += [f"    {str(name).split(': ')[1]:<50}{value * 1e3:>9.2f} ms" for name, value in inner.items()]
     return "\n".join(lines)
 
 
@@ -155,9 +145,9 @@ def overview(costs: Mapping[str, Cost]) -> str:
     """One line per run."""
     head = "".join(f"{part:>11}" for part in ("ms a step", *PARTS)).replace("    rest", "overhead")
     lines = [f"shares of a step (overhead: under {TARGET:.0%} is the aim)", f"{'':<54}{head}"]
-    for run, cost in costs.items():
-        shares = "".join(f"{cost.share(part):>11.1%}" for part in PARTS)
-        lines.append(f"{run:<54}{cost.step * 1e3:>11.1f}{shares}")
+    for run, parts in ((run, cost.parts()) for run, cost in costs.items()):
+        shares = "".join(f"{share:>11.1%}" for share in parts / parts.sum())
+        lines.append(f"{run:<54}{parts.sum() * 1e3:>11.1f}{shares}")
     return "\n".join(lines)
 
 
@@ -186,14 +176,13 @@ def compare(project: Project, runs: Sequence[str], steps: int, rounds: int) -> N
         checked(project, run, steps)
     print(f"CPU time of a step with {ALL_PINS}, and over that of one with ...: median (quartiles) of {rounds} rounds")
     print(f"{'':<46}{'a step':>10}" + "".join(f"{name:>26}" for name in SIDES if name != ALL_PINS))
-    with tqdm(total=len(runs) * rounds * len(SIDES), desc="determinism", unit="process", leave=False) as bar:
+    with tqdm(total=len(runs) * rounds, desc="determinism", unit="round", leave=False) as bar:
         for run in runs:
-            found: dict[str, list[float]] = {name: [] for name in SIDES}
+            found = []
             for number in range(rounds):
-                for name in in_turn(list(SIDES), number):
-                    found[name].append(seconds_of(project, name, run, steps))
-                    bar.update()
-            tqdm.write(line(run, found))
+                found.append({name: seconds_of(project, name, run, steps) for name in in_turn(list(SIDES), number)})
+                bar.update()
+            tqdm.write(line(run, pd.DataFrame(found)))
 
 
 def in_turn(names: Sequence[str], number: int) -> list[str]:
@@ -213,12 +202,10 @@ def seconds_of(project: Project, side: str, run: str, steps: int) -> float:
     return float(done.stdout)
 
 
-def line(run: str, found: Mapping[str, Sequence[float]]) -> str:
-    """One run's ratios."""
-    text = f"{run:<46}{statistics.median(found[ALL_PINS]) * 1e3:>7.0f} ms"
-    for name in (name for name in found if name != ALL_PINS):
-        text += f"{spread([pinned / free for pinned, free in zip(found[ALL_PINS], found[name], strict=True)], 2):>26}"
-    return text
+def line(run: str, found: pd.DataFrame) -> str:
+    """One run's ratios, from the seconds of each side by round."""
+    ratios = "".join(f"{spread(found[ALL_PINS] / found[name], 2):>26}" for name in SIDES if name != ALL_PINS)
+    return f"{run:<46}{found[ALL_PINS].median() * 1e3:>7.0f} ms{ratios}"
 
 
 def measured(run: str, steps: int, kernels: str) -> None:

@@ -50,28 +50,17 @@ def optimised(kind: Callable[..., Any], **options: float) -> Tensor:
     return weights
 
 
-def mapped(function: Callable[[float], float]) -> Any:
-    """A function of Python on 999 positive numbers."""
-    return np.array([function(abs(float(value)) + 0.01) for value in t(999).numpy()])
-
-
-def picture() -> Image.Image:
-    """90 x 120 pixels, smooth."""
-    smooth = np.add.outer(np.arange(120), np.arange(90))[..., None] * np.array([1, 2, 3]) % 256
-    return Image.fromarray(smooth.astype(np.uint8))
-
-
-def saved(kind: str) -> bytes:
-    """That picture as a file."""
+def saved(image: Image.Image, kind: str) -> bytes:
+    """A picture as a file."""
     stream = io.BytesIO()
-    picture().save(stream, kind)
+    image.save(stream, kind)
     return stream.getvalue()
 
 
-def decoded(size: tuple[int, int]) -> bytes:
-    """The pixels of that picture's JPEG, decoded at about that size."""
-    image = Image.open(io.BytesIO(saved("JPEG")))
-    image.draft("RGB", size)
+def decoded(jpeg: bytes, *size: int) -> bytes:
+    """The pixels of a JPEG, decoded at about that size."""
+    image = Image.open(io.BytesIO(jpeg))
+    image.draft("RGB", (size[0], size[1]))
     return image.convert("RGB").tobytes()
 
 
@@ -141,10 +130,12 @@ def expressions() -> Mapping[str, list[str]]:
     numpy += [f"np.linalg.{name}({x} @ {x}.T + np.eye(101))" for name in ("svd", "eigh", "inv", "qr")]
     numpy += [f"np.random.default_rng(0).{name}(size=999)" for name in ("normal", "random", "gumbel")]
     names = ["exp", "log", "log2", "log1p", "sin", "cos", "tan", "tanh", "atan", "erf", "lgamma"]
-    plain = [f"mapped(math.{name})" for name in names] + ["mapped(lambda x: math.pow(1.7, x))"]
+    plain = [f"np.array([math.{name}(x) for x in values])" for name in names]
+    plain += ["np.array([math.pow(1.7, x) for x in values])"]
     plain += ["zlib.compress(t(9999).numpy().round(1).tobytes(), 6)"]
-    pictures = ["saved('JPEG')", "saved('PNG')", "decoded((90, 120))", "decoded((45, 60))"]
-    sampled = "picture().resize((37, 41), Image.Resampling.{}).tobytes()"
+    pictures = ["saved(picture, 'JPEG')", "saved(picture, 'PNG')"]
+    pictures += [f"decoded(saved(picture, 'JPEG'), {size})" for size in ("90, 120", "45, 60")]
+    sampled = "picture.resize((37, 41), Image.Resampling.{}).tobytes()"
     pictures += [sampled.format(name) for name in ("BILINEAR", "BICUBIC", "LANCZOS")]
     pictures += ["figure('pdf')", "figure('png')", "typeset()"]
     torch_s = {"MKL": mkl, "MKL vector mathematics": functions, "oneDNN": onednn, "torch": kernels}
@@ -165,6 +156,9 @@ if __name__ == "__main__":
     pin_torch()
     loop = np.lib.introspect.opt_func_info(func_name="^tanh$", signature="float64")["tanh"]["dd"]["current"]
     print(json.dumps({"torch": torch.backends.cpu.get_cpu_capability(), "numpy": loop}), flush=True)
+    smooth = np.add.outer(np.arange(120), np.arange(90))[..., None] * np.array([1, 2, 3]) % 256
+    picture = Image.fromarray(smooth.astype(np.uint8))
+    values = [abs(float(value)) + 0.01 for value in t(999).numpy()]
     scope = {**globals(), "F": F, "uniform": uniform, "normal": normal, "zlib": zlib}
     for library, operations in expressions().items():
         for operation in operations:

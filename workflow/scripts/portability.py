@@ -134,9 +134,9 @@ def pin_lines(pinned: Seen, others: Mapping[str, Seen]) -> list[str]:
     rows = [f"| left out | other bits of {total} | by library | choices |", "| --- | ---: | --- | --- |"]
     for name, seen in others.items():
         wrong = {library: len(pinned.unequal(seen, library)) for library in pinned.hashes}
-        where = "; ".join(f"{library}: {count}" for library, count in wrong.items() if count)
-        instead = " in place of its value" if "=" in name else ""
-        rows.append(f"| {name}{instead} | {sum(wrong.values())} | {where or 'none'} | {seen.choices} |")
+        where = "; ".join(f"{library}: {count}" for library, count in wrong.items() if count) or "none"
+        label = f"{name} in place of its value" if "=" in name else name
+        rows.append(f"| {label} | {sum(wrong.values())} | {where} | {seen.choices} |")
     return [pinned.features, "", *rows]
 
 
@@ -196,6 +196,7 @@ def main(project: Project, options: argparse.Namespace) -> int:
     found = {name: made[name] for name in sides}
     if options.pins:
         print("\n".join(pin_lines(found.pop(NATIVE), found)))
+        shutil.rmtree(folder)
         return 0
     print("processors, and what the libraries chose there:")
     print("\n".join(f"  {name:<10}{seen.features}; {seen.choices}" for name, seen in found.items()), end="\n\n")
