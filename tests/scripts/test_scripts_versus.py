@@ -87,7 +87,7 @@ def scripted(job: dict[str, Any]) -> dict[str, Any]:
     if len(job["settings"]) > 1:
         best = (1, 0) if ours else (1, 1)
     seconds = {
-        "step": {"views": 0.01, "forward": 0.03} if ours else {"waiting for data": 0.02, "forward": 0.1},
+        "step": {"rest": 0.01, "forward": 0.03} if ours else {"waiting for data": 0.02, "forward": 0.1},
         "views": {"views": 0.016} if ours else {"views": 0.16},
         "groups": {"assignment": 0.001, "reset": 0.3} if ours else {"assignment": 0.002, "reset": 3.0},
     }[job["part"]]
@@ -108,7 +108,7 @@ def test_the_report_says_whose_number_is_whose(
         "   lightly   120.0 (120.0 to 120.0) ms a step, 133 images/s, 1 thread, 1 loader worker;"
         " peak memory 200 MB + 1 x 50 MB (partly shared)",
         "   lightly takes 3.00 (3.00 to 3.00) times as long",
-        "   polygrain views 25%, forward 75%",
+        "   polygrain forward 75%, rest 25%",
         "   lightly   waiting for data 17%, forward 83%",
     ]
     assert said[0].startswith("polygrain against lightly 1.0, torch 1.0, equal pins, equal cores, batch 16; medians")
@@ -154,7 +154,7 @@ def test_a_process_measures_on_its_cores_and_a_failing_one_is_one_line(job: dict
         assert list(answer["phases"]) == ["views"]
         assert answer["phases"]["views"] > 0
         assert answer["memory"][0] > 50
-    with pytest.raises(UserError, match=r"^polygrain views: .*cores"):
+    with pytest.raises(UserError, match=r"^polygrain views: exit 1: .*cores"):
         versus.ask({name: value for name, value in asked.items() if name != "cores"} | {"side": "polygrain"})
 
 

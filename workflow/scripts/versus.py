@@ -49,7 +49,7 @@ def ask(job: Job) -> Job:
     command, variables = [sys.executable, str(SCRIPTS / "versus_sides.py")], environment(Project.here())
     done = subprocess.run(command, input=json.dumps(job), env=variables, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{job['side']} {job['part']}: {last_line(done.stderr)}")
+        raise UserError(f"{job['side']} {job['part']}: exit {done.returncode}: {last_line(done.stderr)}")
     return dict(json.loads(done.stdout))
 
 
@@ -89,7 +89,9 @@ def compare_steps(job: Job, rounds: int, steps: int) -> None:
 
     report(f"a. whole SimCLR step, {_count(cores, 'core')}; rounds of {_count(steps, 'step')}", both, line)
     for name, one in zip(SIDES, both, strict=True):
-        shares = one.phases.sum() / one.phases.sum().sum()
+        shares = (
+            one.phases.sum().sort_index(key=lambda phases: phases == "rest", kind="stable") / one.phases.sum().sum()
+        )
         print(f"   {name:<10}{', '.join(f'{phase} {share:.0%}' for phase, share in shares.items())}", flush=True)
 
 
