@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.load import load_backbone
-from polygrain.config.signature import check_values, keywords
+from polygrain.config.signature import values_model
 from polygrain.provenance.errors import UserError
 
 RESNET = {"widths": [16, 32, 64, 128], "strides": [1, 2, 2, 1], "blocks": [1, 1, 1, 1], "stem_stride": 2}
@@ -184,8 +184,8 @@ def test_each_yaml_builds(path: Path) -> None:
     config = OmegaConf.create({"input_size": 32, "backbone": OmegaConf.load(path)})
     values: Any = OmegaConf.to_container(config, resolve=True)
     module = f"polygrain.backbones.{values['backbone']['name']}"
-    expected = {key: kind for key, kind in keywords(module, "build").items() if key != "channels"}
-    check_values(path.name, {key: value for key, value in values["backbone"].items() if key != "name"}, expected)
+    model = values_model(module, "build", without=("channels",))
+    model.of(path.name, {key: value for key, value in values["backbone"].items() if key != "name"})
     with torch.device("meta"):
         backbone = load_backbone(**values["backbone"], channels=1).eval()
     images = torch.empty(2, 1, 32, 32, device="meta")

@@ -57,9 +57,9 @@ def test_later_layers_win(project):
             "method/simclr.yaml",
             "temperature:",
             "temprature:",
-            "method.values: unknown key 'temprature'; did you mean 'temperature'?",
+            "unknown key 'method.values.temprature'; did you mean 'temperature'?",
         ),
-        ("method/simclr.yaml", "layers: 2", "layers: two", "key 'layers' must be int, not 'two'"),
+        ("method/simclr.yaml", "layers: 2", "layers: two", "key 'method.values.layers' must be int, not 'two'"),
         (
             "scale/cpu.yaml",
             "images: 12000",
@@ -76,9 +76,14 @@ def test_later_layers_win(project):
             "optimizer/adamw.yaml",
             "  weight_decay:",
             "  weight_decya:",
-            "optimizer.values: unknown key 'weight_decya'",
+            "unknown key 'optimizer.values.weight_decya'",
         ),
-        ("optimizer/adamw.yaml", "name: adamw", "name: adamm", "is not one of"),
+        (
+            "optimizer/adamw.yaml",
+            "name: adamw",
+            "name: adamm",
+            "key 'optimizer.name' must be one of 'adamw', 'sgd', 'lars' or 'larc', not 'adamm'",
+        ),
         (
             "backbone/resnet.yaml",
             "name: resnet",
@@ -104,7 +109,7 @@ def test_a_mistake_in_params_is_one_line_that_helps(project, file, old, new, wor
 def test_an_unknown_evaluation_value_is_refused(project):
     path = project.params / "evaluate" / "knn.yaml"
     path.write_text(path.read_text() + "neighbors: 3\n")
-    with pytest.raises(UserError, match=r"evaluate.protocols.knn: unknown key 'neighbors'"):
+    with pytest.raises(UserError, match=r"unknown key 'evaluate\.protocols\.knn\.neighbors'"):
         configuration(project, SIMCLR)
 
 

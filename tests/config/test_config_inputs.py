@@ -20,7 +20,7 @@ HOUR = 3600 * 10**9
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    for name in ("params", "src/polygrain", "workflow/schemas"):
+    for name in ("params", "src/polygrain"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(REPOSITORY / "requirements.lock", tmp_path)
     return Project(tmp_path)

@@ -1,5 +1,3 @@
-import ast
-
 import pytest
 
 from polygrain.config import signature
@@ -22,31 +20,51 @@ from polygrain.provenance.errors import UserError
         ("float | Literal['all']", ["all", 0.5], ["some"]),
     ],
 )
-def test_values_are_held_against_annotations(annotation, good, bad):
-    tree = ast.parse(annotation, mode="eval").body
-    assert all(signature._fits(value, tree) for value in good)
-    assert not any(signature._fits(value, tree) for value in bad)
+def test_values_are_held_against_annotations(annotation, good, bad, tmp_path, monkeypatch):
+    model = demo(f"def build(*, a: {annotation}): ...\n", tmp_path, monkeypatch)
+    for value in good:
+        model.of("here", {"a": value})
+    for value in bad:
+        with pytest.raises(UserError, match="here: key 'a"):
+            model.of("here", {"a": value})
 
 
-def test_check_values_names_the_key_and_the_nearest():
-    expected = {"temperature": ("float", True), "hidden": ("int", False)}
-    signature.check_values("here", {"temperature": 0.1}, expected)
-    with pytest.raises(UserError, match=r"here: unknown key 'temprature'; did you mean 'temperature'\?"):
-        signature.check_values("here", {"temprature": 0.1}, expected)
-    with pytest.raises(UserError, match=r"here: key 'temperature' \(float\) is missing"):
-        signature.check_values("here", {"hidden": 3}, expected)
-    with pytest.raises(UserError, match="key 'hidden' must be int, not 'big'"):
-        signature.check_values("here", {"temperature": 1, "hidden": "big"}, expected)
-
-
-def test_keywords_are_read_from_source_without_importing(tmp_path, monkeypatch):
-    package = tmp_path / "demo"
-    package.mkdir()
-    (package / "thing.py").write_text(
-        "raise SystemExit\nclass T:\n def __init__(self, backbone, *, a: int, b: list[str] = ()): ...\nMETHOD = T\n"
-        "def build(*, channels: int, width: int): ...\n"
-    )
+def demo(text, tmp_path, monkeypatch, name="build"):
+    (tmp_path / "demo").mkdir(exist_ok=True)
+    (tmp_path / "demo" / "thing.py").write_text(text)
     monkeypatch.setattr(signature, "SOURCE", tmp_path)
-    assert signature.assigned_name("demo.thing", "METHOD") == "T"
-    assert signature.keywords("demo.thing", "T") == {"a": ("int", True), "b": ("list[str]", False)}
-    assert signature.keywords("demo.thing", "build") == {"channels": ("int", True), "width": ("int", True)}
+    signature._parsed.cache_clear()
+    signature.values_model.cache_clear()
+    signature.constant.cache_clear()
+    return signature.values_model("demo.thing", name)
+
+
+def test_a_mistake_names_the_key_and_the_nearest(tmp_path, monkeypatch):
+    text = "def build(*, temperature: float, hidden: int = 3, share: float | Literal['all'] = 1): ...\n"
+    model = demo(text, tmp_path, monkeypatch)
+    model.of("here", {"temperature": 0.1})
+    with pytest.raises(UserError, match=r"here: unknown key 'x.temprature'; did you mean 'temperature'\?"):
+        model.of("here", {"temprature": 0.1}, "x")
+    with pytest.raises(UserError, match=r"here: key 'temperature' \(float\) is missing"):
+        model.of("here", {"hidden": 3})
+    with pytest.raises(UserError, match=r"here: key 'x\.hidden' must be int, not 'big'"):
+        model.of("here", {"temperature": 1, "hidden": "big"}, "x")
+    with pytest.raises(UserError, match=r"key 'share' must be float \| Literal\['all'\], not 'some'"):
+        model.of("here", {"temperature": 1, "share": "some"})
+
+
+def test_signatures_are_read_from_source_without_importing(tmp_path, monkeypatch):
+    text = (
+        "raise SystemExit\nclass T:\n def __init__(self, backbone, *, a: int, b: list[str] = ()): ...\nMETHOD = T\n"
+        "def build(*, channels: int, width: int): ...\ndef odd(*, a: Path): ...\nWORDS = ('x', 'y')\n"
+    )
+    model = demo(text, tmp_path, monkeypatch, "T")
+    assert signature.constant("demo.thing", "METHOD") == "T"
+    assert signature.constant("demo.thing", "WORDS") == ("x", "y")
+    assert {key: field.is_required() for key, field in model.model_fields.items()} == {"a": True, "b": False}
+    assert list(signature.values_model("demo.thing", "build", without=("channels",)).model_fields) == ["width"]
+    with pytest.raises(UserError, match=r"annotation 'Path' cannot describe a YAML value"):
+        signature.values_model("demo.thing", "odd")
+    for name, what in (("none", "no function or class 'none'"), ("METHODS", "no function or class")):
+        with pytest.raises(UserError, match=what):
+            signature.values_model("demo.thing", name)

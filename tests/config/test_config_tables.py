@@ -83,5 +83,5 @@ def test_a_column_whose_setting_no_run_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"table1\.yaml: column 'set': no run of this table has the key"):
         stage_of(project, "table", "reports/smoke-seeds1/table1.pdf")
     path.write_text(text.replace("method.values.groups", "groups"))
-    with pytest.raises(UserError, match=r"key 'columns.0.setting': 'groups' does not match"):
+    with pytest.raises(UserError, match=r"key 'columns.0.setting' must be of the form .*, not 'groups'"):
         specification(project, Table("table1"))

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as reference
 from polygrain.backbones.contract import from_map
 from polygrain.backbones.droppath import set_drop_path_key
 from polygrain.backbones.load import load_backbone
+from polygrain.config.signature import values_model
 from polygrain.data import shards
 from polygrain.data.encoded import open_encoded
 from polygrain.data.packed import open_packed
@@ -306,9 +307,9 @@ def test_an_encoder_that_diverged_writes_nothing(data: dict[str, Path], tmp_path
     assert not (tmp_path / "f.safetensors").exists()
 
 
-def test_an_unknown_key_names_the_nearest(data: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="features: unknown key 'trian'; did you mean 'train'"):
-        extract(config(trian=3), tmp_path / "none", data, tmp_path / "f.safetensors")
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'features\.trian'; did you mean 'train'"):
+        values_model("polygrain.evaluate.given", "Encoder").of("run", config(trian=3)["features"], "features")
 
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"batch": 0}, {"train": 0}, {"test": -3}])

@@ -12,6 +12,7 @@ from test_evaluate_features import RESNET, config, prefixed, write_packed
 
 from polygrain.backbones.load import load_backbone
 from polygrain.config.run_stages import EVALUATE
+from polygrain.config.signature import values_model
 from polygrain.evaluate import run as entry
 from polygrain.evaluate.given import Encoder
 from polygrain.evaluate.result import ACCURACY, Number, Result
@@ -88,15 +89,15 @@ def test_two_processes_write_the_same_bytes_and_load_what_they_need(stored: Path
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**PROTOCOLS["knn"], "temprature": 1.0}, "unknown key 'temprature'; did you mean 'temperature'"),
-        ({"k": [5], "temperature": 0.1}, r"knn\.values: key 'byte_budget' \(int\) is missing"),
-        ({**PROTOCOLS["knn"], "k": "five"}, r"key 'k' must be list\[int\], not 'five'"),
+        ({**PROTOCOLS["knn"], "temprature": 1.0}, r"unknown key 'knn\.values\.temprature'; did you mean 'temperature'"),
+        ({"k": [5], "temperature": 0.1}, r"key 'knn\.values\.byte_budget' \(int\) is missing"),
+        ({**PROTOCOLS["knn"], "k": "five"}, r"key 'knn\.values\.k' must be list\[int\], not 'five'"),
     ],
 )
-def test_a_wrong_value_stops_before_anything_is_written(stored: Path, values: dict[str, object], message: str) -> None:
+def test_a_wrong_value_stops_before_any_job(values: dict[str, object], message: str) -> None:
+    """The job graph is not built, by this model: `polygrain.config.models.load_run`."""
     with pytest.raises(UserError, match=message):
-        run(stage("knn", stored, values))
-    assert not (stored.parent / "results").exists()
+        values_model("polygrain.evaluate.knn", "evaluate").of("run", values, "knn.values")
 
 
 def test_missing_features_are_named(tmp_path: Path) -> None:
@@ -126,7 +127,6 @@ def test_a_protocol_that_needs_the_network_is_given_it(
         return Result({"other/layer": Number(layer / 10, ACCURACY)})
 
     monkeypatch.setitem(sys.modules, "polygrain.evaluate.own", SimpleNamespace(evaluate=evaluate))  # type: ignore[arg-type]
-    monkeypatch.setattr(entry, "keywords", lambda module, name: {"layer": ("int", True)})
     more = {key: value for key, value in config().items() if key != "datasets"}
     more |= {"formats": {"toy": "pixels", "other": "pixels"}, "datasets": ["other"], "pretrained": "toy"}
     entry.run(EVALUATE.shape(tmp_path, "own", {"protocol": "own", "needs": needs, "values": {"layer": 3}, **more}))

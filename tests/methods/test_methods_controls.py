@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.load import load_backbone
-from polygrain.config.signature import assigned_name, check_values, keywords
+from polygrain.config.signature import constant, values_model
 from polygrain.methods.load import load_method
 from polygrain.methods.pca import PCA, moments, principal_components, vote_accuracy
 from polygrain.methods.random import Random
@@ -237,7 +237,7 @@ def test_yaml_fits_the_constructor(name: str, units: int) -> None:
     assert sorted(content) == ["encoder_passes", "grains", "mode", "name", "start_passes", "values"]
     assert (content["name"], content["encoder_passes"], content["start_passes"]) == (name, units, 0)
     module = f"polygrain.methods.{name}"
-    check_values(name, content["values"], keywords(module, assigned_name(module, "METHOD")))
+    values_model(module, constant(module, "METHOD")).of(name, content["values"])
     backbone = pixels(16) if name == "pca" else Mean()
     values = {**content["values"], "dimensions": [2, 4]} if name == "pca" else content["values"]
     method = load_method(name, backbone, values)
@@ -249,7 +249,7 @@ def test_yaml_fits_the_constructor(name: str, units: int) -> None:
 def test_optimizer_yaml_builds(name: str) -> None:
     content = yaml.safe_load((PARAMS / "optimizer" / f"{name}.yaml").read_text())
     assert sorted(content) == ["clip", "final_weight_decay", "name", "schedule", "values"]
-    check_values(name, content["values"], keywords("polygrain.nn.optim", OPTIMIZERS[content["name"]].__name__))
+    values_model("polygrain.nn.optim", OPTIMIZERS[content["name"]].__name__).of(name, content["values"])
     group = {"params": [nn.Parameter(torch.ones(2))], "name": "a", "decay": True}
     build(content["name"], [group], **content["values"])
     schedule = dict(content["schedule"])

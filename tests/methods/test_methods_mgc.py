@@ -16,7 +16,7 @@ from two_processes import WORLD, run_in_two
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.vit import build as build_vit
-from polygrain.config.signature import check_values, keywords
+from polygrain.config.signature import values_model
 from polygrain.methods.mgc import METHOD, MGC, mean_over_rows, pair_losses
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clock import Clock
@@ -587,7 +587,7 @@ VARIANTS = sorted(path.stem for path in (PARAMS / "variant/mgc").glob("*.yaml"))
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor(variant: str | None) -> None:
     found, base = configured("mgc", variant), configured("mgc")
-    check_values("method.values", found["values"], keywords("polygrain.methods.mgc", "MGC"))
+    values_model("polygrain.methods.mgc", "MGC").of("run", found["values"], "method.values")
     MGC(Tiny(), **found["values"])
     assert (found["encoder_passes"], found["start_passes"]) == (8, 0)
     side = 8 if variant == "vit" else 4

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded
-from polygrain.config.signature import check_values, keywords
+from polygrain.config.signature import values_model
 from polygrain.methods.mncl import METHOD, MNCL
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clip import clip_global
@@ -914,7 +914,7 @@ VARIANTS = sorted(path.stem for path in (PARAMS / "variant/mncl").glob("*.yaml")
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) -> None:
     found, base = configured("mncl", variant), configured("mncl")
-    check_values("method.values", found["values"], keywords("polygrain.methods.mncl", "MNCL"))
+    values_model("polygrain.methods.mncl", "MNCL").of("run", found["values"], "method.values")
     v = found["values"]
     net = MNCL(Tiny(), **v)
     assert found["encoder_passes"] == units(v)

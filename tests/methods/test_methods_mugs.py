@@ -19,7 +19,7 @@ from polygrain.backbones import resnet, vit
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.relation import Relation
-from polygrain.config.signature import check_values, keywords
+from polygrain.config.signature import values_model
 from polygrain.methods.mugs import METHOD, Mugs
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clip import clip_each
@@ -924,7 +924,7 @@ VARIANTS = sorted(path.stem for path in (PARAMS / "variant/mugs").glob("*.yaml")
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) -> None:
     found, base = configured("mugs", variant, "cpu"), configured("mugs", recipe="cpu")
-    check_values("method.values", found["values"], keywords("polygrain.methods.mugs", "Mugs"))
+    values_model("polygrain.methods.mugs", "Mugs").of("run", found["values"], "method.values")
     with torch.device("meta"):
         METHOD(small_resnet(), **found["values"])
     assert found["encoder_passes"] == 2 + 3 * (2 + found["values"]["local_crops"] / 4)

@@ -16,7 +16,7 @@ from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
-from polygrain.config.signature import check_values, keywords
+from polygrain.config.signature import values_model
 from polygrain.methods.smog import METHOD, Embedded, SMoG
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clock import Clock
@@ -699,7 +699,7 @@ VARIANTS = sorted(path.stem for path in (PARAMS / "variant/smog").glob("*.yaml")
 @pytest.mark.parametrize("variant", [None, *VARIANTS])
 def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) -> None:
     found, base = configured("smog", variant), configured("smog")
-    check_values("method.values", found["values"], keywords("polygrain.methods.smog", "SMoG"))
+    values_model("polygrain.methods.smog", "SMoG").of("run", found["values"], "method.values")
     SMoG(Tiny(), **found["values"])
     v = found["values"]
     small = v["small"] * ((96 / 224) ** 2 if variant == "swin" else 1 / 4)

@@ -14,7 +14,7 @@ from two_processes import WORLD, run_in_two
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.load import load_backbone
-from polygrain.config.signature import check_values, keywords
+from polygrain.config.signature import values_model
 from polygrain.methods.wcl import METHOD, WCL
 from polygrain.nn.batch_norm import synchronise
 from polygrain.nn.clock import Clock
@@ -584,7 +584,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 # --- params
 
 
-SIGNATURE = keywords("polygrain.methods.wcl", "WCL")
+SIGNATURE = values_model("polygrain.methods.wcl", "WCL")
 
 
 def read(path: str) -> dict[str, Any]:
@@ -605,7 +605,7 @@ def whole(mode: str) -> dict[str, Any]:
 def test_modes_hold_the_switches_of_the_release() -> None:
     described, released = whole("described"), whole("released")
     for values in (described, released):
-        check_values("wcl", values, SIGNATURE)
+        SIGNATURE.of("wcl", values)
     assert {key for key in described if described[key] != released[key]} == {"nce_block", "decay_shortcut_norms"}
     assert (released["nce_block"], released["local_crops"]) == (128, 0)
     assert read("mode/wcl/described.yaml").keys() == read("mode/wcl/released.yaml").keys()
@@ -619,7 +619,7 @@ def test_variants_fit_the_constructor_and_change_something(variant: str) -> None
         return
     chosen = given.get("method", {})
     values = base | chosen.get("values", {})
-    check_values(variant, values, SIGNATURE)
+    SIGNATURE.of(variant, values)
     assert values != base or "pretrain" in given
     # a small crop has half the side, so a quarter of the units of a full-size view, forward and backward
     assert chosen.get("encoder_passes", 6) == 6 + 3 * values["local_crops"] / 4

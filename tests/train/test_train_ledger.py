@@ -49,7 +49,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy of params/ in which both arms of every line are variants."""
     root = tmp_path_factory.mktemp("arms")
     shutil.copytree(PROJECT.params, root / "params")
-    shutil.copytree(PROJECT.schemas, root / "workflow" / "schemas")
     for (method, name), line in LINES.items():
         folder = root / "params" / "variant" / method
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from polygrain.config.inputs import write_inputs
+from polygrain.config.models import WorkflowModel
 from polygrain.config.project import Project
 from polygrain.config.resolved import datasets_in
 from polygrain.config.runs import SEGMENT
@@ -11,13 +12,15 @@ from polygrain.config.stages import patterns, stage_of
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import validate
 
 PROJECT = Project(Path(workflow.basedir))
 TOGETHER = ("pretrain", "features")
 RUN = "runs/{scale}/{dataset}/{method}/{variant}/seed{seed}"
 
-validate(config, str(PROJECT.schemas / "config.schema.yaml"))
+try:
+    WorkflowModel.of("--config", config)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 if "data" in config:
     os.environ.update(POLYGRAIN_DATA=str(Path(config["data"]).resolve()))
 

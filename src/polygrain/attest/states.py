@@ -17,6 +17,7 @@ from polygrain.provenance.dvcfiles import LOCK, md5_file
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.scratch import git, switch
 
+# workflow/schemas: in commits before the configuration was held against pydantic models
 COPIED = ("Snakefile", "requirements.lock", "params", "src/polygrain", "workflow/schemas")
 _TRIED = 12
 """Commits that are looked at for the recorded code, from the one that recorded it backwards."""

@@ -7,11 +7,9 @@ between its two arms.
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from polygrain.config.compose import choices
 from polygrain.config.project import Project
-from polygrain.config.schema import check_schema
+from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
 NAME = "ledger"
@@ -33,31 +31,16 @@ def read_ledger(project: Project, method: str = "") -> list[Line]:
 
 
 def _lines(project: Project, method: str) -> list[Line]:
+    from polygrain.config.ledger_models import Ledger  # pydantic is loaded where something is checked
+
     where = f"params/{NAME}/{method}.yaml"
-    try:
-        content = yaml.safe_load((project.root / where).read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-    check_schema(where, content, project.schemas / "ledger.schema.yaml")
+    content = read_mapping(project.root / where, where=where)
+    Ledger.of(where, content)
     if content["method"] != method or method not in choices(project.params, "method"):
         raise UserError(
             f"{where}: its method is '{content['method']}'; a ledger has the name of the method it is about"
         )
-    names = [line["id"] for line in content["lines"]]
-    for line in content["lines"]:
-        if names.count(line["id"]) > 1:
-            raise UserError(f"{where}: line '{line['id']}' occurs more than once; give each its own id")
-        _check_arms(f"{where}: line '{line['id']}'", line)
     return [{"method": method, **line} for line in content["lines"]]
-
-
-def _check_arms(where: str, line: Line) -> None:
-    first, second = ARMS[line["kind"]]
-    given = {name for names in ARMS.values() for name in names if line.get(name) is not None}
-    if given != {first, second}:
-        raise UserError(f"{where} is of kind {line['kind']}: it needs {first} and {second}, and no other arm")
-    if line[first]["value"] == line[second]["value"]:
-        raise UserError(f"{where} has the value {line[first]['value']!r} in both arms; give each its own")
 
 
 def arms(line: Line) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -26,11 +26,6 @@ class Project:
         return self.root / "params"
 
     @property
-    def schemas(self) -> Path:
-        """JSON schemas of what a person writes."""
-        return self.root / "workflow" / "schemas"
-
-    @property
     def lock(self) -> Path:
         """The pinned requirements."""
         return self.root / "requirements.lock"

@@ -1,15 +1,12 @@
 """The resolved and checked configuration of runs, data sets and protocols, remembered while params/ does not change."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from polygrain.config.compose import Config, choices, resolve, stamp
 from polygrain.config.project import Project
 from polygrain.config.runs import Run
-from polygrain.config.schema import check_config, check_dataset
+from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
 FEATURES = "features"  # params/evaluate/features.yaml says how features are extracted; the other files are protocols
@@ -25,7 +22,7 @@ def _configuration(project: Project, scale: str, dataset: str, method: str, vari
     run = Run(scale, dataset, method, variant, 0)
     config = resolve(run, project.params)
     config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
-    check_config(str(run.path), config, project.schemas)
+    _models().load_run(str(run.path), config, project.params)
     return config
 
 
@@ -72,7 +69,7 @@ def dataset(project: Project, name: str) -> Config:
 @cache
 def _dataset(project: Project, name: str, stamp: int) -> Config:
     described = {key: value for key, value in _file(project, f"dataset/{name}", stamp).items() if key != "defaults"}
-    check_dataset(f"params/dataset/{name}.yaml", described, project.schemas)
+    _models().DatasetChoice.of(f"params/dataset/{name}.yaml", described)
     return described
 
 
@@ -88,12 +85,11 @@ def evaluated(config: Config, name: str) -> list[str]:
 
 @cache
 def _file(project: Project, name: str, stamp: int) -> dict[str, Any]:
-    path = project.params / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise UserError(f"{_shown(path)}: must be keys with values")
-    return content
+    return read_mapping(project.params / f"{name}.yaml", where=f"params/{name}.yaml")
 
 
-def _shown(path: Path) -> str:
-    return "/".join(path.parts[-3:])
+def _models() -> Any:
+    """The models, and pydantic with them, are loaded where something is checked: a job under the workflow is not."""
+    from polygrain.config import models
+
+    return models

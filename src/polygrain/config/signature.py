@@ -1,15 +1,19 @@
-"""The keyword values that a method, backbone, optimiser or evaluator takes, read from its source without importing it.
+"""The values that a method, backbone, optimiser or evaluator takes, read from its source without importing it.
 
 A constructor's signature is the schema of its YAML: written once, and readable at the time the job graph is built, when
 torch must not be imported.
 """
 
 import ast
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from polygrain.provenance.errors import UserError, nearest
+from pydantic import Field, create_model
+
+from polygrain.config.check import Strict
+from polygrain.provenance.errors import UserError
 
 SOURCE = Path(__file__).resolve().parents[2]
 
@@ -22,82 +26,60 @@ def modules(package: str) -> tuple[str, ...]:
 
 
 @cache
-def keywords(module: str, name: str) -> dict[str, tuple[str, bool]]:
-    """Keyword-only parameters of function `name`, or of class `name`'s constructor, in `module`.
-
-    Returns parameter -> (annotation as written, whether it must be given).
-    """
-    path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for member in node.body:
-                if isinstance(member, ast.FunctionDef) and member.name == "__init__":
-                    return _keyword_only(member)
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _keyword_only(node)
-    raise UserError(f"{path}: no function or class '{name}' with a constructor")
+def constant(module: str, name: str) -> Any:
+    """The value of `name = ...` at the top level of `module`: a literal, or the name that stands there."""
+    path, tree = _parsed(module)
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+    raise UserError(f"{path}: it must hold {name} = ... at its top level")
 
 
 @cache
-def assigned_name(module: str, constant: str) -> str:
-    """The name on the right of `constant = name` at the top level of `module`."""
-    path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
-    for node in ast.parse(path.read_text()).body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=target)], value=ast.Name(id=name)) if target == constant:
-                return name
-    raise UserError(f"{path}: it must say which class to use: {constant} = ...")
+def values_model(module: str, name: str, *, without: tuple[str, ...] = ()) -> type[Strict]:
+    """The model of the values that `name` in `module` takes, less those that no YAML gives.
 
-
-def _keyword_only(function: ast.FunctionDef) -> dict[str, tuple[str, bool]]:
-    arguments = function.args
-    return {
-        argument.arg: (ast.unparse(argument.annotation) if argument.annotation else "Any", default is None)
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    }
-
-
-def check_values(where: str, values: dict[str, Any], expected: dict[str, tuple[str, bool]]) -> None:
-    """Hold a mapping against keyword parameters.
-
-    Raises UserError naming the first key that is unknown, missing or ill-typed.
+    They are the keyword-only parameters of a function or of a class's constructor. Raises UserError when there is no
+    such name, and for an annotation that cannot describe a YAML value.
     """
-    for key in values:
-        if key not in expected:
-            raise UserError(f"{where}: unknown key '{key}'{nearest(key, expected)}")
-    for key, (annotation, required) in expected.items():
-        if key not in values:
-            if required:
-                raise UserError(f"{where}: key '{key}' ({annotation}) is missing")
-        elif not _fits(values[key], ast.parse(annotation, mode="eval").body):
-            raise UserError(f"{where}: key '{key}' must be {annotation}, not {values[key]!r}")
+    path, tree = _parsed(module)
+    node = next((node for node in tree.body if getattr(node, "name", "") == name), None)
+    fields: dict[str, Any] = {}
+    for key, annotation, required in _parameters(node):
+        try:
+            kind = eval(annotation, {"__builtins__": {}}, _NAMES)
+        except (NameError, TypeError):
+            raise UserError(
+                f"{path}: annotation '{annotation}' cannot describe a YAML value; use plain types"
+            ) from None
+        fields[key] = (kind, Field(... if required else None, description=annotation))
+    if node is None:
+        raise UserError(f"{path}: no function or class '{name}'")
+    return create_model(name, __base__=Strict, **{key: field for key, field in fields.items() if key not in without})
 
 
-_SCALARS = {"int": int, "str": str, "bool": bool, "float": (int, float)}
+@cache
+def _parsed(module: str) -> tuple[Path, ast.Module]:
+    path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
+    return path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _fits(value: Any, annotation: ast.expr) -> bool:
-    """Whether a YAML value fits an annotation of scalars, None, Literal, lists, tuples, mappings and unions."""
-    match annotation:
-        case ast.Name(id="Any" | "object"):
-            return True
-        case ast.Name(id=name) if name in _SCALARS:
-            return isinstance(value, _SCALARS[name]) and (name == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
-        case ast.Constant(value=None):
-            return value is None
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _fits(value, left) or _fits(value, right)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
-            elements = choices.elts if isinstance(choices, ast.Tuple) else [choices]
-            return any(isinstance(element, ast.Constant) and element.value == value for element in elements)
-        case ast.Subscript(value=ast.Name(id="list" | "Sequence"), slice=item):
-            return isinstance(value, list) and all(_fits(entry, item) for entry in value)
-        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[item, ast.Constant(value=ellipsis)])) if (
-            ellipsis is ...
-        ):
-            return isinstance(value, list) and all(_fits(entry, item) for entry in value)
-        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=items)):
-            return isinstance(value, list) and len(value) == len(items) and all(map(_fits, value, items))
-        case ast.Subscript(value=ast.Name(id="dict" | "Mapping"), slice=ast.Tuple(elts=[_, item])):
-            return isinstance(value, dict) and all(_fits(entry, item) for entry in value.values())
-    raise UserError(f"annotation '{ast.unparse(annotation)}' cannot describe a YAML value; use plain types")
+def _parameters(node: ast.stmt | None) -> Iterator[tuple[str, str, bool]]:
+    """Name, annotation as written, and whether it must be given, of each value."""
+    if isinstance(node, ast.ClassDef):
+        node = next((member for member in node.body if getattr(member, "name", "") == "__init__"), None)
+    if isinstance(node, ast.FunctionDef):
+        for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+            yield argument.arg, ast.unparse(argument.annotation) if argument.annotation else "Any", default is None
+
+
+class _List:
+    """`tuple` in an annotation: YAML gives a list, whose entries are held against those of the tuple."""
+
+    def __class_getitem__(cls, entries: Any) -> Any:
+        return Annotated[tuple[entries], Field(strict=False)]
+
+
+_NAMES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, list, dict, object)}
+_NAMES |= {"Any": Any, "Literal": Literal, "Mapping": Mapping, "Sequence": Sequence, "tuple": _List}

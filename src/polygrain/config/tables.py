@@ -18,7 +18,6 @@ from polygrain.config.kind import Kind
 from polygrain.config.project import Project
 from polygrain.config.resolved import configuration
 from polygrain.config.runs import SEGMENT, Run
-from polygrain.config.schema import check_schema
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.attestations import Inputs, behind, read_attestations
 from polygrain.provenance.dvcfiles import md5_bytes
@@ -70,8 +69,10 @@ def specification(project: Project, table: Table) -> dict[str, Any]:
     if not path.is_file():
         known = [other.stem for other in path.parent.glob("*.yaml")]
         raise UserError(f"{path}: no such table{nearest(table.name, known)}")
-    spec = read_mapping(path, "correct it")
-    check_schema(f"params/table/{path.name}", spec, project.schemas / "table.schema.yaml")
+    from polygrain.config.table_models import WrittenTable  # pydantic is loaded where something is checked
+
+    spec = read_mapping(path, where=f"params/table/{path.name}")
+    WrittenTable.of(f"params/table/{path.name}", spec)
     if table.seeds is not None and table.seeds > len(spec["seeds"]):
         raise UserError(
             f"{table.folder}: the table has {len(spec['seeds'])} seeds, {table.seeds} asked; add seeds to {path}"

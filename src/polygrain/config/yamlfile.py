@@ -1,4 +1,4 @@
-"""YAML files that must be mappings, with one line when they are not."""
+"""YAML files that a person or the workflow wrote, with one line when they are not as they must be."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,20 @@ import yaml
 from polygrain.provenance.errors import UserError
 
 
-def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
-    """Parse a YAML file of keys and values. Raises UserError that ends in `remedy` when it is missing or broken."""
+def read_yaml(path: Path, remedy: str = "correct it", where: str = "") -> Any:
+    """Parse a YAML file, which messages call `where`. Raises UserError that ends in `remedy` when that fails."""
+    where = where or str(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; {remedy}") from None
+        raise UserError(f"{where}: not found; {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); {remedy}") from None
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); {remedy}") from None
+
+
+def read_mapping(path: Path, remedy: str = "correct it", where: str = "") -> dict[str, Any]:
+    """Parse a YAML file of keys and values. Raises UserError as `read_yaml` does, and for any other content."""
+    content = read_yaml(path, remedy, where)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must be keys with values, is {type(content).__name__}; {remedy}")
+        raise UserError(f"{where or path}: must be keys with values, is {type(content).__name__}; {remedy}")
     return content

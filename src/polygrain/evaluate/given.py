@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from polygrain.backbones.contract import Backbone, Encoded, split
 from polygrain.backbones.load import load_backbone
-from polygrain.config.signature import check_values, keywords
 from polygrain.data.load import format_of, open_data, statistics
 from polygrain.data.packed import DataSet
 from polygrain.evaluate.store import ALL, Integers
@@ -139,9 +138,8 @@ def encoder_of(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, P
     config: `backbone` (its name and values), `datasets`, `pretrained` (the data set of pre-training; by default the
     first of `datasets`), `statistics` (mean and std per channel, null for that data set's own) and `features` (the
     keyword values of `Encoder`). data: name -> packed folder. Raises UserError on a damaged checkpoint, one that does
-    not fit the backbone, a damaged data set and an unknown key.
+    not fit the backbone and a damaged data set.
     """
-    check_values("features", config["features"], keywords(__name__, "Encoder"))
     opened = {name: open_data(root) for name, root in data.items()}
     own = opened[config.get("pretrained", config["datasets"][0])]
     mean, std = statistics(own, config["statistics"])

@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polygrain.config.signature import check_values, keywords
 from polygrain.evaluate.result import Result
 from polygrain.evaluate.store import Features
 
@@ -14,11 +13,10 @@ if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out
 def run(stage: "Stage") -> None:
     """Do a protocol's stage: write `{protocol}.json` and `{protocol}.npz`.
 
-    Raises UserError on an unknown value and on bad features, a bad checkpoint or bad data.
+    Values were checked when the job graph was built. Raises UserError on bad features, checkpoints and data.
     """
     name, values = stage.config["protocol"], stage.config["values"]
     module = f"polygrain.evaluate.{name.replace('-', '_')}"
-    check_values(f"{name}.values", values, keywords(module, "evaluate"))
     result: Result = import_module(module).evaluate(_given(stage), **values)
     result.save(stage.outputs[0].parent, name)
 

@@ -61,6 +61,6 @@ def footer_of(spec: Spec, root: Path) -> Footer:
                 raise UserError(f"table: row '{row.label}' lacks the hashes of {run} under inputs")
             runs[run] = {**row.inputs[run], "data": data_hash}
     try:
-        return Footer(spec.scale, spec.seeds, data_hash, claim_id(runs), spec.attestations)
+        return Footer(spec.scale, tuple(spec.seeds), data_hash, claim_id(runs), spec.attestations)
     except ValueError as error:
         raise UserError(f"table: {error}") from None

@@ -40,7 +40,7 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
         name=spec.name,
         title=spec.title,
         caption=spec.caption,
-        columns=spec.columns,
+        columns=tuple(spec.columns),
         groups=groups,
         legend=(*legend, *spec.footnotes),
         footer=footer,

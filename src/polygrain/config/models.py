@@ -1,0 +1,243 @@
+"""The resolved configuration of a run, as types, and all that must hold before anything is started.
+
+The values that only a method, backbone, optimiser or protocol reads are held against the signature in its source
+(`polygrain.config.signature`).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from polygrain.config.check import Strict
+from polygrain.config.recipe_models import check_recipes
+from polygrain.config.signature import constant, modules, values_model
+from polygrain.config.yamlfile import read_mapping
+from polygrain.provenance.errors import UserError, nearest
+
+Text = Annotated[str, Field(min_length=1)]
+Side = Annotated[int, Field(ge=4)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Expense(Strict):
+    """What a stage is declared to cost: minutes of one core, peak memory in MB."""
+
+    minutes: NonNegative
+    memory: Count
+
+
+class Moments(Strict):
+    """Mean and standard deviation per channel of pixels scaled to 0..1."""
+
+    mean: Annotated[list[float], Field(min_length=1)]
+    std: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Expected(Strict):
+    """What a whole copy of a data set holds; null where nobody counted."""
+
+    classes: int | None
+    train: int | None
+    test: int | None
+
+
+class DatasetChoice(Strict):
+    """A data set: who reads it, its format, how it is split."""
+
+    name: str
+    reader: str
+    format: Literal["pixels", "encoded"]
+    """Arrays of equally large images, or shards of encoded ones that are decoded when they are needed."""
+    side: Side
+    """Default of `input_size`."""
+    local_side: Side
+    """Side of small crops, in augmentations that follow the data set."""
+    validation: Count
+    test: Natural
+    seed: Natural
+    cost: Expense
+    folder: str | None = None
+    """Encoded images: the folder or edition to read."""
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """Class folders to take; null takes all."""
+    expected: Expected | None = None
+    statistics: Moments | None = None
+    licence: str | None = None
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _encoded(self) -> Self:
+        for key in ("folder", "statistics") if self.format == "encoded" else ():
+            if key not in self.model_fields_set:
+                raise ValueError(f"key '{key}' is missing; a data set of encoded images needs it")
+        return self
+
+
+class ScheduleChoice(Strict):
+    """The law of the learning rate."""
+
+    name: Literal["constant", "linear", "cosine", "cosine_closed_warmup", "cosine_to_final"]
+    base: Positive
+    final: NonNegative
+    start: NonNegative
+    warmup: Annotated[float, Field(ge=0, le=1)]
+    """Share of the run's steps."""
+
+
+class ClipChoice(Strict):
+    """How gradients are shortened."""
+
+    rule: Literal["none", "global", "each"]
+    maximum: Positive | None
+
+
+class OptimizerChoice(Strict):
+    """The optimiser, its learning rate and its clipping."""
+
+    name: Literal["adamw", "sgd", "lars", "larc"]
+    values: dict[str, Any]
+    final_weight_decay: NonNegative | None
+    """Weight decay moves by half a cosine from `values.weight_decay` to this; null: it stays."""
+    schedule: ScheduleChoice
+    clip: ClipChoice
+
+
+class MethodChoice(Strict):
+    """The method and what it declares about itself."""
+
+    name: str
+    grains: list[Literal["patch", "region", "instance", "local-group", "weak-class", "group", "class"]]
+    """What a run contrasts: its loss terms, one per grain, under these names."""
+    encoder_passes: NonNegative
+    """Units per image and step."""
+    start_passes: NonNegative
+    """Units per image of the pre-training subset, spent once before the first step."""
+    mode: Literal["described", "released"] | None
+    """Preset of the switches in which text and released code differ; null for a method without such switches."""
+    values: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.grains)) < len(self.grains):
+            raise ValueError(f"grains {self.grains} names one twice; name each once")
+        return self
+
+
+class PretrainChoice(Strict):
+    """What pre-training sees, and how long."""
+
+    device: Literal["cpu", "cuda"]
+    workers: Natural
+    """Processes that decode encoded images ahead; 0 decodes in the training process."""
+    split: Literal["train", "unlabelled", "train+unlabelled"]
+    images: Count
+    batch: Annotated[int, Field(ge=2)]
+    encoder_passes: Count | None
+    """The length of a run: this, or `epochs`."""
+    epochs: Positive | None
+    log_every: Count
+    state_every: Count
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        if self.batch > self.images:
+            raise ValueError(
+                f"pretrain.batch {self.batch} is larger than pretrain.images {self.images};"
+                " lower the batch or raise the subset"
+            )
+        if (self.encoder_passes is None) == (self.epochs is None):
+            raise ValueError("give one of pretrain.encoder_passes and pretrain.epochs, and null for the other")
+        return self
+
+
+class ProtocolChoice(Strict):
+    """One evaluation protocol (params/evaluate/NAME.yaml)."""
+
+    needs: Literal["features", "tokens", "backbone"]
+    datasets: Literal["own", "transfer", "all"] | Annotated[list[str], Field(min_length=1)]
+    device: Literal["cpu", "cuda"]
+    cost: Expense
+    values: dict[str, Any]
+
+
+class EvaluateChoice(Strict):
+    """On which data sets, and how, the encoder is judged."""
+
+    transfer: list[str]
+    features: dict[str, Any]
+    protocols: dict[str, ProtocolChoice]
+
+
+class Costs(Strict):
+    """What the stages of a run are declared to cost."""
+
+    pretrain: Expense
+    features: Expense
+
+
+class RunModel(Strict):
+    """A whole resolved configuration (params/run.yaml)."""
+
+    input_size: Side
+    statistics: Moments | None
+    dataset: DatasetChoice
+    augmentation: dict[str, dict[str, Any]]
+    backbone: dict[str, Any]
+    optimizer: OptimizerChoice
+    method: MethodChoice
+    pretrain: PretrainChoice
+    evaluate: EvaluateChoice
+    cost: Costs
+
+
+class WorkflowModel(Strict):
+    """What `snakemake --config KEY=VALUE` takes. Everything that decides a number lives in params/ instead."""
+
+    data: str = ""
+    """A local folder with raw data sets, read before any download (also POLYGRAIN_DATA)."""
+
+
+def load_run(where: str, config: dict[str, Any], params: Path) -> RunModel:
+    """Check the resolved configuration of a run. Raises UserError naming the run, the key and the nearest known key."""
+    run = RunModel.of(where, config)
+    method, optimizer = run.method, run.optimizer
+    module = _module(where, "methods", method.name)
+    values_model(module, constant(module, "METHOD")).of(where, method.values, "method.values")
+    name, backbone = str(run.backbone.get("name")), {**run.backbone}
+    backbone.pop("name", None)
+    known = values_model(_module(where, "backbones", name), "build", without=("channels",))
+    known.of(where, backbone, "backbone")
+    values_model("polygrain.nn.optim", optimizer.name).of(where, optimizer.values, "optimizer.values")
+    values_model("polygrain.evaluate.given", "Encoder").of(where, run.evaluate.features, "evaluate.features")
+    for name, protocol in run.evaluate.protocols.items():
+        evaluate = values_model(_module(where, "evaluate", name), "evaluate")
+        evaluate.of(where, protocol.values, f"evaluate.protocols.{name}.values")
+    _module(where, "data.readers", run.dataset.reader)
+    check_recipes(where, run.augmentation)
+    _check_mode(where, method, params)
+    return run
+
+
+def _module(where: str, package: str, name: str) -> str:
+    known = modules(f"polygrain.{package}")
+    file = name.replace("-", "_")
+    if file not in known:
+        raise UserError(f"{where}: no module '{name}' in polygrain.{package}{nearest(file, known)}")
+    return f"polygrain.{package}.{file}"
+
+
+def _check_mode(where: str, method: MethodChoice, params: Path) -> None:
+    """Refuse to call a run released whose switches are not those of the release."""
+    if method.mode != "released":
+        return
+    path = params / "mode" / method.name / "released.yaml"
+    for key, value in read_mapping(path)["method"]["values"].items():
+        if method.values[key] != value:
+            raise UserError(
+                f"{where}: method.mode is released, but the release has {key}: {value}, not {method.values[key]};"
+                " take that value, or mode described"
+            )

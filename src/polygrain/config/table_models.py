@@ -1,0 +1,140 @@
+"""A table's YAML as a person writes it, as types; `params/table/*.yaml` explains the keys."""
+
+import unicodedata
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from polygrain.config.check import Strict
+from polygrain.provenance.errors import nearest
+
+
+def plain(text: str) -> str:
+    """Text with whitespace collapsed. Raises ValueError on control, invisible and direction-changing characters."""
+    text = " ".join(text.split())
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"):
+            raise ValueError(f"invisible character U+{ord(character):04X} in {text!r}; remove it")
+    return text
+
+
+Words = Annotated[str, Field(min_length=1), AfterValidator(plain)]
+Unset = Annotated[str, AfterValidator(plain)]
+
+
+class Column(Strict):
+    """One column: a value of a protocol, a fact of the run, one of its settings, or a number that a source reports."""
+
+    id: Words
+    label: Words
+    group: Unset = ""
+    """Spanning header over neighbouring columns of the same group; may be empty."""
+    note: Unset = ""
+    protocol: Unset = ""
+    value: Unset = ""
+    """Name of a value in `results/{protocol}.json`, such as `fashion-mnist/1%/top1`."""
+    fact: Literal["images_seen", "encoder_passes", ""] = ""
+    """Name of a fact that the workflow knows before a run."""
+    setting: Annotated[str, Field(pattern=r"^([a-z_]+(\.[a-z0-9_]+)+)?$")] = ""
+    """Dotted key of a run's configuration, such as `method.grains`; printed as text."""
+    reported: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = (bool(self.protocol and self.value), bool(self.fact), bool(self.setting), self.reported)
+        if sum(kinds) != 1 or bool(self.protocol) != bool(self.value):
+            raise ValueError(f"column '{self.id}' needs exactly one of protocol + value, fact, setting, reported: true")
+        return self
+
+
+class WrittenRow(Strict):
+    """One row: a method's variant."""
+
+    label: Words
+    method: Words
+    variant: Words = "base"
+    note: Unset = ""
+    reconstructed: Unset = ""
+    """Which parts are ours because no source specifies them; empty when there are none."""
+
+
+class WrittenGroup(Strict):
+    """Rows under one heading."""
+
+    label: Words
+    best: bool = False
+    """Whether the best comparable row is set in bold."""
+    rows: Annotated[list[WrittenRow], Field(min_length=1)]
+
+
+class Compare(Strict):
+    """Significance tests of the other rows against the best of the reference rows, column by column."""
+
+    columns: Annotated[list[Words], Field(min_length=1)]
+    reference: Annotated[list[Words], Field(min_length=1)]
+    by_group: bool = False
+    """Against the reference rows of the own group only."""
+    level: Annotated[float, Field(gt=0, lt=1)]
+    draws: Annotated[int, Field(ge=1)]
+
+
+class Citation(Strict):
+    """A reported number: which record stands in which cell."""
+
+    row: Words
+    column: Words
+    record: Words
+
+
+class WrittenTable(Strict):
+    """A whole table: rows and columns, what is compared, what others report."""
+
+    name: Words
+    title: Words
+    caption: Words
+    dataset: Words
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    groups: Annotated[list[WrittenGroup], Field(min_length=1)]
+    columns: Annotated[list[Column], Field(min_length=1)]
+    compare: Compare | None = None
+    reported_sources: list[Words] = Field(default_factory=list)
+    reported: list[Citation] = Field(default_factory=list)
+    footnotes: list[Words] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """What spans several keys: names are unique, references exist."""
+        rows = _unique("row label", [row.label for group in self.groups for row in group.rows])
+        columns = _unique("column id", [column.id for column in self.columns])
+        _unique("seed", list(map(str, self.seeds)))
+        for citation in self.reported:
+            _known("reported", "row", citation.row, rows)
+            _known("reported", "column", citation.column, columns)
+            if not next(column.reported for column in self.columns if column.id == citation.column):
+                raise ValueError(f"reported: column '{citation.column}' is measured; cite in a reported column")
+        if self.compare is not None:
+            self._check_compare(self.compare, rows, columns)
+        return self
+
+    def _check_compare(self, compare: Compare, rows: list[str], columns: list[str]) -> None:
+        for label in compare.reference:
+            _known("compare.reference", "row", label, rows)
+        for group in self.groups:
+            if compare.by_group and sum(row.label in compare.reference for row in group.rows) > 1:
+                raise ValueError(f"compare: by_group, but '{group.label}' has several reference rows; leave it one")
+        for name in compare.columns:
+            _known("compare.columns", "column", name, columns)
+            if not next(column.protocol for column in self.columns if column.id == name):
+                raise ValueError(f"compare.columns: '{name}' is no value of a protocol; only those can be compared")
+
+
+def _unique(what: str, names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what} '{name}' occurs more than once; give each its own")
+    return names
+
+
+def _known(where: str, what: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{where}: no {what} '{name}'{nearest(name, known)}")
