@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -32,9 +33,20 @@ from polygrain.views.batch import make_batch
 from polygrain.views.recipe import Recipe
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
-CONFIG = stage_of(PROJECT, "pretrain", RUN).config
-RECIPE = Recipe.from_mapping(CONFIG["augmentation"]["global"])
 SAMPLES = 3000
+
+
+@cache
+def agreed() -> Any:
+    """The configuration of the run that is compared."""
+    return stage_of(PROJECT, "pretrain", RUN).config
+
+
+@cache
+def law() -> Recipe:
+    """The law of its views."""
+    return Recipe.from_mapping(agreed()["augmentation"]["global"])
+
 
 needs_lightly = pytest.mark.skipif(
     find_spec("lightly") is None, reason="lightly is not installed: pip install .[bench]"
@@ -47,7 +59,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     images = np.random.default_rng(0).integers(0, 256, (400, 1, 28, 28))
     splits = {"train": np.arange(330), "validation": np.arange(330, 360), "test": np.arange(360, 400)}
     data = pack(tmp_path_factory.mktemp("data") / "noise", images, np.arange(400) % 10, splits)
-    config = {**CONFIG, "pretrain": {**CONFIG["pretrain"], "images": 330, "batch": 16}}
+    config = {**agreed(), "pretrain": {**agreed()["pretrain"], "images": 330, "batch": 16}}
     groups = {"count": 12, "width": 8, "bank": 200}
     return {"config": config, "data": str(data), "groups": groups, "cores": [0]}
 
@@ -76,7 +88,7 @@ def test_without_lightly_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_a_law_that_lightly_cannot_say_is_refused(change: dict[str, Any]) -> None:
-    recipe = Recipe.from_mapping({**CONFIG["augmentation"]["global"], **change})
+    recipe = Recipe.from_mapping({**agreed()["augmentation"]["global"], **change})
     with pytest.raises(UserError, match="lightly's SimCLR transform can make"):
         transform_of(recipe, [0.5], [0.25])
 
@@ -171,12 +183,12 @@ def test_the_best_setting_is_found_with_loader_workers_that_end(job: dict[str, A
 
 
 def test_the_law_is_the_one_that_was_agreed() -> None:
-    jitter = RECIPE.jitter
+    jitter = law().jitter
     assert jitter is not None
-    assert (RECIPE.size, RECIPE.scale, RECIPE.flip, RECIPE.grey) == (32, (0.2, 1.0), 0.5, 0.0)
-    law = (jitter.probability, jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    assert law == (0.8, 0.4, 0.4, 0, 0)
-    assert (CONFIG["pretrain"]["batch"], CONFIG["pretrain"]["images"]) == (128, 12_000)
+    assert (law().size, law().scale, law().flip, law().grey) == (32, (0.2, 1.0), 0.5, 0.0)
+    odds = (jitter.probability, jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    assert odds == (0.8, 0.4, 0.4, 0, 0)
+    assert (agreed()["pretrain"]["batch"], agreed()["pretrain"]["images"]) == (128, 12_000)
     assert GROUPS == {"count": 300, "width": 128, "bank": 10_000}
 
 
@@ -184,7 +196,7 @@ def lightly_parts() -> tuple[Any, Any]:
     """The operations of lightly's transform, configured for the comparison, of its first and its second view."""
     torch.manual_seed(0)
     np.random.seed(0)
-    first, second = transform_of(RECIPE, [0.5], [0.25]).transforms
+    first, second = transform_of(law(), [0.5], [0.25]).transforms
     assert first is second
     return first, first.transform.transforms
 
@@ -222,7 +234,7 @@ def test_crops_and_flips_follow_the_same_law() -> None:
     pixels = (5 * column + 4 * row).astype(np.uint8)
     _, operations = lightly_parts()
     assert type(operations[0]).__name__ == "RandomResizedCrop"
-    ours = our_views(pixels, replace(RECIPE, jitter=None))
+    ours = our_views(pixels, replace(law(), jitter=None))
     theirs = lightly_views(pixels, operations[:4])
     assert theirs.shape == ours.shape == (SAMPLES, 32, 32)
 
@@ -248,7 +260,7 @@ def test_brightness_and_contrast_follow_the_same_law() -> None:
     pixels[:, 16:] = 130
     _, operations = lightly_parts()
     assert type(operations[4]).__name__ == "RandomApply"
-    ours = our_views(pixels, replace(RECIPE, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0))
+    ours = our_views(pixels, replace(law(), scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0))
     theirs = lightly_views(pixels, [operations[4]])
 
     def of(views: Any) -> Any:
@@ -276,7 +288,7 @@ def test_nothing_else_happens_to_a_view() -> None:
     row, column = np.mgrid[:28, :28]
     pixels = (128 + 60 * np.sin(column / 2) + 50 * np.cos(row)).astype(np.uint8)
     transform, _ = lightly_parts()
-    ours = (our_views(pixels, RECIPE) / 255 - 0.5) / 0.25
+    ours = (our_views(pixels, law()) / 255 - 0.5) / 0.25
     theirs = torch.stack([transform(Image.fromarray(pixels)) for _ in range(SAMPLES)])
     assert theirs.dtype == torch.float32
     assert theirs.shape == (SAMPLES, 1, 32, 32)

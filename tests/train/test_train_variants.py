@@ -34,6 +34,9 @@ def test_a_cell_takes_steps_at_the_cost_and_on_the_grains_that_it_declares(
     if variant != "base":
         assert config_of("cpu", method, variant) != config_of("cpu", method, "base"), "the cell changes nothing"
     config = config_of("smoke", method, variant)
+    config["pretrain"]["batch"] = 32
+    if "batch" in config["method"]["values"]:
+        config["method"]["values"]["batch"] = 32
     if config["steps"] == 0:
         assert config["method"]["grains"] == []
         return
