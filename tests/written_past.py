@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from polygrain.audit.judge import audit_history
 from polygrain.audit.locks import read_history
 from polygrain.audit.repository import Repository
 from polygrain.audit.sources import SHAPE, Layout
-from polygrain.audit.verdicts import Audit, Change, audit_history
+from polygrain.audit.verdicts import Audit, Change
 
 Files = dict[str, str]
 _ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}

@@ -10,10 +10,10 @@ from written_past import Past, entry, lock_text, md5
 from polygrain.audit.example import make_example
 from polygrain.audit.history.names import Names
 from polygrain.audit.history.values import Value, values
+from polygrain.audit.judge import audit_history
 from polygrain.audit.locks import LockParser, read_history
 from polygrain.audit.repository import Repository
 from polygrain.audit.run import LAYOUT, entries_of, sources_of
-from polygrain.audit.verdicts import audit_history
 from polygrain.config.project import Project
 from polygrain.config.tables import Table
 from polygrain.provenance.code import code_hashes

@@ -6,12 +6,12 @@ object and what was made as result, ordered by the steps of the workflow.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from polygrain.audit.account import Account, Content
-from polygrain.audit.crate_files import Entity, Shared, ref, refs, single
+from polygrain.audit.crate_files import Entity, Shared, entity, ref, refs, single
 from polygrain.audit.evidence import Evidence
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pipeline import Job, inputs_of
@@ -79,35 +79,34 @@ def crate_text(
     Raises UserError when files in place contradict their records, or nothing tells what a job read or made.
     """
     graph = list(_Crate(evidence, folder, about, steps, sources).entities())
-    graph.sort(key=lambda entity: (entity["@id"] != NAME, entity["@id"] != "./", entity["@id"]))
-    lines = ",\n".join(json.dumps(single(entity), sort_keys=True, ensure_ascii=False) for entity in graph)
+    graph.sort(key=lambda item: (item["@id"] != NAME, item["@id"] != "./", item["@id"]))
+    lines = ",\n".join(json.dumps(single(item), sort_keys=True, ensure_ascii=False) for item in graph)
     return f'{{"@context": {json.dumps(CONTEXT)}, "@graph": [\n{lines}\n]}}\n'
 
 
+@dataclass
 class _Crate:
     """The graph of one crate; shared entities gather while the jobs are described."""
 
-    def __init__(
-        self,
-        evidence: Evidence,
-        folder: Path,
-        about: About,
-        steps: Mapping[str, str],
-        sources: Mapping[str, Sequence[Source]],
-    ) -> None:
-        self.evidence, self.about, self.steps, self.sources = evidence, about, steps, sources
-        self.jobs = sorted(evidence.jobs, key=lambda job: job.name)
-        self.accounts = {job.name: evidence.account(job) for job in self.jobs}
-        self.shared = Shared(frozenset(path for path in evidence.makers if path.parent == folder))
-        self.workflow = self.shared.file(about.workflow, self._present(about.workflow))
+    evidence: Evidence
+    folder: Path
+    about: About
+    steps: Mapping[str, str]
+    sources: Mapping[str, Sequence[Source]]
+
+    def __post_init__(self) -> None:
+        self.jobs = sorted(self.evidence.jobs, key=lambda job: job.name)
+        self.accounts = {job.name: self.evidence.account(job) for job in self.jobs}
+        self.shared = Shared(frozenset(path for path in self.evidence.makers if path.parent == self.folder))
+        self.workflow = self.shared.file(self.about.workflow, self._present(self.about.workflow))
 
     def entities(self) -> Iterator[Entity]:
         """Every entity once, in no order."""
-        happened = [entity for job in self.jobs for entity in self._job(job)]
+        happened = [item for job in self.jobs for item in self._job(job)]
         happened += self._run()
         planned = list(self._plan())
         yield from (*happened, *planned, *self.shared.entities.values())
-        yield from self._root([entity["@id"] for entity in happened if entity["@type"].endswith("Action")])
+        yield from self._root([item["@id"] for item in happened if item["@type"].endswith("Action")])
 
     def _job(self, job: Job) -> Iterator[Entity]:
         """One job: its execution, and the engine's control of it."""
@@ -118,30 +117,30 @@ class _Crate:
         for source in self.sources.get(job.name, ()):
             more = {"description": source.description, "license": source.licence}
             objects.append(self.shared.file(Path(source.name), Content(source.sha256), **more))
-        action: Entity = {
-            "@id": f"{ACTION}{job.name}",
-            "@type": "CreateAction",
-            "name": f"{step}: {job.outputs[0]}",
-            "description": account.command if account else NO_RECORD,
-            "instrument": ref(f"#tool-{step}"),
-            "object": refs(objects),
-            "result": refs(results),
-            "actionStatus": COMPLETED,
-        }
+        action: Entity = entity(
+            f"{ACTION}{job.name}",
+            "CreateAction",
+            name=f"{step}: {job.outputs[0]}",
+            description=account.command if account else NO_RECORD,
+            instrument=ref(f"#tool-{step}"),
+            object=refs(objects),
+            result=refs(results),
+            actionStatus=COMPLETED,
+        )
         if account:
             yield from self._usage(job, account)
             action |= self._circumstances(job, account)
         yield action
-        yield {
-            "@id": f"#control-{job.name}",
-            "@type": "ControlAction",
-            "name": f"orchestrate {step}",
-            "instrument": ref(f"#step-{step}"),
-            "object": ref(action["@id"]),
-        }
+        yield entity(
+            f"#control-{job.name}",
+            "ControlAction",
+            name=f"orchestrate {step}",
+            instrument=ref(f"#step-{step}"),
+            object=ref(action["@id"]),
+        )
 
     def _check(self, job: Job) -> None:
-        """Refuse to describe files by a record that is not theirs."""
+        """Refuse files that their record does not describe."""
         met = [path for path in inputs_of(job) if path in self.evidence.makers]
         for path in (*job.outputs, *met):
             if self.evidence.has_record(job) and self.evidence.state(job, path).as_recorded is False:
@@ -173,14 +172,14 @@ class _Crate:
 
     def _usage(self, job: Job, account: Account) -> Iterator[Entity]:
         for name, unit in USAGE.items():
-            yield {
-                "@id": f"#{name}-{job.name}",
-                "@type": "PropertyValue",
-                "name": name,
-                "propertyID": f"#{name}",
-                "unitCode": unit,
-                "value": str(getattr(account, name)),
-            }
+            yield entity(
+                f"#{name}-{job.name}",
+                "PropertyValue",
+                name=name,
+                propertyID=f"#{name}",
+                unitCode=unit,
+                value=str(getattr(account, name)),
+            )
 
     def _file(self, job: Job, path: Path) -> str:
         """A file as the job met it, by its account, or as it is now where dvc.lock agrees. Returns its `@id`."""
@@ -215,22 +214,16 @@ class _Crate:
             "hasPart": refs(f"#tool-{name}" for name in names),
             "step": refs(f"#step-{name}" for name in names),
         }
-        yield {"@id": LANGUAGE, "@type": "ComputerLanguage", "name": "Snakemake", "url": ENGINE_PAGE}
+        yield entity(LANGUAGE, "ComputerLanguage", name="Snakemake", url=ENGINE_PAGE)
         for position, name in enumerate(names):
-            yield {
-                "@id": f"#step-{name}",
-                "@type": "HowToStep",
-                "name": name,
-                "position": position,
-                "workExample": ref(f"#tool-{name}"),
-            }
-            yield {
-                "@id": f"#tool-{name}",
-                "@type": "SoftwareApplication",
-                "name": f"polygrain {name}",
-                "softwareVersion": self.about.version,
-                "softwareRequirements": refs(packages),
-            }
+            yield entity(f"#step-{name}", "HowToStep", name=name, position=position, workExample=ref(f"#tool-{name}"))
+            yield entity(
+                f"#tool-{name}",
+                "SoftwareApplication",
+                name=f"polygrain {name}",
+                softwareVersion=self.about.version,
+                softwareRequirements=refs(packages),
+            )
 
     def _ordered(self) -> list[Job]:
         """Each job after those that it needs."""
@@ -249,61 +242,52 @@ class _Crate:
         span = {"startTime": min(a.started for a in known), "endTime": max(a.finished for a in known)} if known else {}
         read = {path for job in self.jobs for path in job.dependencies}
         engine = f"#snakemake-{self.about.engine}"
-        yield {
-            "@id": engine,
-            "@type": "SoftwareApplication",
-            "name": "Snakemake",
-            "softwareVersion": self.about.engine,
-            "url": ENGINE_PAGE,
-        }
-        yield {
-            "@id": "#engine-run",
-            "@type": "OrganizeAction",
-            "name": "Snakemake",
-            "description": "Perhaps in several invocations: what was up to date did not run again.",
-            "instrument": ref(engine),
-            "object": refs(f"#control-{job.name}" for job in self.jobs),
-            "result": ref("#workflow-run"),
+        yield entity(
+            engine, "SoftwareApplication", name="Snakemake", softwareVersion=self.about.engine, url=ENGINE_PAGE
+        )
+        yield entity(
+            "#engine-run",
+            "OrganizeAction",
+            name="Snakemake",
+            description="Perhaps in several invocations: what was up to date did not run again.",
+            instrument=ref(engine),
+            object=refs(f"#control-{job.name}" for job in self.jobs),
+            result=ref("#workflow-run"),
             **span,
-        }
-        yield {
-            "@id": "#workflow-run",
-            "@type": "CreateAction",
-            "name": f"{self.about.title}: {len(self.jobs)} jobs",
-            "description": "From the first start of a job to the last end, pauses included.",
-            "instrument": ref(self.workflow),
-            "object": refs(self._all(lambda job: (job.config, *inputs_of(job)), self.evidence.makers)),
-            "result": refs(self._all(lambda job: job.outputs, read)),
-            "actionStatus": COMPLETED,
+        )
+        yield entity(
+            "#workflow-run",
+            "CreateAction",
+            name=f"{self.about.title}: {len(self.jobs)} jobs",
+            description="From the first start of a job to the last end, pauses included.",
+            instrument=ref(self.workflow),
+            object=refs(
+                self._file(job, path)
+                for job in self.jobs
+                for path in (job.config, *inputs_of(job))
+                if path not in self.evidence.makers
+            ),
+            result=refs(self._file(job, path) for job in self.jobs for path in job.outputs if path not in read),
+            actionStatus=COMPLETED,
             **span,
-        }
-
-    def _all(self, paths: Callable[[Job], Sequence[Path]], without: "Mapping[Path, Job] | set[Path]") -> Iterator[str]:
-        """The files that jobs have to do with, but for some."""
-        for job in self.jobs:
-            yield from (self._file(job, path) for path in paths(job) if path not in without)
+        )
 
     def _root(self, actions: Sequence[str]) -> Iterator[Entity]:
         licence = f"https://spdx.org/licenses/{self.about.licence}"
         ends = [account.finished for account in self.accounts.values() if account]
-        yield {
-            "@id": NAME,
-            "@type": "CreativeWork",
-            "about": ref("./"),
-            "conformsTo": [ref(SPECIFICATION), ref(WORKFLOW_CRATE)],
-        }
-        yield {
-            "@id": "./",
-            "@type": "Dataset",
-            "name": self.about.title,
-            "description": self.about.description,
-            "datePublished": max(ends, default=self.about.published)[:10],
-            "license": ref(licence),
-            "conformsTo": refs(PROFILES),
-            "mainEntity": ref(self.workflow),
-            "hasPart": refs(self.shared.ids("File")),
-            "mentions": refs(actions),
-        }
-        yield {"@id": licence, "@type": "CreativeWork", "name": self.about.licence}
+        yield entity(NAME, "CreativeWork", about=ref("./"), conformsTo=[ref(SPECIFICATION), ref(WORKFLOW_CRATE)])
+        yield entity(
+            "./",
+            "Dataset",
+            name=self.about.title,
+            description=self.about.description,
+            datePublished=max(ends, default=self.about.published)[:10],
+            license=ref(licence),
+            conformsTo=refs(PROFILES),
+            mainEntity=ref(self.workflow),
+            hasPart=refs(self.shared.ids("File")),
+            mentions=refs(actions),
+        )
+        yield entity(licence, "CreativeWork", name=self.about.licence)
         for profile, (name, version) in PROFILES.items():
-            yield {"@id": profile, "@type": "CreativeWork", "name": name, "version": version}
+            yield entity(profile, "CreativeWork", name=name, version=version)

@@ -28,6 +28,11 @@ FORMATS = {
 }
 
 
+def entity(identifier: str, kind: str, **properties: Any) -> Entity:
+    """An entity of the graph."""
+    return {"@id": identifier, "@type": kind, **properties}
+
+
 def ref(identifier: str) -> dict[str, str]:
     """A reference to an entity."""
     return {"@id": identifier}
@@ -70,47 +75,42 @@ class Shared:
     def file(self, path: Path, content: Content, **more: str) -> str:
         """A file with its hashes; `more` are further properties. Returns its `@id`."""
         identifier = path.name if path in self.own else file_uri(content.sha256)
-        entity = self.entities.setdefault(identifier, {"@id": identifier, "@type": "File", "alternateName": []})
-        entity["alternateName"] = sorted({*entity["alternateName"], path.as_posix()})
-        entity["name"] = entity["alternateName"][0]
-        entity |= {"sha256": content.sha256, **more}
+        found = self.entities.setdefault(identifier, entity(identifier, "File", alternateName=[]))
+        found["alternateName"] = sorted({*found["alternateName"], path.as_posix()})
+        found["name"] = found["alternateName"][0]
+        found |= {"sha256": content.sha256, **more}
         if content.md5:
-            entity["md5"] = content.md5
+            found["md5"] = content.md5
         if content.size is not None:
-            entity["contentSize"] = str(content.size)
-        entity["encodingFormat"] = FORMATS.get(path.suffix, "application/octet-stream")
+            found["contentSize"] = str(content.size)
+        found["encodingFormat"] = FORMATS.get(path.suffix, "application/octet-stream")
         return identifier
 
     def fact(self, kind: str, name: str, value: str) -> str:
         """A named value. Returns its `@id`."""
         identifier = f"#{kind}-{sha256_bytes(f'{name}={value}'.encode())[:12]}"
-        self.entities[identifier] = {"@id": identifier, "@type": "PropertyValue", "name": name, "value": value}
+        self.entities[identifier] = entity(identifier, "PropertyValue", name=name, value=value)
         return identifier
 
     def machine(self, facts: dict[str, str]) -> str:
         """A processor with everything else that was recorded of it. Returns its `@id`."""
         details = [self.fact("fact", name, value) for name, value in facts.items()]
         identifier = f"#machine-{sha256_bytes(' '.join(sorted(details)).encode())[:12]}"
-        self.entities[identifier] = {
-            "@id": identifier,
-            "@type": "PropertyValue",
-            "name": "machine",
-            "value": facts.get("processor", "unknown"),
-            "valueReference": refs(details),
-        }
+        self.entities[identifier] = entity(
+            identifier,
+            "PropertyValue",
+            name="machine",
+            value=facts.get("processor", "unknown"),
+            valueReference=refs(details),
+        )
         return identifier
 
     def package(self, name: str, version: str) -> str:
         """A Python package. Returns its `@id`."""
         identifier = f"#package-{name}-{version}"
-        self.entities[identifier] = {
-            "@id": identifier,
-            "@type": "SoftwareApplication",
-            "name": name,
-            "softwareVersion": version,
-        }
+        self.entities[identifier] = entity(identifier, "SoftwareApplication", name=name, softwareVersion=version)
         return identifier
 
     def ids(self, kind: str) -> list[str]:
         """The `@id`s of one type."""
-        return sorted(name for name, entity in self.entities.items() if kind in entity["@type"])
+        return sorted(name for name, item in self.entities.items() if kind in item["@type"])

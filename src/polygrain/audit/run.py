@@ -10,12 +10,12 @@ from tqdm import tqdm
 from polygrain.audit.cache import cache_folder, examine, object_path, objects_of
 from polygrain.audit.crate import NAME as CRATE
 from polygrain.audit.explain import closing_lines, entry_lines
+from polygrain.audit.judge import audit_history
 from polygrain.audit.locks import Stage as Recorded
 from polygrain.audit.locks import State, read_history
 from polygrain.audit.rebuild import Rebuilt, rebuild
 from polygrain.audit.repository import Repository
 from polygrain.audit.sources import SHAPE, Layout
-from polygrain.audit.verdicts import audit_history
 from polygrain.config.compose import Config
 from polygrain.config.project import Project
 from polygrain.config.published import PUBLISHED

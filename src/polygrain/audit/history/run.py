@@ -6,10 +6,10 @@ from pathlib import Path
 from polygrain.audit.cells import find_cell
 from polygrain.audit.history.names import Names
 from polygrain.audit.history.values import Value, number, values
+from polygrain.audit.judge import audit_history
 from polygrain.audit.locks import read_history
 from polygrain.audit.repository import Repository
 from polygrain.audit.run import LAYOUT
-from polygrain.audit.verdicts import audit_history
 from polygrain.config.project import Project
 from polygrain.config.tables import Table
 from polygrain.provenance.errors import UserError
