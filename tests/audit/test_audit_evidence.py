@@ -78,7 +78,7 @@ def test_restored_files_are_judged_by_the_lock_alone(recorded_project):
     assert evidence(recorded_project).account(RUN) is None
     overwrite(recorded_project, METRICS, "better")
     assert faults(recorded_project) == {
-        "run-a": [f"{METRICS}: is not the file of dvc.lock, and no record says who made it"]
+        "run-a": [f"{METRICS}: is not the file of dvc.lock, and no record tells how it was made"]
     }
 
 
@@ -88,7 +88,7 @@ def test_a_rebuild_from_another_configuration_is_a_remark(recorded_project):
     found = evidence(recorded_project)
     assert found.faults(RUN) == []
     assert found.remarks(RUN) == [
-        f"the checkout has moved on since this was made: {RUN.config}",
+        f"changed since this was made: {RUN.config}",
         "dvc.lock holds a build with another optimizer.lr",
     ]
     make_again(recorded_project, "run-a")

@@ -139,7 +139,7 @@ def test_a_file_of_which_nothing_is_known_is_not_called_verified(printer):
     (shown.evidence.root / "runs/r").mkdir(parents=True)
     (shown.evidence.root / job.outputs[0]).write_text("x")
     lines = shown.link("features", job, stage, list(job.outputs), [])
-    assert "hashed; nothing was written down about it" in lines[1]
+    assert "hashed; no record to compare with" in lines[1]
     assert "sha256 2d711642b726  md5 9dd4e461268c" in lines[1]
     assert shown.verified == 0
     full = Printer(shown.evidence, full=True)

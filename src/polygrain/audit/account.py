@@ -1,4 +1,4 @@
-"""What is known of how a job ran: from its record, or from a published crate where the record is not at hand."""
+"""What is known of how a job ran: from its record, or from a published crate where the record is not here."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Account:
     """One execution of a job."""
 
     source: Path
-    """The file that tells."""
+    """The file that this was read from."""
     command: str
     started: str
     """ISO 8601 with a zone, as is `finished`."""

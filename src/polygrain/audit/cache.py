@@ -1,6 +1,6 @@
-"""Are the stored bytes still what their names say? Every object that any lock in the history refers to, hashed again.
+"""Hash every stored object that a lock in the history refers to, and compare the hash with the object's name.
 
-DVC names an object after its MD5 and trusts it from then on; no command of its own reads the bytes again.
+DVC names an object by its MD5 once and never reads the bytes again; no command of DVC makes this check.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Examined:
-    """What is in the place of an object."""
+    """An object after it was hashed again."""
 
     object: Object
     path: Path

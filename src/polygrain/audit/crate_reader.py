@@ -1,4 +1,4 @@
-"""The way back from a crate: what it tells of each job, for a checkout in which the records are not at hand."""
+"""Read a crate: what it says of each job, for a checkout without the records."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Does each file of a chain of jobs agree with its record and with dvc.lock? Verified by hashing, file by file.
 
-A *fault* is what honest work cannot explain: a file that is not what its own record says, bytes that changed while
-nothing they depend on did, a job that used another file than the one in place. A *remark* is worth knowing and
-honest: a build that is not recorded yet, a checkout that has moved on, a file that is not here.
+A *fault* is what no correct build causes: a file that differs from its own record, bytes that changed while nothing
+that they depend on did, a job that used another file than the one in place. A *remark* has an ordinary reason: a build
+that is not recorded yet, a configuration or code that changed since, a file that is not here.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from polygrain.provenance.pipeline import Job, by_job, inputs_of, parameters_of
 
 @dataclass(frozen=True)
 class FileState:
-    """A file of a job now, and what was written down about it; `None` is not known, or not here."""
+    """A file of a job now, and as it was recorded; `None` is not known, or not here."""
 
     path: Path
     now: Content | None
@@ -138,7 +138,7 @@ class Evidence:
         return [*(self.config_changes(job) or []), *files]
 
     def faults(self, job: Job, inputs: Collection[Path] | None = None) -> list[str]:
-        """What honest work does not explain; empty when all agrees. `inputs`: look at these alone."""
+        """What no correct build causes; empty when all agrees. `inputs`: look at these alone."""
         return [*self._faults_of_outputs(job), *self._faults_of_inputs(job, inputs)]
 
     def _faults_of_outputs(self, job: Job) -> Iterator[str]:
@@ -150,7 +150,7 @@ class Evidence:
             elif self._published_otherwise(job, path):
                 yield f"{path}: the published crate and {LOCK} speak of different builds"
             elif state.as_locked is False and not self.has_record(job):
-                yield f"{path}: is not the file of {LOCK}, and no record says who made it"
+                yield f"{path}: is not the file of {LOCK}, and no record tells how it was made"
             elif state.as_locked is False and not self.changes_since_lock(job):
                 yield f"{path}: other bytes than in {LOCK}, made from the same configuration and the same files"
 
@@ -174,7 +174,7 @@ class Evidence:
                     yield f"{job.outputs[0]}: by {LOCK} made from another {path} than {self.makers[path].name} made"
 
     def remarks(self, job: Job) -> list[str]:
-        """What is worth knowing and honest."""
+        """What differs for an ordinary reason."""
         return list(self._remarks(job))
 
     def _remarks(self, job: Job) -> Iterator[str]:
@@ -184,7 +184,7 @@ class Evidence:
             if path not in self.makers and self.has_record(job) and self.state(job, path).as_recorded is False
         ]
         if moved:
-            yield f"the checkout has moved on since this was made: {', '.join(moved)}"
+            yield f"changed since this was made: {', '.join(moved)}"
         if job.name in self.lock and (changes := self.changes_since_lock(job)):
             another = any(self.state(job, path).as_locked is False for path in job.outputs)
             build = f"another build than in {LOCK}, which had" if another else f"{LOCK} holds a build with"

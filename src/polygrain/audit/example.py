@@ -1,8 +1,8 @@
-"""`polygrain example`: a small repository with a real past, made to be audited.
+"""`polygrain example`: a small repository with a real history, to try `audit` on.
 
 A copy of this repository with a table of its own. Each commit was really built by Snakemake and recorded, and has a
-tag for what it shows: a changed parameter, a comment, a merge, a bug and its fix, and last a result that somebody
-improved by hand, with every record and hash adapted to it.
+tag for what it shows: a changed parameter, a comment, a merge, a bug and its fix, and last a result that was
+edited by hand, with every record and hash adapted to it.
 """
 
 import shutil

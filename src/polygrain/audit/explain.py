@@ -1,4 +1,4 @@
-"""The verdicts of an audit in words: one line for outputs that changed alike, seeds of a run together."""
+"""The verdicts of an audit as text: one line for outputs that changed for the same reason, seeds of a run together."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -26,7 +26,7 @@ Verdict = Literal["identical", "within tolerance", "different"]
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What came of it."""
+    """The outcome of a rebuild."""
 
     outputs: tuple[Compared, ...]
     inputs: tuple[str, ...]
@@ -64,8 +64,8 @@ def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, S
 def rebuild(root: Path, target: str) -> Rebuilt:
     """Make `target` again and compare it and its sibling outputs with what HEAD's lock says.
 
-    Raises UserError when it is no recorded output, when an upstream output is nowhere to be had, and with the job's
-    last words when it fails.
+    Raises UserError when it is no recorded output, when an upstream output is neither here nor in the cache, and
+    with the last line of the job's log when it fails.
     """
     lock, stage = locked_stage(root, target)
     store = _Store(root)

@@ -86,7 +86,7 @@ LAYOUT = Layout(
 def audit_project(project: Project, *, checkout: bool) -> int:
     """Print the verdicts on every commit; 0 when every change is explained and nothing contradicts itself, else 1.
 
-    With `checkout`, each commit that changed the lock also judges itself: its own `check-lock` in a scratch clone.
+    With `checkout`, also run each such commit's own `check-lock` in a scratch clone.
     """
     with Repository(project.root) as repository:
         result = audit_history(repository, read_history(repository), LAYOUT)
@@ -106,7 +106,7 @@ def _check_locks(project: Project, states: Sequence[State]) -> bool:
             done = run(clone, sys.executable, "-m", "polygrain.cli.main", "check-lock", check=False)
             said = done.stdout.strip().splitlines() or ["said nothing"]
             if done.returncode not in (0, 1):
-                print(f"{state.commit.short} cannot judge itself: {said[-1]}")
+                print(f"{state.commit.short} cannot run its own check-lock: {said[-1]}")
                 continue
             holds = holds and done.returncode == 0
             for line in said if done.returncode else said[-1:]:
@@ -137,7 +137,7 @@ def audit_cache(project: Project) -> int:
 
 
 def audit_target(project: Project, target: str) -> int:
-    """Make one recorded file again in a scratch clone of HEAD and say what came of it; 1 when it is different."""
+    """Make one recorded file again in a scratch clone of HEAD and print the comparison; 1 when it is different."""
     commit = git(project.root, "rev-parse", "--short=7", "HEAD").strip()
     dirty = git(project.root, "status", "--porcelain").strip()
     print(f"rebuilding {target} as {commit} (HEAD) has it" + ("; this tree has changes of its own" if dirty else ""))
@@ -163,6 +163,6 @@ def _why(result: Rebuilt) -> Iterator[str]:
     if result.circumstances is None:
         yield "machine and software cannot be compared: no record of the recorded build is here"
     elif not result.circumstances:
-        yield "threads, pins, versions and processor are as recorded: the build is random, or the result was edited"
+        yield "threads, pins, versions, processor are as recorded: the build is random, or the result was edited"
     for line in result.circumstances or ():
         yield f"another machine or software: {line}"

@@ -1,4 +1,4 @@
-"""The verb that writes down a build for others: a Workflow Run RO-Crate beside its tables."""
+"""`polygrain crate`: describe a build as a Workflow Run RO-Crate beside its tables."""
 
 import tomllib
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def publish_crates(project: Project, targets: Sequence[str]) -> None:
     """Write the crates of recorded tables among the published copies: a clone knows when and where they were made.
 
     Before the first commit there is none, for a crate names the commit that it belongs to. One that already tells of
-    these very tables stays: who records restored outputs knows less about how they were made.
+    these very tables stays: a checkout that restored the outputs has no records of how they were made.
     """
     if commit_date(project.root) is None:
         return

@@ -1,4 +1,4 @@
-"""What each job's outputs in a checkout are worth, by content alone: times, git and caches have no say.
+"""Whether each job's outputs in a checkout are valid, by content hashes only, never by times, git or caches.
 
 An output counts when one of two witnesses vouches for it. `dvc.lock` does when its stage has the job's command,
 parameters, code, environment and data, and the outputs in place have its hashes. The job's own record does when it

@@ -93,7 +93,7 @@ def _restore(
                 _drop_false_record(job, root, hashes)
         _stamp(jobs, root, last)
         stamped, last = last, judge(jobs, root, locks, hashes)
-        if last == stamped:  # else params or code were edited under our hands, and Snakemake was told a lie
+        if last == stamped:  # else params or code changed during restore; judge again
             break
     return {job.name: _result(job, first[job.name], last[job.name], why, removed) for job in jobs}
 

@@ -1,4 +1,4 @@
-"""`polygrain history`: how a printed number moved over commits, as text and as a figure."""
+"""`polygrain history`: how a printed number changed over commits, as text and as a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The values that a cell had, commit by commit, and why it moved: what changed in the chain of its row's runs."""
+"""The values that a cell had, commit by commit, and why it changed: what changed in the chain of its row's runs."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Value:
     """The same at the first parent."""
     why: tuple[str, ...]
     unexplained: bool
-    """Whether it rests on bytes that nothing explains."""
+    """Whether it was made from bytes that are unexplained."""
 
     @property
     def text(self) -> str:
@@ -37,7 +37,7 @@ class Value:
 
     @property
     def delta(self) -> str:
-        """By how much it moved; empty where either side is no number."""
+        """By how much it changed; empty where either side is no number."""
         was, now = (number(cell, "mean") for cell in (self.before, self.cell))
         if was is None or now is None or self.cell is None:
             return ""

@@ -1,4 +1,4 @@
-"""One link of a chain as text: the file, whether it is what was written down, and how it came about."""
+"""One link of a chain as text: the file, whether it equals its record, and how it was made."""
 
 import string
 import textwrap
@@ -28,7 +28,7 @@ class Printer:
     full: bool
     faults: list[str] = field(default_factory=list)
     verified: int = 0
-    """Files whose hash agreed with what was written down."""
+    """Files whose hash equals the recorded one."""
     absent: int = 0
     machines: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class Printer:
         return lines
 
     def _hashes(self, state: FileState) -> str:
-        """What the file is, or, when it is not here, what was written down about it."""
+        """The file's hashes; when it is not here, the recorded ones."""
         sha256 = state.now.sha256 if state.now else state.recorded
         md5 = state.now.md5 if state.now else state.locked
         parts = [f"{name} {self.short(value)}" for name, value in (("sha256", sha256), ("md5", md5)) if value]
@@ -67,7 +67,7 @@ class Printer:
         if state.now is None:
             self.absent += 1
             known = [text for value, text in ((state.recorded, record), (state.locked, str(LOCK))) if value]
-            return f"not here; hash by {' and '.join(known)}" if known else "not here"
+            return f"not here; hash from {' and '.join(known)}" if known else "not here"
         answers = [(state.as_recorded, record), (state.as_locked, str(LOCK))]
         if any(answer is False for answer, _ in answers):
             return ", ".join(
@@ -75,7 +75,7 @@ class Printer:
             )
         agreeing = [text for answer, text in answers if answer]
         self.verified += bool(agreeing)
-        return f"verified: as in {' and '.join(agreeing)}" if agreeing else "hashed; nothing was written down about it"
+        return f"verified: as in {' and '.join(agreeing)}" if agreeing else "hashed; no record to compare with"
 
     def _decided(self, job: Job, stage: Stage) -> str:
         """The hashes of what decides staleness, as the job met them, else as the checkout wants them."""

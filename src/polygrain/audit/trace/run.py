@@ -1,4 +1,4 @@
-"""The verb that answers a doubt: from one printed number to the files that it comes from, each checked by hashing."""
+"""`polygrain trace`: from one printed number to the files that it comes from, each checked by hashing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +77,7 @@ def _published_fault(project: Project, cell: CellAddress, evidence: Evidence, so
 
 
 def _disagreements(cell: CellAddress, evidence: Evidence, found: Recomputed, texts: dict[str, str]) -> list[str]:
-    """A text other than what the sources give is a fault, unless the checkout has moved on since."""
+    """A text other than what the sources give is a fault, unless the configuration changed since."""
     if found.text is None:
         return []
     table = next(job for job in evidence.jobs if job.outputs[0].stem == cell.table.name)
@@ -155,7 +155,7 @@ def _verdict(target: str, printer: Printer, faults: Sequence[str]) -> list[str]:
     lines = [line for fault in dict.fromkeys(faults) for line in wrapped("WRONG", fault)]
     absent = f", {printer.absent} not here" if printer.absent else ""
     wrong = len(dict.fromkeys(faults))
-    state = "nothing contradicts" if not wrong else f"{wrong} contradiction{'s' if wrong > 1 else ''}"
+    state = "no contradiction" if not wrong else f"{wrong} contradiction{'s' if wrong > 1 else ''}"
     lines.append(labelled("verdict", f"{state}; {printer.verified} files verified by hashing{absent}"))
     lines += [labelled("all of it", f"polygrain restore {target}")] if printer.absent else []
     return lines

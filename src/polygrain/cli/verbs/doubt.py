@@ -1,4 +1,4 @@
-"""Verbs for whoever doubts a number: where it comes from, how it moved, whether its history holds."""
+"""Verbs that check a number: where it comes from, how it changed, whether its history is explained."""
 
 import argparse
 from pathlib import Path
@@ -19,19 +19,19 @@ def add_to(verbs: Verbs) -> None:
         verbs, "audit", audit, "walk the history of dvc.lock: is every change of a result explained? Exit 1 if not"
     )
     ways = auditing.add_mutually_exclusive_group()
-    ways.add_argument("--checkout", action="store_true", help="also let each commit judge itself: its own check-lock")
+    ways.add_argument("--checkout", action="store_true", help="also run each commit's own check-lock")
     ways.add_argument("--cache", action="store_true", help="instead hash every stored object of that history again")
     ways.add_argument("--rebuild", metavar="TARGET", help="instead make one recorded file again, in a scratch clone")
-    moves = add(verbs, "history", tell_history, "print how a number of a table moved over commits, and why")
+    moves = add(verbs, "history", tell_history, "print how a number of a table changed over commits, and why")
     moves.add_argument("target")
     moves.add_argument("--row", required=True, help="a row's label, its METHOD or METHOD/VARIANT")
     moves.add_argument("--column", required=True, help="a column's id in params/table, or its printed label")
     moves.add_argument("--plot", metavar="FILE", default="", help="also draw it: a file that ends with png, pdf or svg")
-    add(verbs, "example", example, "write a small repository with a real past, to try audit on").add_argument("folder")
+    add(verbs, "example", example, "write a small repository with a history, to try audit on").add_argument("folder")
 
 
 def trace(options: argparse.Namespace) -> int:
-    """Print where one number comes from; exit 1 when a file on the way is not what was written down."""
+    """Print where one number comes from; exit 1 when a file on the way differs from its record."""
     from polygrain.audit.trace.run import trace as trace_cell
 
     return trace_cell(project(), options.target, options.row, options.column, full=options.full)
@@ -57,7 +57,7 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def tell_history(options: argparse.Namespace) -> int:
-    """Print the past of one cell."""
+    """Print the history of one cell."""
     from polygrain.audit.history.run import print_history
 
     return print_history(project(), options.target, options.row, options.column, options.plot)
