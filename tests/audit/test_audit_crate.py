@@ -11,7 +11,7 @@ from provenance_toy import PREPARE, TABLE, toy_jobs
 from rocrate.rocrate import ROCrate
 
 from polygrain.audit.account import read_account
-from polygrain.audit.crate import NAME, NO_RECORD, PROFILES, About, Source, crate_text
+from polygrain.audit.crate import NAME, NO_RECORD, PROFILES, About, RawFile, crate_text
 from polygrain.audit.crate_files import file_uri
 from polygrain.audit.crate_reader import read_crate
 from polygrain.audit.evidence import Evidence
@@ -19,7 +19,7 @@ from polygrain.provenance.errors import UserError
 
 ABOUT = About("toy: table 1", "A toy.", "Apache-2.0", "0.1", Path("Snakefile"), "9.27", "2026-01-02")
 STEPS = {"toy": "prepare", "run-a": "pretrain", "run-b": "pretrain", "table1": "table"}
-RAW = Source("raw.gz", hashlib.sha256(b"raw").hexdigest(), "The raw toys.", "MIT")
+RAW = RawFile("raw.gz", hashlib.sha256(b"raw").hexdigest(), "The raw toys.", "MIT")
 Graph = dict[str, dict[str, Any]]
 
 

@@ -8,13 +8,13 @@ from provenance_toy import call
 from written_past import RESULT, Past, honest, lock_text, md5, stage
 
 from polygrain.audit import locks
-from polygrain.audit.locks import LockParser, State, read_history
+from polygrain.audit.locks import LockParser, Snapshot, read_history
 from polygrain.audit.repository import Repository
 from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.errors import UserError
 
 
-def _read(root: Path) -> list[State]:
+def _read(root: Path) -> list[Snapshot]:
     with Repository(root) as repository:
         return read_history(repository)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from polygrain.audit.locks import State
+from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit
 from polygrain.provenance.dvcfiles import md5_file
 from polygrain.provenance.errors import UserError
@@ -36,7 +36,7 @@ class Examined:
     state: Literal["whole", "corrupt", "missing"]
 
 
-def objects_of(states: Iterable[State]) -> list[Object]:
+def objects_of(states: Iterable[Snapshot]) -> list[Object]:
     """Every output that a lock in the history refers to, once for equal bytes; parents come before children."""
     found: dict[str, Object] = {}
     states = list(states)

@@ -40,7 +40,7 @@ ACTION, DIRTY = "#job-", "with uncommitted changes"
 
 
 @dataclass(frozen=True)
-class Source:
+class RawFile:
     """A file that others publish and a job read; it is not kept here."""
 
     name: str
@@ -71,7 +71,7 @@ def crate_text(
     folder: Path,
     about: About,
     steps: Mapping[str, str],
-    sources: Mapping[str, Sequence[Source]],
+    sources: Mapping[str, Sequence[RawFile]],
 ) -> str:
     """Return the crate of the jobs of `evidence` for a table's folder; the same text for the same records.
 
@@ -92,7 +92,7 @@ class _Crate:
     folder: Path
     about: About
     steps: Mapping[str, str]
-    sources: Mapping[str, Sequence[Source]]
+    sources: Mapping[str, Sequence[RawFile]]
 
     def __post_init__(self) -> None:
         self.jobs = sorted(self.evidence.jobs, key=lambda job: job.name)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
 
-from polygrain.audit.verdicts import Audit, Cause, Change, Entry, Kind
+from polygrain.audit.verdicts import Audit, Cause, Change, Judged, Kind
 from polygrain.provenance.dvcfiles import LOCK
 
 _KINDS: tuple[Kind, ...] = ("new", "attested", "explained", "returned", "merged", "removed", "unexplained")
@@ -14,7 +14,7 @@ _NAMED = 3  # of a kind that a line names
 _SEED = re.compile(r"seed\d+")
 
 
-def entry_lines(entry: Entry) -> Iterator[str]:
+def entry_lines(entry: Judged) -> Iterator[str]:
     """What to print of one commit: a head, counts, a line for every group of changes, the contradictions."""
     commit = entry.state.commit
     yield f"{commit.short} {commit.date} {commit.subject}"

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polygrain.audit.locks import Stage, State
+from polygrain.audit.locks import Recorded, Snapshot
 from polygrain.audit.repository import Commit, Repository
 from polygrain.audit.sources import SHAPE, Layout, Sources
-from polygrain.audit.verdicts import Audit, Cause, Change, Entry, Finding, Kind
+from polygrain.audit.verdicts import Audit, Cause, Change, Contradiction, Judged, Kind
 from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.attestations import attested, parse_attestations
 from polygrain.provenance.checklock import without_mark
@@ -27,7 +27,7 @@ class _Known:
     """Commit -> stage -> the commit in its past that recorded the stage with these inputs."""
 
 
-def audit_history(repository: Repository, states: Sequence[State], layout: Layout) -> Audit:
+def audit_history(repository: Repository, states: Sequence[Snapshot], layout: Layout) -> Audit:
     """Judge every commit of a history, in which parents come before children."""
     return Audit(states, tuple(_Auditor(repository, layout).entries(states)), repository.shallow)
 
@@ -39,8 +39,8 @@ class _Auditor:
         self._known = _Known()
         self._copies: dict[str, str | None] = {}
 
-    def entries(self, states: Sequence[State]) -> Iterator[Entry]:
-        seen: dict[str, State] = {}
+    def entries(self, states: Sequence[Snapshot]) -> Iterator[Judged]:
+        seen: dict[str, Snapshot] = {}
         for state in states:
             parents = [seen[parent] for parent in state.commit.parents if parent in seen]
             seen[state.commit.id] = state
@@ -55,19 +55,19 @@ class _Auditor:
                 if entry.changes or entry.findings or entry.unchanged or parents:
                     yield entry
 
-    def _judge(self, state: State, parents: Sequence[State], *, nothing_new: bool) -> Entry:
+    def _judge(self, state: Snapshot, parents: Sequence[Snapshot], *, nothing_new: bool) -> Judged:
         """Judge a commit; with `nothing_new` it took lock and copies of one parent as they were judged there."""
         changed = self._changed_inputs(state, parents)
         changes = list(self._changes(state, parents, changed))
-        findings: list[Finding] = []
+        findings: list[Contradiction] = []
         if not nothing_new:
             findings += _refuted(changed)
             findings += _inconsistent(state, parents)
-            findings += [Finding("broken", f"{LOCK} is {state.fault}")] if state.fault else self._published(state)
+            findings += [Contradiction("broken", f"{LOCK} is {state.fault}")] if state.fault else self._published(state)
         unchanged = len(state.lock.makers) - sum(change.kind != "removed" for change in changes)
-        return Entry(state, unchanged, tuple(changes), tuple(findings))
+        return Judged(state, unchanged, tuple(changes), tuple(findings))
 
-    def _changed_inputs(self, state: State, parents: Sequence[State]) -> dict[str, tuple[Cause, ...]]:
+    def _changed_inputs(self, state: Snapshot, parents: Sequence[Snapshot]) -> dict[str, tuple[Cause, ...]]:
         """Stage -> what changed in its inputs, for stages whose inputs are those of no parent."""
         origins: dict[str, Commit] = {}
         changed: dict[str, tuple[Cause, ...]] = {}
@@ -80,13 +80,13 @@ class _Auditor:
         self._known.origins[state.commit.id] = origins
         return changed
 
-    def _origin(self, parent: State, stage: Stage) -> Commit:
+    def _origin(self, parent: Snapshot, stage: Recorded) -> Commit:
         """The commit that recorded a stage as `parent` holds it: from its sources came all of the stage's inputs."""
         return self._known.origins[parent.commit.id].get(stage.name, parent.commit)
 
-    def _causes(self, state: State, stage: Stage, parent: tuple[State, Stage] | None) -> Iterator[Cause]:
+    def _causes(self, state: Snapshot, stage: Recorded, parent: tuple[Snapshot, Recorded] | None) -> Iterator[Cause]:
         """What changed since `parent`; without one only what the commit's own files refute."""
-        before = parent[1] if parent else Stage(stage.name, stage.command, {}, {}, {})
+        before = parent[1] if parent else Recorded(stage.name, stage.command, {}, {}, {})
         if before.command != stage.command:
             yield Cause("command", "", "", before.command, stage.command, *self._proof(state, parent, SHAPE))
         for key in sorted({*before.parameters, *stage.parameters}):
@@ -101,7 +101,7 @@ class _Auditor:
                 yield Cause("dependency", path, "", was, now, *proof, upstream=path in state.lock.makers)
 
     def _proof_of_file(
-        self, state: State, parent: tuple[State, Stage] | None, path: str, was: str | None, now: str | None
+        self, state: Snapshot, parent: tuple[Snapshot, Recorded] | None, path: str, was: str | None, now: str | None
     ) -> Proof:
         """The same for a dependency; where git holds the file itself, its bytes decide."""
         blob = self._repository.find(state.commit.id, path) if now else None
@@ -111,7 +111,7 @@ class _Auditor:
             return self._proof(state, parent, SHAPE)
         return ((), "") if blob or path in state.lock.makers else self._proof(state, parent, path)
 
-    def _proof(self, state: State, parent: tuple[State, Stage] | None, file: str) -> Proof:
+    def _proof(self, state: Snapshot, parent: tuple[Snapshot, Recorded] | None, file: str) -> Proof:
         """Which sources in git explain a change of an input file or of the stage's shape, or why it is impossible."""
         if parent is None:
             return (), ""
@@ -123,7 +123,7 @@ class _Auditor:
         return (), f"git holds the same {where} here as in {origin.short}, comments aside"
 
     def _changes(
-        self, state: State, parents: Sequence[State], causes: Mapping[str, tuple[Cause, ...]]
+        self, state: Snapshot, parents: Sequence[Snapshot], causes: Mapping[str, tuple[Cause, ...]]
     ) -> Iterator[Change]:
         for path, stage in sorted(state.lock.makers.items()):
             change = self._change(path, stage, state, parents, causes.get(stage.name, ()))
@@ -135,7 +135,7 @@ class _Auditor:
                 yield Change(path, stage.name, "removed")
 
     def _change(
-        self, path: str, stage: Stage, state: State, parents: Sequence[State], causes: tuple[Cause, ...]
+        self, path: str, stage: Recorded, state: Snapshot, parents: Sequence[Snapshot], causes: tuple[Cause, ...]
     ) -> Change | None:
         befores = [(parent, parent.lock.makers.get(path)) for parent in parents]
         md5 = stage.outputs[path]
@@ -158,7 +158,7 @@ class _Auditor:
         kind: Kind = "explained" if speaks else "unexplained"
         return Change(path, stage.name, kind, causes, None, stage)
 
-    def _attested(self, state: State, before: Stage, stage: Stage) -> bool:
+    def _attested(self, state: Snapshot, before: Recorded, stage: Recorded) -> bool:
         """Whether a commit says that a stage gives the bytes of `before`, because only attested code is different."""
         then, now = before.dependencies, stage.dependencies
         blob = self._repository.find(state.commit.id, ATTESTATIONS.as_posix())
@@ -168,7 +168,7 @@ class _Auditor:
         passed = attested(said, before.outputs, then, now)
         return bool(passed) and all(then.get(path) == now.get(path) for path in {*then, *now} - passed)
 
-    def _published(self, state: State) -> Iterator[Finding]:
+    def _published(self, state: Snapshot) -> Iterator[Contradiction]:
         """Copies in git that are not what the lock of the same commit says."""
         tree = self._copies[state.commit.id]
         for name, blob in sorted(self._repository.files(tree).items()):
@@ -178,18 +178,18 @@ class _Auditor:
             copy = (self._layout.published / name).as_posix()
             stage = state.lock.makers.get(output)
             if stage is None:
-                yield Finding("published", f"{copy}: {LOCK} knows no {output}")
+                yield Contradiction("published", f"{copy}: {LOCK} knows no {output}")
             elif md5_bytes(without_mark(self._repository.read(blob))) != stage.outputs[output]:
-                yield Finding("published", f"{copy}: is not the {output} of {LOCK}")
+                yield Contradiction("published", f"{copy}: is not the {output} of {LOCK}")
 
 
-def _counterpart(stage: Stage, state: State) -> Stage | None:
+def _counterpart(stage: Recorded, state: Snapshot) -> Recorded | None:
     """The stage of another lock that made the same outputs, whatever it was called; else the one of that name."""
     makers = state.lock.makers
     return next((makers[path] for path in stage.outputs if path in makers), state.lock.stages.get(stage.name))
 
 
-def _refuted(changed: Mapping[str, tuple[Cause, ...]]) -> Iterator[Finding]:
+def _refuted(changed: Mapping[str, tuple[Cause, ...]]) -> Iterator[Contradiction]:
     stages: dict[tuple[str, str], list[str]] = {}
     for name, causes in changed.items():
         for cause in causes:
@@ -198,19 +198,19 @@ def _refuted(changed: Mapping[str, tuple[Cause, ...]]) -> Iterator[Finding]:
     for (file, reason), names in stages.items():
         unique = sorted(set(names))
         more = f" and {len(unique) - 1} more" if len(unique) > 1 else ""
-        yield Finding("refuted", f"{unique[0]}{more}: {LOCK} says that {file} changed, but {reason}")
+        yield Contradiction("refuted", f"{unique[0]}{more}: {LOCK} says that {file} changed, but {reason}")
 
 
-def _inconsistent(state: State, parents: Iterable[State]) -> Iterator[Finding]:
+def _inconsistent(state: Snapshot, parents: Iterable[Snapshot]) -> Iterator[Contradiction]:
     """Stages that used another file than its maker made; said once, where it came up."""
     old = {pair for parent in parents for pair in _contradictions(parent)}
     for stage, path, used, made in _contradictions(state):
         if (stage, path, used, made) not in old:
             maker = state.lock.makers[path].name
-            yield Finding("inconsistent", f"{stage}: used {path} {used[:8]}, but {maker} made {made[:8]}")
+            yield Contradiction("inconsistent", f"{stage}: used {path} {used[:8]}, but {maker} made {made[:8]}")
 
 
-def _contradictions(state: State) -> Iterator[tuple[str, str, str, str]]:
+def _contradictions(state: Snapshot) -> Iterator[tuple[str, str, str, str]]:
     makers = state.lock.makers
     for stage in state.lock.stages.values():
         for path, used in stage.dependencies.items():

@@ -30,7 +30,7 @@ _STAGE = re.compile(r"^  (?=\S)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Stage:
+class Recorded:
     """What a lock holds of one stage. Parameters are printed as JSON, so that 1, 1.0 and "1" differ."""
 
     name: str
@@ -52,16 +52,16 @@ class Stage:
 class Lock:
     """A whole lock."""
 
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, Recorded]
 
     @cached_property
-    def makers(self) -> Mapping[str, Stage]:
+    def makers(self) -> Mapping[str, Recorded]:
         """Output -> the stage that makes it."""
         return {path: stage for stage in self.stages.values() for path in stage.outputs}
 
 
 @dataclass(frozen=True)
-class State:
+class Snapshot:
     """What a commit holds: its lock, or the fault of a lock that nobody can read.
 
     A broken lock says nothing, so `lock` is then that of the first parent: the next commit is compared with it.
@@ -77,13 +77,13 @@ class State:
 NO_LOCK = Lock({})
 
 
-def read_history(repository: Repository, revision: str = "HEAD") -> list[State]:
+def read_history(repository: Repository, revision: str = "HEAD") -> list[Snapshot]:
     """Walk the history of `dvc.lock`; parents come before children.
 
     Raises UserError for an unknown revision and when no commit behind it holds a lock.
     """
     parser = LockParser()
-    states: dict[str, State] = {}
+    states: dict[str, Snapshot] = {}
     for commit in repository.commits(revision):
         before = next((states[parent] for parent in commit.parents if parent in states), None)
         states[commit.id] = _state(repository, commit, before, parser)
@@ -92,16 +92,16 @@ def read_history(repository: Repository, revision: str = "HEAD") -> list[State]:
     return list(states.values())
 
 
-def _state(repository: Repository, commit: Commit, before: State | None, parser: "LockParser") -> State:
+def _state(repository: Repository, commit: Commit, before: Snapshot | None, parser: "LockParser") -> Snapshot:
     blob = repository.find(commit.id, str(LOCK))
     if blob is None:
-        return State(commit, NO_LOCK, None)
+        return Snapshot(commit, NO_LOCK, None)
     if before is not None and blob == before.blob:
-        return State(commit, before.lock, blob, before.fault)
+        return Snapshot(commit, before.lock, blob, before.fault)
     try:
-        return State(commit, parser.parse(blob, repository.read(blob)), blob)
+        return Snapshot(commit, parser.parse(blob, repository.read(blob)), blob)
     except UserError as error:
-        return State(commit, before.lock if before else NO_LOCK, blob, str(error))
+        return Snapshot(commit, before.lock if before else NO_LOCK, blob, str(error))
 
 
 class _Loader(yaml.CSafeLoader):
@@ -153,7 +153,7 @@ class LockParser:
 
     def __init__(self) -> None:
         self._locks: dict[str, Lock] = {}
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, Recorded] = {}
 
     def parse(self, name: str, content: bytes) -> Lock:
         """Read a lock's bytes, of which `name` is a hash. Raises UserError when they are none."""
@@ -161,7 +161,7 @@ class LockParser:
             self._locks[name] = Lock({stage.name: stage for stage in self._read(content)})
         return self._locks[name]
 
-    def _read(self, content: bytes) -> list[Stage]:
+    def _read(self, content: bytes) -> list[Recorded]:
         try:
             text = content.decode()
             stages = self._by_stage(text)
@@ -172,12 +172,12 @@ class LockParser:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a DVC lock file: {type(error).__name__} {error}") from None
 
-    def _by_stage(self, text: str) -> list[Stage] | None:
+    def _by_stage(self, text: str) -> list[Recorded] | None:
         """The stages of a lock in DVC's own form; None for any other text."""
         head = _HEAD.match(text)
         if head is None:
             return None
-        stages: dict[str, Stage] = {}
+        stages: dict[str, Recorded] = {}
         for piece in _pieces(text, head.end()):
             if piece not in self._stages:
                 try:
@@ -191,7 +191,7 @@ class LockParser:
             stages[stage.name] = stage
         return list(stages.values())
 
-    def _whole(self, text: str) -> list[Stage]:
+    def _whole(self, text: str) -> list[Recorded]:
         content = load_fast(text)
         return [_stage(name, stage) for name, stage in (content["stages"] or {}).items()] if content else []
 
@@ -202,10 +202,10 @@ def _pieces(text: str, start: int) -> Iterator[str]:
         yield text[begin:end]
 
 
-def _stage(name: Any, content: Mapping[str, Any]) -> Stage:
+def _stage(name: Any, content: Mapping[str, Any]) -> Recorded:
     """Raises KeyError, TypeError, AttributeError or ValueError for what is no stage of a lock."""
     values = content.get("params") or {}
-    return Stage(
+    return Recorded(
         name=str(name),
         command=json.dumps(content["cmd"]) if isinstance(content["cmd"], list) else str(content["cmd"]),
         parameters={

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polygrain.audit.cache import cache_folder, object_path
-from polygrain.audit.locks import Lock, LockParser, Stage
+from polygrain.audit.locks import Lock, LockParser, Recorded
 from polygrain.audit.repository import Repository
 from polygrain.provenance.compare import Compared, compare_bytes
 from polygrain.provenance.dvcfiles import LOCK, md5_file
@@ -45,7 +45,7 @@ class Rebuilt:
         return "within tolerance"
 
 
-def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, Stage]:
+def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, Recorded]:
     """The lock of a commit and the stage in it that makes `target`. Raises UserError when there is none."""
     with Repository(root) as repository:
         blob = repository.find(commit, str(LOCK))
@@ -124,7 +124,7 @@ def _compare(clone: Path, path: str, md5: str, store: _Store) -> Compared:
     return compare_bytes(path, recorded.read_bytes(), made.read_bytes())
 
 
-def _changed_inputs(clone: Path, stage: Stage, upstream: Mapping[str, Path | None]) -> Iterator[str]:
+def _changed_inputs(clone: Path, stage: Recorded, upstream: Mapping[str, Path | None]) -> Iterator[str]:
     for path, md5 in stage.dependencies.items():
         if path not in upstream and (not (clone / path).is_file() or md5_file(clone / path) != md5):
             yield path
@@ -140,7 +140,7 @@ def _values(config: Path) -> list[tuple[str, Any]]:
     return list(parameters(config).items()) if config.is_file() else []
 
 
-def _circumstances(root: Path, clone: Path, stage: Stage, store: _Store) -> tuple[str, ...] | None:
+def _circumstances(root: Path, clone: Path, stage: Recorded, store: _Store) -> tuple[str, ...] | None:
     """Compare the machine part of the two records; None unless this tree has the record of the recorded bytes."""
     for path in sorted(clone.glob("records/**/*.json")):
         new = read_json(path)
@@ -153,7 +153,7 @@ def _circumstances(root: Path, clone: Path, stage: Stage, store: _Store) -> tupl
     return None
 
 
-def _describes(record: Mapping[str, Any], stage: Stage, store: _Store) -> bool:
+def _describes(record: Mapping[str, Any], stage: Recorded, store: _Store) -> bool:
     """Whether a record is of the build that the lock holds."""
     for path, md5 in stage.outputs.items():
         said = record.get("outputs", {}).get(path)

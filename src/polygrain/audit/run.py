@@ -11,8 +11,7 @@ from polygrain.audit.cache import cache_folder, examine, object_path, objects_of
 from polygrain.audit.crate import NAME as CRATE
 from polygrain.audit.explain import closing_lines, entry_lines
 from polygrain.audit.judge import audit_history
-from polygrain.audit.locks import Stage as Recorded
-from polygrain.audit.locks import State, read_history
+from polygrain.audit.locks import Recorded, Snapshot, read_history
 from polygrain.audit.rebuild import Rebuilt, rebuild
 from polygrain.audit.repository import Repository
 from polygrain.audit.sources import SHAPE, Layout
@@ -97,7 +96,7 @@ def audit_project(project: Project, *, checkout: bool) -> int:
     return 0 if result.holds and own else 1
 
 
-def _check_locks(project: Project, states: Sequence[State]) -> bool:
+def _check_locks(project: Project, states: Sequence[Snapshot]) -> bool:
     """Let each commit say whether its own code, params and environment give the hashes in its lock."""
     holds = True
     with scratch_clone(project.root, "HEAD") as clone:

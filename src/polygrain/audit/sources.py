@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from polygrain.audit.locks import Stage, load_fast
+from polygrain.audit.locks import Recorded, load_fast
 from polygrain.audit.repository import Commit, Repository
 from polygrain.provenance.code import Module, closure, parse, places, tree_hash
 from polygrain.provenance.errors import UserError
@@ -32,7 +32,7 @@ class Layout:
     outputs: Path
     sources: Callable[[str], tuple[str, ...]]
     """Path of an input -> files and folders that it is computed from; none where that is unknown."""
-    entries: Callable[[Stage, str], Sequence[str]] = lambda _, __: ()
+    entries: Callable[[Recorded, str], Sequence[str]] = lambda _, __: ()
     """Stage and path of an input -> modules whose import closure decides it, where that is less than the package."""
     records: frozenset[str] = frozenset()
     """Names of published files that are no output of a job and may change as they like."""
@@ -48,7 +48,7 @@ class Sources:
         self._modules: dict[tuple[str | None, str], Module | None] = {}
         self._answers: dict[tuple[str | None, str | None, str], list[str]] = {}
 
-    def differing(self, before: Commit, after: Commit, stage: Stage, path: str) -> list[str] | None:
+    def differing(self, before: Commit, after: Commit, stage: Recorded, path: str) -> list[str] | None:
         """The sources of a stage's input that mean something else in `after`; None where its sources are unknown.
 
         Of the package's modules only those that the stage imports, unless that leaves nothing to explain a change by.

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polygrain.audit.locks import Stage, State
+from polygrain.audit.locks import Recorded, Snapshot
 from polygrain.audit.repository import Commit
 
 Kind = Literal["new", "removed", "merged", "attested", "explained", "returned", "unexplained"]
@@ -63,12 +63,12 @@ class Change:
     causes: tuple[Cause, ...] = ()
     earlier: Commit | None = None
     """The commit that had the same inputs before, or the parent that a merge took the output from."""
-    maker: Stage | None = None
+    maker: Recorded | None = None
     """The stage as this commit records it; None when the output was removed."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Contradiction:
     """A contradiction within one commit."""
 
     kind: Literal["inconsistent", "refuted", "published", "broken"]
@@ -76,13 +76,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Judged:
     """The verdicts on one commit that changed the lock or a published copy."""
 
-    state: State
+    state: Snapshot
     unchanged: int
     changes: tuple[Change, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Contradiction, ...]
 
     def of(self, kind: Kind) -> list[Change]:
         """The changes of one kind."""
@@ -93,8 +93,8 @@ class Entry:
 class Audit:
     """The verdicts on a history."""
 
-    states: Sequence[State]
-    entries: Sequence[Entry]
+    states: Sequence[Snapshot]
+    entries: Sequence[Judged]
     shallow: bool
 
     @property
@@ -103,7 +103,7 @@ class Audit:
         return [(entry.state.commit, change) for entry in self.entries for change in entry.of("unexplained")]
 
     @property
-    def findings(self) -> list[tuple[Commit, Finding]]:
+    def findings(self) -> list[tuple[Commit, Contradiction]]:
         """Every contradiction."""
         return [(entry.state.commit, finding) for entry in self.entries for finding in entry.findings]
 

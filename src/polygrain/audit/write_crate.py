@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from polygrain.audit.crate import NAME, About, Source, crate_text
+from polygrain.audit.crate import NAME, About, RawFile, crate_text
 from polygrain.audit.crate_reader import read_crate
 from polygrain.audit.evidence import Evidence
 from polygrain.config.inputs import input_texts
@@ -71,14 +71,14 @@ def evidence_of(project: Project, stages: Sequence[Stage]) -> Evidence:
     return Evidence([job_of(stage) for stage in stages], project.root, texts)
 
 
-def sources_of(project: Project, stage: Stage) -> list[Source]:
+def sources_of(project: Project, stage: Stage) -> list[RawFile]:
     """The raw files behind a packed data set, by its manifest; none when that is not here."""
     path = project.root / stage.directory / "manifest.json"
     if not path.is_file():
         return []
     manifest = read_json(path)
     about = (manifest.get("source", ""), manifest.get("licence", ""))
-    return [Source(name, sha256, *about) for name, sha256 in sorted(manifest.get("raw", {}).items())]
+    return [RawFile(name, sha256, *about) for name, sha256 in sorted(manifest.get("raw", {}).items())]
 
 
 def _by_folder(targets: Sequence[str]) -> dict[Path, list[str]]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from polygrain.audit.explain import reasons
 from polygrain.audit.history.names import Cell, Names, folded, rows_in
-from polygrain.audit.locks import Lock, Stage
+from polygrain.audit.locks import Lock, Recorded
 from polygrain.audit.repository import Commit, Repository
-from polygrain.audit.verdicts import Audit, Change, Entry
+from polygrain.audit.verdicts import Audit, Change, Judged
 from polygrain.config.published import published
 from polygrain.config.tables import Table
 
@@ -86,21 +86,21 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
             yield Value(commit, cell, before, tuple(why), bool(doubts or edited))
 
 
-def _bytes(output: str, maker: Stage) -> Bytes:
+def _bytes(output: str, maker: Recorded) -> Bytes:
     return output, maker.inputs, maker.outputs[output]
 
 
-def _published(entry: Entry | None) -> list[str]:
+def _published(entry: Judged | None) -> list[str]:
     return [finding.line for finding in entry.findings if finding.kind == "published"] if entry else []
 
 
-def _chain(lock: Lock, table: Stage | None, cell: Cell | None) -> list[tuple[str, Stage]]:
+def _chain(lock: Lock, table: Recorded | None, cell: Cell | None) -> list[tuple[str, Recorded]]:
     """Every output that the cell was made from, with its stage: of its row's runs, all that these read, the table."""
     if table is None or cell is None:
         return []
     runs = [run for row in rows_in(table) if folded(row["label"]) == folded(cell["row"]) for run in row["runs"]]
     waiting = [path for path in table.dependencies if path.startswith(tuple(f"{run}/" for run in runs))]
-    found: dict[str, Stage] = {}
+    found: dict[str, Recorded] = {}
     while waiting:
         path = waiting.pop()
         stage = lock.makers.get(path)
@@ -110,7 +110,7 @@ def _chain(lock: Lock, table: Stage | None, cell: Cell | None) -> list[tuple[str
     return [*sorted(found.items(), key=lambda item: item[0]), *((path, table) for path in table.outputs)]
 
 
-def _why(entry: Entry | None, lock: Lock, table: Stage | None, cell: Cell | None, before: Cell | None) -> list[str]:
+def _why(entry: Judged | None, lock: Lock, table: Recorded | None, cell: Cell | None, before: Cell | None) -> list[str]:
     """The reasons at the root of the chain; those of the table alone only when nothing else changed."""
     if cell is None:
         return ["taken out of the table"]
