@@ -92,7 +92,7 @@ def test_a_lock_with_conflict_markers_is_refused_and_either_side_will_do(recorde
     call(root, "git", "checkout", "--quiet", "-b", "main")
     for branch, value in (("one", "0.1"), ("two", "0.2")):
         call(root, "git", "checkout", "--quiet", "-b", branch, "main")
-        edit(root, "dvc.lock", "optimizer.lr: 0.05", f"optimizer.lr: {value}")
+        edit(root, "dvc.lock", "lr: 0.05", f"lr: {value}")
         commit_all(root)
     assert subprocess.run(["git", "merge", "--quiet", "one"], cwd=root, capture_output=True).returncode == 1
     before = outputs(root)

@@ -97,7 +97,20 @@ def origins(run: Run, params: Path) -> dict[str, str]:
             prefix = layer.package or ""
             if node is not None:
                 found.update(_lines(node, prefix, f"{params.name}/{layer.config_path}.yaml"))
-    return {key: place for key, place in found.items() if not key.startswith("defaults")}
+    protocols = _protocol_lines(run, params)
+    return {key: place for key, place in (protocols | found).items() if not key.startswith("defaults")}
+
+
+def _protocol_lines(run: Run, params: Path) -> dict[str, str]:
+    """The same for what the files of params/evaluate declare of each protocol, the run's scale above the rest."""
+    found: dict[str, str] = {}
+    for path in sorted((params / "evaluate").glob("*.yaml")):
+        node = yaml.compose(path.read_text(encoding="utf-8"))
+        lines = _lines(node, "", f"{params.name}/evaluate/{path.name}") if node is not None else {}
+        scale, prefix = f"scales.{run.scale}.", f"evaluate.protocols.{path.stem}."
+        found |= {prefix + key: place for key, place in lines.items() if not key.startswith("scales.")}
+        found |= {prefix + key.removeprefix(scale): place for key, place in lines.items() if key.startswith(scale)}
+    return found
 
 
 def place_of(key: str, places: dict[str, str]) -> str:
