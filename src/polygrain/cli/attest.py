@@ -73,7 +73,6 @@ def _done(verdict: Verdict) -> str:
     if verdict.attestation is None:
         return ""
     evidence = verdict.attestation.evidence
-    return (
-        f"{evidence['first_steps']} of {evidence['steps']} steps, twin {evidence['twin_steps']} steps,"
-        f" {evidence['changed_lines']} changed lines ran"
-    )
+    steps, first = evidence["steps"], evidence["first_steps"]
+    repeated = f"{first} of {steps} steps" if first < steps else "the whole run"
+    return f"{repeated}, twin {evidence['twin_steps']} steps, {evidence['changed_lines']} changed lines"
