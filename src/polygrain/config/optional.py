@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from polygrain.config.signature import SOURCE
+from polygrain.config.project import SOURCE
 
 UNTOUCHED, RANDAUGMENT = "polygrain.views.untouched", "polygrain.views.randaugment"
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from polygrain.provenance.errors import UserError
 
+SOURCE = Path(__file__).resolve().parents[2]
+"""The folder that holds the package that runs."""
+
 
 @dataclass(frozen=True)
 class Project:

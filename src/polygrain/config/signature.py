@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from polygrain.config.check import Strict
+from polygrain.config.project import SOURCE
 from polygrain.provenance.errors import UserError
-
-SOURCE = Path(__file__).resolve().parents[2]
 
 
 @cache
