@@ -145,7 +145,11 @@ def test_a_row_puts_it_into_the_table(project: Copy) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("off_diagonal: 0.005", "off_diagnal: 0.005", "unknown key 'method.values.off_diagnal'; did you mean 'off_diagonal'?"),
+        (
+            "off_diagonal: 0.005",
+            "off_diagnal: 0.005",
+            "unknown key 'method.values.off_diagnal'; did you mean 'off_diagonal'?",
+        ),
         (", off_diagonal: 0.005", "", "key 'method.values.off_diagonal' (float) is missing"),
         ("hidden: 256", "hidden: wide", "key 'method.values.hidden' must be int, not 'wide'"),
         ("grains: [instance]", "grains: [instances]", "instances"),
