@@ -70,7 +70,7 @@ def test_an_honest_past_is_explained_to_the_last_commit(cloned: Any) -> None:
     assert done.stdout.splitlines()[-1] == "every change is explained"
     assert "Say what METHOD is for" not in told  # a comment decides nothing
     assert any(
-        "results/{linear.json,linear.npz}: protocols.linear.minimum_steps 1000 -> 400" in line
+        "results/{linear.json,linear.npz}: values.minimum_steps 1000 -> 400" in line
         for line in told["A shorter linear probe"]
     )
     assert any("taken from the side of" in line for line in told["Merge the shorter probe"])
@@ -99,7 +99,7 @@ def test_a_reason_that_was_forged_under_a_real_edit_is_found_by_the_commits_own_
     checkout = cloned("6-fix", "--depth", "1")
     lock = checkout.root / "dvc.lock"
     content = yaml.safe_load(lock.read_text())
-    stage = content["stages"][f"pretrain-{RUN.replace('/', '-')}"]
+    stage = content["stages"]["pretrain-smoke-fashion-mnist@simclr-base-seed0"]
     for entries, name in (("deps", "code/pretrain.json"), ("outs", "checkpoint.safetensors")):
         next(entry for entry in stage[entries] if entry["path"] == f"{RUN}/{name}")["md5"] = "c" * 32
     lock.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -144,7 +144,7 @@ def test_a_rebuild_tells_an_honest_stage_from_an_edited_one(lessons: Any) -> Non
     assert f"{RESULT}: different" in lines
     assert any(line.startswith("    values.fashion-mnist/top1: recorded 0.") for line in lines)
     assert "every input is as in dvc.lock" in lines
-    assert any(line.startswith("threads, pins, versions and processor are as recorded") for line in lines)
+    assert any(line.startswith("threads, pins, versions, processor are as recorded") for line in lines)
 
 
 def test_a_number_is_followed_through_the_past(lessons: Any, tmp_path: Path) -> None:
