@@ -131,7 +131,7 @@ def test_mistakes_in_params_and_paths_are_one_line_that_names_the_nearest(fresh,
     params.write_text(params.read_text().replace("temperature:", "temprature:"))
     done = checkout.run("snakemake", "-n", SMOKE, check=False)
     assert done.returncode != 0
-    assert "unknown key 'temprature'; did you mean 'temperature'?" in done.stdout + done.stderr
+    assert "unknown key 'method.values.temprature'; did you mean 'temperature'?" in done.stdout + done.stderr
 
 
 def test_an_unknown_workflow_setting_is_refused_and_a_data_folder_is_passed_on(copy_of_built, tmp_path):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from polygrain.cli.faults import explain  # at once: with a full disk nothing more can be loaded
 from polygrain.cli.verbs import build, claims, doubt
 from polygrain.provenance.errors import UserError
 
@@ -28,8 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fault(options: argparse.Namespace, error: Exception) -> int:
     """One line for a fault of the machine; what is a mistake of ours is raised again."""
-    from polygrain.cli.faults import explain
-
     line = explain(error, getattr(options, "target", None) or "here")
     if line is None:
         raise error
