@@ -31,9 +31,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "job.py").write_text(JOB)
     (root / "Snakefile").write_text(snakefile(toy_jobs()))
     for job in toy_jobs():
-        (root / job.config).parent.mkdir(parents=True, exist_ok=True)
-        (root / job.config).write_text(f"name: {job.name}\noptimizer:\n  lr: 0.05\n  betas: [0.9, 0.99]\n")
-        (root / job.dependencies[0]).write_text(f'{{"polygrain.{job.name}": "0"}}\n')
+        (root / job.config_path).parent.mkdir(parents=True, exist_ok=True)
+        (root / job.config_path).write_text(f"name: {job.name}\noptimizer:\n  lr: 0.05\n  betas: [0.9, 0.99]\n")
+        (root / job.code_path).write_text(f'{{"polygrain.{job.name}": "0"}}\n')
     (root / "inputs/environment.json").write_text('{"packages": {}}\n')
     call(root, sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all")
     space_out(root)

@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from polygrain.provenance.dvcfiles import read_lock
-from polygrain.provenance.pipeline import Job
+from polygrain.provenance.checklock import find_problems
+from polygrain.provenance.lock import read_lock
 from polygrain.provenance.restore import restore
+from polygrain.provenance.stage import Stage
 
 PREPARE = "data/toy/images.npy"
 TABLE = "reports/table1.md"
@@ -31,46 +32,59 @@ with recorded(sidecar, stage=stage, inputs=inputs, outputs=outputs, config=confi
 """
 
 
-def toy_jobs() -> list[Job]:
-    environment = Path("inputs/environment.json")
-    prepare = _job("toy", Path("data/toy"), (environment,), (Path(PREPARE),))
+class Toy(Stage):
+    """A stage whose names and places are shorter than those of the workflow."""
+
+    @property
+    def name(self) -> str:
+        return self.task
+
+    @property
+    def item(self) -> str:
+        return ""
+
+    @property
+    def config_path(self) -> Path:
+        return Path("inputs", self.task, "config.yaml")
+
+    @property
+    def code_path(self) -> Path:
+        return Path("inputs", self.task, "code.json")
+
+    @property
+    def environment_path(self) -> Path:
+        return Path("inputs/environment.json")
+
+    @property
+    def sidecar(self) -> Path:
+        return Path("records", f"{self.task}.json")
+
+
+def toy_jobs() -> list[Stage]:
+    prepare = _toy("prepare", "toy", "data/toy", [], [PREPARE])
     runs = [
-        _job(
-            f"run-{name}",
-            Path(f"runs/{name}"),
-            (environment, Path(PREPARE)),
-            (Path(f"runs/{name}/checkpoint.bin"), Path(f"runs/{name}/metrics.jsonl")),
-        )
-        for name in ("a", "b")
+        _toy("pretrain", f"run-{n}", f"runs/{n}", [PREPARE], [f"runs/{n}/checkpoint.bin", f"runs/{n}/metrics.jsonl"])
+        for n in "ab"
     ]
-    checkpoints = tuple(run.outputs[0] for run in runs)
-    table = _job("table1", Path("reports"), (environment, *checkpoints), (Path(TABLE), Path("reports/late.bin")))
+    table = _toy("table", "table1", "reports", [str(run.outputs[0]) for run in runs], [TABLE, "reports/late.bin"])
     return [table, *runs, prepare]
 
 
-def _job(name: str, folder: Path, dependencies: tuple[Path, ...], outputs: tuple[Path, ...]) -> Job:
-    config, code = Path("inputs") / name / "config.yaml", Path("inputs") / name / "code.json"
-    return Job(
-        name=name,
-        command=f"snakemake --cores all {outputs[0]}",
-        config=config,
-        dependencies=(code, *dependencies),
-        outputs=outputs,
-        sidecar=Path("records") / f"{name}.json",
-    )
+def _toy(verb: str, name: str, folder: str, inputs: Sequence[str], outputs: Sequence[str]) -> Stage:
+    return Toy(verb, name, Path(folder), {}, (), tuple(map(Path, inputs)), tuple(map(Path, outputs)))
 
 
 PUBLISHED = {Path(TABLE): Path("reports/published/table1.md")}
 
 
-def snakefile(jobs: Sequence[Job]) -> str:
+def snakefile(jobs: Sequence[Stage]) -> str:
     rules = ["rule all:\n    input: 'reports/table1.md'"]
     for job in jobs:
-        arguments = [job.name, str(job.sidecar), str(job.config)]
+        arguments = [job.name, str(job.sidecar), str(job.config_path)]
         arguments += [",".join(map(str, paths)) for paths in (job.dependencies, job.outputs)]
         rules.append(
             f"rule {job.name.replace('-', '_')}:\n"
-            f"    input: {[str(path) for path in (job.config, *job.dependencies)]}\n"
+            f"    input: {[str(path) for path in (job.config_path, *job.dependencies)]}\n"
             f"    output: {[str(path) for path in job.outputs]}\n"
             f"    shell: '{sys.executable} job.py {' '.join(arguments)}'"
         )
@@ -142,7 +156,12 @@ def clone(source: Path, folder: Path, **settings: str) -> Path:
 def restored(root: Path) -> dict[str, str]:
     """Restore all jobs; the verdict of each."""
     found = restore(toy_jobs(), root, lambda: None)
-    return {name: result.verdict for name, result in found.items()}
+    return {name: result.outcome for name, result in found.items()}
+
+
+def problems(root: Path, jobs: Sequence[Stage] = (), published: Mapping[Path, Path] = PUBLISHED) -> list[str]:
+    """What check-lock finds, marks aside."""
+    return [problem.line for problem in find_problems(jobs or toy_jobs(), root, published)]
 
 
 def outputs(root: Path) -> dict[str, bytes]:
@@ -157,7 +176,7 @@ def edit(root: Path, path: str, old: str, new: str) -> None:
 
 def stored_object(store: Path, root: Path, output: str) -> Path:
     """Where a remote or a cache keeps an output."""
-    md5 = next(stage.outputs[output] for stage in read_lock(root).values() if output in stage.outputs)
+    md5 = read_lock(root).makers[output].outputs[output]
     return store / "files/md5" / md5[:2] / md5[2:]
 
 

@@ -17,7 +17,9 @@ from polygrain.attest.run import Verdict, attest
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.attestations import FILE, attested, read_attestations
-from polygrain.provenance.dvcfiles import md5_file, parse_yaml, read_lock
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import read_lock
+from polygrain.provenance.yaml12 import parse_yaml
 from polygrain.report.cells import Footer
 
 HERE = Path(__file__).resolve().parents[2]
@@ -110,7 +112,7 @@ def test_a_refactoring_is_attested_once_and_then_counts(recorded):
     assert said.evidence["steps"] > 13
     assert said.evidence["changed_lines"] == 2
     stage = stage_of(recorded, "pretrain", RUN)
-    locked = read_lock(recorded.root)[stage.name]
+    locked = read_lock(recorded.root).stages[stage.name]
     now = {str(path): md5_file(recorded.root / path) for path in (stage.code_path, stage.environment_path)}
     assert attested([said], locked.outputs, locked.dependencies, now) == set(now)
     table = stages_behind(recorded, ["reports/smoke-seeds1/table1.pdf"])[-1]

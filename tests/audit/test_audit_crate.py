@@ -25,7 +25,7 @@ Graph = dict[str, dict[str, Any]]
 
 def written(root: Path, jobs: Iterable[Any] = (), published: Any = None) -> str:
     evidence = Evidence(list(jobs) or toy_jobs(), root, published=published or {})
-    return crate_text(evidence, Path("reports"), ABOUT, STEPS, {"toy": [RAW]})
+    return crate_text(evidence, Path("reports"), ABOUT, {"toy": [RAW]})
 
 
 def graph_of(text: str) -> Graph:
@@ -73,7 +73,7 @@ def test_files_are_what_they_are_said_to_be(recorded_project):
             own = Path(name).parent == Path("reports")
             assert entity["@id"] == (Path(name).name if own else file_uri(entity["sha256"]))
             described.add(name)
-    paths = {path for job in toy_jobs() for path in (job.config, *job.dependencies, *job.outputs)}
+    paths = {path for job in toy_jobs() for path in (job.config_path, *job.dependencies, *job.outputs)}
     assert described == {"Snakefile", *map(str, paths)}
     assert sorted(ids(graph["./"]["hasPart"])) == sorted(
         entity["@id"] for entity in graph.values() if "File" in entity["@type"]

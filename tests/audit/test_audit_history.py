@@ -11,13 +11,14 @@ from polygrain.audit.example import make_example
 from polygrain.audit.history.names import Names
 from polygrain.audit.history.values import Value, values
 from polygrain.audit.judge import audit_history
-from polygrain.audit.locks import LockParser, read_history
+from polygrain.audit.locks import read_history
 from polygrain.audit.repository import Repository
 from polygrain.audit.run import LAYOUT, entries_of, sources_of
 from polygrain.config.project import Project
 from polygrain.config.tables import Table
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.lock import read_lock
 
 RUN = "runs/smoke/toy/simclr/base/seed0"
 HEADER = "row_group,row,column_group,column,unit,mean,sd,n,text\n"
@@ -210,7 +211,7 @@ def test_changed_code_is_named_as_far_as_the_stage_imports_it(
 
 def test_every_recorded_stage_of_this_project_has_its_entries() -> None:
     root = Path(__file__).parents[2]
-    for stage in LockParser().parse("", (root / "dvc.lock").read_bytes()).stages.values():
+    for stage in read_lock(root).stages.values():
         for path in stage.dependencies:
             if sources_of(path) and "config" not in path:
                 hashes = code_hashes(entries_of(stage, path), root / "src")

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from provenance_toy import PREPARE, PUBLISHED, call, commit_all, toy_jobs
 
-from polygrain.audit.cache import cache_folder, examine, object_path, objects_of
+from polygrain.audit.cache import examine, objects_of
 from polygrain.audit.locks import read_history
 from polygrain.audit.rebuild import Rebuilt, rebuild
 from polygrain.audit.repository import Repository
 from polygrain.provenance.compare import compare_bytes
-from polygrain.provenance.dvcfiles import md5_file
+from polygrain.provenance.dvccommand import cache_folder, object_path
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file
+from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.record import record
 from polygrain.provenance.scratch import scratch_clone
 

@@ -15,7 +15,6 @@ from polygrain.audit.trace.values import recompute
 from polygrain.config.project import Project
 from polygrain.evaluate.result import ACCURACY, Number, Result, classified
 from polygrain.provenance.files import canonical_json
-from polygrain.provenance.pipeline import Job
 from polygrain.provenance.stage import Stage
 
 REPOSITORY = Project(Path(__file__).resolve().parents[2])
@@ -116,16 +115,15 @@ def test_missing_results_and_values_are_named(measured):
 
 
 @pytest.fixture
-def printer(tmp_path: Path) -> tuple[Printer, Job, Stage]:
+def printer(tmp_path: Path) -> tuple[Printer, Stage]:
     stage = Stage("features", "features", Path("runs/r"), {}, (), (), (Path("runs/r/features.bin"),))
-    job = Job("features-r", "c", stage.config_path, (stage.code_path, stage.environment_path), stage.outputs, Path("s"))
     texts = {stage.config_path: "a: 1\n", stage.code_path: "{}", stage.environment_path: "{}"}
-    return Printer(Evidence([job], tmp_path, texts), full=False), job, stage
+    return Printer(Evidence([stage], tmp_path, texts), full=False), stage
 
 
 def test_a_link_of_which_nothing_is_here_says_so_and_how_to_get_it(printer):
-    shown, job, stage = printer
-    lines = shown.link("features", job, stage, list(job.outputs), [])
+    shown, stage = printer
+    lines = shown.link("features", stage, list(stage.outputs), [])
     assert lines[0] == "features    runs/r/features.bin"
     assert lines[1].strip() == "no hash is known  not here"
     assert "  made      unknown: no record here, and none is published" in lines
@@ -135,17 +133,17 @@ def test_a_link_of_which_nothing_is_here_says_so_and_how_to_get_it(printer):
 
 
 def test_a_file_of_which_nothing_is_known_is_not_called_verified(printer):
-    shown, job, stage = printer
+    shown, stage = printer
     (shown.evidence.root / "runs/r").mkdir(parents=True)
-    (shown.evidence.root / job.outputs[0]).write_text("x")
-    lines = shown.link("features", job, stage, list(job.outputs), [])
+    (shown.evidence.root / stage.outputs[0]).write_text("x")
+    lines = shown.link("features", stage, list(stage.outputs), [])
     assert "hashed; no record to compare with" in lines[1]
     assert "sha256 2d711642b726  md5 9dd4e461268c" in lines[1]
     assert shown.verified == 0
     full = Printer(shown.evidence, full=True)
     assert (
         "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-        in full.link("features", job, stage, list(job.outputs), [])[1]
+        in full.link("features", stage, list(stage.outputs), [])[1]
     )
 
 

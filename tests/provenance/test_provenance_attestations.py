@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from provenance_toy import PUBLISHED, edit, planned, restored, snakemake, toy_jobs
+from provenance_toy import PUBLISHED, edit, planned, problems, restored, snakemake, toy_jobs
 from written_past import RESULT, Past, honest, kinds, md5
 
 from polygrain.provenance.attestations import (
@@ -17,9 +17,9 @@ from polygrain.provenance.attestations import (
     read_attestations,
     write_attestations,
 )
-from polygrain.provenance.checklock import check_lock
-from polygrain.provenance.dvcfiles import md5_file, read_lock
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import read_lock
 from polygrain.provenance.record import clear_attestations, record
 from polygrain.provenance.restore import stamp
 
@@ -33,7 +33,7 @@ def attestation(old: str, new: str, outputs: dict[str, str] | None = None) -> At
 
 def attest_edit(root: Path) -> None:
     """Change the code of run-a and attest that its outputs stay."""
-    stage = read_lock(root)["run-a"]
+    stage = read_lock(root).stages["run-a"]
     edit(root, CODE, '"0"', '"1"')
     new = Inputs(md5_file(root / CODE), md5_file(root / ENVIRONMENT))
     old = Inputs(stage.dependencies[CODE], stage.dependencies[ENVIRONMENT])
@@ -72,10 +72,10 @@ def test_attestations_lead_from_one_code_to_another_also_in_steps() -> None:
 def test_an_attested_run_is_no_difference_and_comes_back(recorded_project: Path) -> None:
     root = recorded_project
     edit(root, CODE, '"0"', '"1"')
-    assert any(CODE in line for line in check_lock(toy_jobs(), root, PUBLISHED))
+    assert any(CODE in line for line in problems(root))
     edit(root, CODE, '"1"', '"0"')
     attest_edit(root)
-    assert check_lock(toy_jobs(), root, PUBLISHED) == []
+    assert problems(root) == []
     assert planned(root) == {"run-a", "table1"}  # Snakemake knows only times
     stamp(toy_jobs(), root)
     assert planned(root) == set()
@@ -92,7 +92,7 @@ def test_an_attested_run_is_recorded_and_one_that_was_built_again_needs_no_attes
     assert clear_attestations(toy_jobs(), root) == 0
     stamp(toy_jobs(), root)
     record(toy_jobs(), root, PUBLISHED)
-    assert read_lock(root)["run-a"].dependencies[CODE] == md5_file(root / CODE)
+    assert read_lock(root).stages["run-a"].dependencies[CODE] == md5_file(root / CODE)
     assert len(read_attestations(root)) == 1
     snakemake(root, "--forceall")
     assert clear_attestations(toy_jobs(), root) == 1

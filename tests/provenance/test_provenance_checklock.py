@@ -1,4 +1,4 @@
-"""`check_lock` in a clone without data: each way to drift gives its own line; stale marks excuse some."""
+"""`check-lock` in a clone without data: each way to drift gives its own line; stale marks excuse some."""
 
 import shutil
 from collections.abc import Callable
@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from provenance_toy import PREPARE, PUBLISHED, TABLE, toy_jobs
+from provenance_toy import PREPARE, PUBLISHED, TABLE, problems, toy_jobs
 
 from polygrain.provenance.checklock import (
     Problem,
     _ancestry_of_tables,
     _reasons,
-    check_lock,
     is_marked_stale,
     mark_stale,
     mark_tables,
@@ -44,7 +43,7 @@ def _replace(path: str, old: str, new: str) -> Callable[[Path], None]:
 
 def test_holds_with_and_without_the_outputs(recorded_project: Path, clone: Path) -> None:
     for root in (recorded_project, clone):
-        assert check_lock(toy_jobs(), root, PUBLISHED) == []
+        assert problems(root) == []
         assert verdict(toy_jobs(), root, PUBLISHED).state == "holds"
 
 
@@ -79,7 +78,7 @@ STALE_EDITS = {
 def test_what_is_stale_is_told_and_can_be_marked(clone: Path, name: str) -> None:
     edit, expected = STALE_EDITS[name]
     edit(clone)
-    lines = check_lock(toy_jobs(), clone, PUBLISHED)
+    lines = problems(clone)
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
     before = verdict(toy_jobs(), clone, PUBLISHED)
     assert before.state == "fails"
@@ -96,7 +95,7 @@ def _upstream(root: Path) -> None:
     text = (root / "dvc.lock").read_text()
     start = text.index(f"outs:\n    - path: {PREPARE}")
     end = text.index("md5: ", start) + len("md5: ")
-    (root / "dvc.lock").write_text(text[:end] + "0" * 32 + text[end + 32 :])
+    (root / "dvc.lock").write_text(text[:end] + "f" * 32 + text[end + 32 :])
 
 
 def _put_back(root: Path) -> None:
@@ -120,7 +119,7 @@ BROKEN_EDITS = {
 def test_what_is_broken_is_told_and_no_mark_excuses_it(clone: Path, name: str) -> None:
     edit, expected = BROKEN_EDITS[name]
     edit(clone)
-    lines = check_lock(toy_jobs(), clone, PUBLISHED)
+    lines = problems(clone)
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
     if (clone / COPY).is_file():
         _replace("inputs/run-b/code.json", "0", "1")(clone)
@@ -132,13 +131,14 @@ def test_what_is_broken_is_told_and_no_mark_excuses_it(clone: Path, name: str) -
 
 def test_jobs_that_changed_are_told(clone: Path) -> None:
     table, *rest = toy_jobs()
-    one_more = replace(rest[0], name="run-c", outputs=(Path("runs/c/out.bin"),))
+    one_more = replace(rest[0], task="run-c", outputs=(Path("runs/c/out.bin"),))
     changed = replace(
         table,
-        dependencies=(*table.dependencies[:-1], one_more.outputs[0]),
+        inputs=(*table.inputs[:-1], one_more.outputs[0]),
         outputs=(table.outputs[0], Path("reports/table1.csv")),
     )
-    assert [line.split(";")[0] for line in check_lock([changed, *rest, one_more], clone, PUBLISHED)] == [
+    shutil.copytree(clone / "inputs/run-b", clone / "inputs/run-c")
+    assert [line.split(";")[0] for line in problems(clone, [changed, *rest, one_more])] == [
         "dvc.yaml: differs from the generated text",
         "run-c: not in dvc.lock",
         "table1: depends on runs/c/out.bin, dvc.lock does not know",
@@ -154,8 +154,8 @@ def test_only_tables_that_descend_from_the_change_need_a_mark(clone: Path) -> No
     tables = [
         replace(
             table,
-            name=f"table-{n}",
-            dependencies=(Path(f"runs/{n}/checkpoint.bin"),),
+            task=f"table-{n}",
+            inputs=(Path(f"runs/{n}/checkpoint.bin"),),
             outputs=(Path(f"{n}.md"),),
         )
         for n in "ab"
@@ -163,13 +163,13 @@ def test_only_tables_that_descend_from_the_change_need_a_mark(clone: Path) -> No
     published = {Path("a.md"): Path("published/a.md"), Path("b.md"): Path("published/b.md")}
     ancestry = _ancestry_of_tables([*rest, *tables], published)
     assert ancestry[Path("published/a.md")] == {"table-a", "run-a", "toy"}
-    problems = [
+    found = [
         Problem("a changed", "run-a", stale=True),
         Problem("broken", "run-b", stale=False),
         Problem("no table's", "figure", stale=True),
         Problem("everybody's", None, stale=True),
     ]
-    assert _reasons(problems, ancestry) == {
+    assert _reasons(found, ancestry) == {
         Path("published/a.md"): ["a changed", "no table's", "everybody's"],
         Path("published/b.md"): ["no table's", "everybody's"],
     }
@@ -213,5 +213,5 @@ def test_marks_replace_each_other_and_leave_the_table_alone(tmp_path: Path, body
 def test_a_broken_lock_is_one_line(clone: Path, text: str) -> None:
     (clone / "dvc.lock").write_text(text)
     with pytest.raises(UserError, match=r"dvc\.lock: (not|has merge conflict)") as caught:
-        check_lock(toy_jobs(), clone, PUBLISHED)
+        problems(clone)
     assert "\n" not in str(caught.value)

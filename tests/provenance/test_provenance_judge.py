@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from provenance_toy import PREPARE, TABLE, edit, toy_jobs
 
-from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.hashes import Hashes
+from polygrain.provenance.hashes import Hashes, md5_file
 from polygrain.provenance.judge import Finding, judge
-from polygrain.provenance.pipeline import to_run
+from polygrain.provenance.lock import LOCK, read_lock
+from polygrain.provenance.stage import to_run
 
 CHECKPOINT = "runs/a/checkpoint.bin"
 
@@ -31,7 +31,9 @@ def rerun(root: Path, *names: str) -> None:
     for job in reversed(toy_jobs()):
         if job.name in names:
             groups = [",".join(map(str, paths)) for paths in (job.dependencies, job.outputs)]
-            subprocess.run([sys.executable, "job.py", job.name, job.sidecar, job.config, *groups], cwd=root, check=True)
+            subprocess.run(
+                [sys.executable, "job.py", job.name, job.sidecar, job.config_path, *groups], cwd=root, check=True
+            )
 
 
 def test_the_lock_vouches_without_any_record(recorded_project: Path) -> None:

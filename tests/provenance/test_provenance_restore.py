@@ -76,7 +76,7 @@ def test_what_the_remote_lost_or_spoiled_is_missing_and_the_rest_comes(
     stored_object(own_store, fresh, CHECKPOINT).unlink()
     damage(stored_object(own_store, fresh, "runs/b/metrics.jsonl"))
     found = restore(toy_jobs(), fresh, lambda: None)
-    assert {name: result.verdict for name, result in found.items()} == {
+    assert {name: result.outcome for name, result in found.items()} == {
         "toy": "restored",
         "run-a": "missing",
         "run-b": "missing",
@@ -116,7 +116,7 @@ def test_a_damaged_cache_passes_dvc_status_but_not_restore(recorded_project: Pat
 
 def test_without_a_remote_nothing_comes_and_all_is_left_to_run(fresh: Path) -> None:
     found = restore(toy_jobs(), fresh, lambda: None)
-    assert {result.verdict for result in found.values()} == {"missing"}
+    assert {result.outcome for result in found.values()} == {"missing"}
     assert found["toy"].reason == f"{PREPARE} is not in the cache, and no remote is set"
     assert planned(fresh) == NAMES
 
@@ -245,6 +245,6 @@ def test_an_edit_while_it_works_is_not_stamped(recorded_project: Path, monkeypat
     monkeypatch.setattr("polygrain.provenance.restore._stamp", stamp)
     found = restore(toy_jobs(), recorded_project, lambda: None)
     assert stamped == [NAMES, {"toy", "run-b"}]
-    assert found["run-a"].verdict == "stale"
+    assert found["run-a"].outcome == "stale"
     assert found["run-a"].removed == (Path(CHECKPOINT), Path("runs/a/metrics.jsonl"))
     assert not (recorded_project / CHECKPOINT).exists()

@@ -17,15 +17,16 @@ from provenance_toy import (
     edit,
     outputs,
     planned,
+    problems,
     restored,
     snakemake,
     stored_object,
     toy_jobs,
 )
 
-from polygrain.provenance.checklock import check_lock
-from polygrain.provenance.dvcfiles import md5_file, read_lock
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import read_lock
 from polygrain.provenance.record import record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,7 +80,7 @@ def test_branches_are_switched_and_merged_without_training(recorded_project: Pat
     assert both["runs/b/checkpoint.bin"] == other["runs/b/checkpoint.bin"]
     assert call(root, "git", "status", "--porcelain").stdout == ""
     assert len(call(root, "git", "rev-list", "--parents", "-1", "HEAD").stdout.split()) == 3
-    assert check_lock(toy_jobs(), root, PUBLISHED) == []
+    assert problems(root) == []
 
 
 def conflicts(root: Path) -> list[str]:
@@ -100,7 +101,7 @@ def test_a_lock_with_conflict_markers_is_refused_and_either_side_will_do(recorde
         restored(root)
     assert outputs(root) == before
     call(root, "git", "checkout", "--ours", "--", "dvc.lock")
-    assert read_lock(root)["toy"].parameters["inputs/toy/config.yaml"]["optimizer.lr"] == 0.2
+    assert read_lock(root).stages["toy"].parameters["inputs/toy/config.yaml"]["optimizer.lr"] == "0.2"
 
 
 def ordinary(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":

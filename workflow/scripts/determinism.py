@@ -34,9 +34,9 @@ from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.checklock import find_problems
-from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.pipeline import job_of
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import LOCK, read_lock
 from polygrain.provenance.stage import Stage
 from polygrain.train.guard import locked
 
@@ -243,13 +243,13 @@ def scratch_project(project: Project, root: Path, runs: Sequence[str]) -> Iterat
 
 def recorded(root: Path, stages: Sequence[Stage]) -> tuple[str, Mapping[Path, str]]:
     """What dvc.lock claims of a run; or the reason why it has no claim on this code, these params and these data."""
-    lock, jobs = read_lock(root), {job_of(stage).name: stage for stage in stages}
-    for problem in find_problems([job_of(stage) for stage in stages], root, {}):
-        if problem.stage in jobs:
+    names = {stage.name for stage in stages}
+    for problem in find_problems(stages, root, {}):
+        if problem.stage in names:
             return problem.line.partition(": ")[2].rpartition("; ")[0], {}
-    if not set(jobs) <= set(lock):
-        return f"not in {LOCK}", {}
-    return "", {path: lock[name].outputs[str(path)] for name, stage in jobs.items() for path in stage.outputs}
+    lock = read_lock(root)
+    claims = {path: md5 for stage in stages for path in stage.outputs if (md5 := lock.md5(path))}
+    return ("", claims) if all(map(lock.find, stages)) else (f"not in {LOCK}", {})
 
 
 def table(rebuilds: Sequence[Rebuild], seed: int) -> str:

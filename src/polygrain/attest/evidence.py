@@ -14,8 +14,8 @@ from polygrain.attest.children import Children, Ended
 from polygrain.attest.pieces import Region, holds
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
-from polygrain.provenance.dvcfiles import md5_file
 from polygrain.provenance.environment import COUNTED
+from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.stage import Stage
 
 

@@ -21,10 +21,11 @@ from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
 from polygrain.provenance.attestations import Attestation, chain, read_attestations, write_attestations
-from polygrain.provenance.dvcfiles import LOCK, md5_file, read_lock
 from polygrain.provenance.environment import environment
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import LOCK, read_lock
 from polygrain.provenance.stage import Stage
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from polygrain.attest.children import Children
 from polygrain.config.project import Project
-from polygrain.provenance.dvcfiles import LOCK, md5_file
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import LOCK
 from polygrain.provenance.scratch import git, switch
 
 # workflow/schemas: in commits before the configuration was held against pydantic models

@@ -1,13 +1,12 @@
 """One recorded run that is to be attested: what dvc.lock holds of it, and whether only its code differs now."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from polygrain.config.runs import Run
 from polygrain.provenance.attestations import Inputs, inputs_in, is_code, is_environment
-from polygrain.provenance.dvcfiles import Locked, md5_file
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import Lock, Locked, changes
 from polygrain.provenance.pipeline import parameters
 from polygrain.provenance.stage import Stage
 
@@ -45,14 +44,11 @@ class Subject:
         return {self.stage.code_path: self.old.code, self.environment: self.old.environment}
 
 
-def find_subject(stage: Stage, lock: Mapping[str, Locked], root: Path) -> Subject | None:
+def find_subject(stage: Stage, lock: Lock, root: Path) -> Subject | None:
     """The stage with its record, by its outputs; None when dvc.lock has none. Its staleness files must be written."""
-    names = {path.as_posix() for path in stage.outputs}
-    locked = next((entry for entry in lock.values() if names <= set(entry.outputs)), None)
-    if locked is None:
-        return None
-    old = inputs_in(locked.dependencies)
-    if old is None:
+    locked = lock.find(stage)
+    old = inputs_in(locked.dependencies) if locked else None
+    if locked is None or old is None:
         return None
     new = Inputs(md5_file(root / stage.code_path), md5_file(root / stage.environment_path))
     return Subject(stage, locked, old, new, next(Path(name) for name in locked.dependencies if is_environment(name)))
@@ -62,10 +58,8 @@ def other_difference(subject: Subject, root: Path) -> str:
     """What differs from the record besides code and environment; empty when nothing does."""
     stage, locked = subject.stage, subject.locked
     name = stage.config_path.as_posix()
-    then, now = dict(locked.parameters.get(name, {})), parameters(root / stage.config_path)
-    for key in sorted({*then, *now}):
-        if json.dumps(then.get(key), default=repr) != json.dumps(now.get(key), default=repr):
-            return f"{key} in {name} changed"
+    for key, _, _ in changes(locked.parameters.get(name, {}), parameters(root / stage.config_path)):
+        return f"{key} in {name} changed"
     before = {path: md5 for path, md5 in locked.dependencies.items() if not is_code(path) and not is_environment(path)}
     after = {path.as_posix() for path in stage.inputs}
     if set(before) != after:

@@ -7,7 +7,7 @@ from typing import Any
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
-from polygrain.provenance.pipeline import Job
+from polygrain.provenance.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Account:
-    """One execution of a job."""
+    """One execution of a stage."""
 
     source: Path
     """The file that this was read from."""
@@ -42,16 +42,16 @@ class Account:
     """Everything read and made, by path."""
 
 
-def read_account(job: Job, root: Path) -> Account | None:
+def read_account(stage: Stage, root: Path) -> Account | None:
     """What the job's record says; None without one. Raises UserError when it is broken."""
-    path = root / job.sidecar
+    path = root / stage.sidecar
     if not path.is_file():
         return None
     said = read_json(path)
     try:
-        return _account(job.sidecar, said)
+        return _account(stage.sidecar, said)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{job.sidecar}: not a job's record ({error!r}); rebuild {job.outputs[0]}") from error
+        raise UserError(f"{stage.sidecar}: not a job's record ({error!r}); rebuild {stage.outputs[0]}") from error
 
 
 def _account(source: Path, said: Mapping[str, Any]) -> Account:

@@ -3,8 +3,6 @@
 DVC names an object by its MD5 once and never reads the bytes again; no command of DVC makes this check.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Literal
 
 from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit
-from polygrain.provenance.dvcfiles import md5_file
-from polygrain.provenance.errors import UserError
+from polygrain.provenance.dvccommand import object_path
+from polygrain.provenance.hashes import md5_file
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,6 @@ def objects_of(states: Iterable[Snapshot]) -> list[Object]:
         last = found[stage.outputs[path]]
         found[last.md5] = Object(last.md5, path, last.commit, current=True)
     return sorted(found.values(), key=lambda item: item.md5)
-
-
-def cache_folder(root: Path) -> Path:
-    """Where this project's DVC keeps its objects. Raises UserError with DVC's reason when it does not say."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise UserError(f"{root}: dvc cache dir failed: {said[-1] if said else 'no message'}")
-    return root / done.stdout.strip()
-
-
-def object_path(cache: Path, md5: str) -> Path:
-    """Where DVC keeps the object of that MD5."""
-    return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def examine(cache: Path, objects: Iterable[Object], read: Callable[[int], object]) -> Iterator[Examined]:

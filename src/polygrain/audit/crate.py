@@ -14,7 +14,7 @@ from polygrain.audit.account import Account, Content
 from polygrain.audit.crate_files import Entity, Shared, entity, ref, refs, single
 from polygrain.audit.evidence import Evidence
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.pipeline import Job, inputs_of
+from polygrain.provenance.stage import Stage, in_order
 
 NAME = "ro-crate-metadata.json"
 CONTEXT = ["https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/terms/workflow-run/context"]
@@ -66,90 +66,89 @@ class About:
     """Date of the crate when the times of no job are known."""
 
 
-def crate_text(
-    evidence: Evidence,
-    folder: Path,
-    about: About,
-    steps: Mapping[str, str],
-    sources: Mapping[str, Sequence[RawFile]],
-) -> str:
-    """Return the crate of the jobs of `evidence` for a table's folder; the same text for the same records.
+def crate_text(evidence: Evidence, folder: Path, about: About, sources: Mapping[str, Sequence[RawFile]]) -> str:
+    """Return the crate of the stages of `evidence` for a table's folder; the same text for the same records.
 
-    `steps` names the step of each job, `sources` what jobs read from elsewhere. One entity stands on one line.
-    Raises UserError when files in place contradict their records, or nothing tells what a job read or made.
+    `sources`: what stages read from elsewhere, by name. One entity stands on one line. Raises UserError when files in
+    place contradict their records, or nothing tells what a stage read or made.
     """
-    graph = list(_Crate(evidence, folder, about, steps, sources).entities())
+    graph = list(_Crate(evidence, folder, about, sources).entities())
     graph.sort(key=lambda item: (item["@id"] != NAME, item["@id"] != "./", item["@id"]))
     lines = ",\n".join(json.dumps(single(item), sort_keys=True, ensure_ascii=False) for item in graph)
     return f'{{"@context": {json.dumps(CONTEXT)}, "@graph": [\n{lines}\n]}}\n'
 
 
-@dataclass
 class _Crate:
     """The graph of one crate; shared entities gather while the jobs are described."""
 
-    evidence: Evidence
-    folder: Path
-    about: About
-    steps: Mapping[str, str]
-    sources: Mapping[str, Sequence[RawFile]]
-
-    def __post_init__(self) -> None:
-        self.jobs = sorted(self.evidence.jobs, key=lambda job: job.name)
-        self.accounts = {job.name: self.evidence.account(job) for job in self.jobs}
-        self.shared = Shared(frozenset(path for path in self.evidence.makers if path.parent == self.folder))
-        self.workflow = self.shared.file(self.about.workflow, self._present(self.about.workflow))
+    def __init__(
+        self, evidence: Evidence, folder: Path, about: About, sources: Mapping[str, Sequence[RawFile]]
+    ) -> None:
+        self.evidence, self.about, self.sources = evidence, about, sources
+        self.stages = sorted(evidence.stages, key=lambda stage: stage.name)
+        self.accounts = [account for stage in self.stages if (account := evidence.account(stage))]
+        self.shared = Shared(frozenset(path for path in evidence.makers if path.parent == folder))
+        workflow = evidence.content(about.workflow)
+        if workflow is None:
+            raise UserError(f"{about.workflow}: not found")
+        self.workflow = self.shared.file(about.workflow, workflow)
 
     def entities(self) -> Iterator[Entity]:
         """Every entity once, in no order."""
-        happened = [item for job in self.jobs for item in self._job(job)]
+        happened = [item for stage in self.stages for item in self._job(stage)]
         happened += self._run()
         planned = list(self._plan())
         yield from (*happened, *planned, *self.shared.entities.values())
         yield from self._root([item["@id"] for item in happened if item["@type"].endswith("Action")])
 
-    def _job(self, job: Job) -> Iterator[Entity]:
+    def _job(self, stage: Stage) -> Iterator[Entity]:
         """One job: its execution, and the engine's control of it."""
-        self._check(job)
-        step, account = self.steps[job.name], self.accounts[job.name]
-        results = [self._file(job, path) for path in job.outputs]
-        objects = [self._file(job, path) for path in (job.config, *inputs_of(job))]
-        for source in self.sources.get(job.name, ()):
+        self._check(stage)
+        account = self.evidence.account(stage)
+        objects = [self._file(stage, path) for path in (stage.config_path, *stage.dependencies)]
+        for source in self.sources.get(stage.name, ()):
             more = {"description": source.description, "license": source.licence}
             objects.append(self.shared.file(Path(source.name), Content(source.sha256), **more))
-        action: Entity = entity(
-            f"{ACTION}{job.name}",
-            "CreateAction",
-            name=f"{step}: {job.outputs[0]}",
-            description=account.command if account else NO_RECORD,
-            instrument=ref(f"#tool-{step}"),
-            object=refs(objects),
-            result=refs(results),
-            actionStatus=COMPLETED,
-        )
-        if account:
-            yield from self._usage(job, account)
-            action |= self._circumstances(job, account)
-        yield action
         yield entity(
-            f"#control-{job.name}",
+            f"{ACTION}{stage.name}",
+            "CreateAction",
+            name=f"{stage.verb}: {stage.outputs[0]}",
+            description=account.command if account else NO_RECORD,
+            instrument=ref(f"#tool-{stage.verb}"),
+            object=refs(objects),
+            result=refs(self._file(stage, path) for path in stage.outputs),
+            actionStatus=COMPLETED,
+            **(self._circumstances(stage, account) if account else {}),
+        )
+        for name, unit in USAGE.items() if account else ():
+            value = str(getattr(account, name))
+            yield entity(
+                f"#{name}-{stage.name}",
+                "PropertyValue",
+                name=name,
+                propertyID=f"#{name}",
+                unitCode=unit,
+                value=value,
+            )
+        yield entity(
+            f"#control-{stage.name}",
             "ControlAction",
-            name=f"orchestrate {step}",
-            instrument=ref(f"#step-{step}"),
-            object=ref(action["@id"]),
+            name=f"orchestrate {stage.verb}",
+            instrument=ref(f"#step-{stage.verb}"),
+            object=ref(f"{ACTION}{stage.name}"),
         )
 
-    def _check(self, job: Job) -> None:
+    def _check(self, stage: Stage) -> None:
         """Refuse files that their record does not describe."""
-        met = [path for path in inputs_of(job) if path in self.evidence.makers]
-        for path in (*job.outputs, *met):
-            if self.evidence.has_record(job) and self.evidence.state(job, path).as_recorded is False:
+        met = [path for path in stage.dependencies if path in self.evidence.makers]
+        for path in (*stage.outputs, *met):
+            if self.evidence.has_record(stage) and self.evidence.state(stage, path).as_recorded is False:
                 raise UserError(
-                    f"{path}: is not what {job.sidecar} tells of; rebuild it with"
-                    f" `snakemake --cores all --force {job.outputs[0]}`, or run `polygrain restore`"
+                    f"{path}: is not what {stage.sidecar} tells of; rebuild it with"
+                    f" `snakemake --cores all --force {stage.outputs[0]}`, or run `polygrain restore`"
                 )
 
-    def _circumstances(self, job: Job, account: Account) -> Entity:
+    def _circumstances(self, stage: Stage, account: Account) -> Entity:
         """When, where and from which commit."""
         facts = dict(account.machine)
         pins = {name: facts.pop(name) for name in account.machine if name.startswith("pins.")}
@@ -163,49 +162,32 @@ class _Crate:
         return {
             "startTime": account.started,
             "endTime": account.finished,
-            "resourceUsage": refs(f"#{name}-{job.name}" for name in USAGE),
+            "resourceUsage": refs(f"#{name}-{stage.name}" for name in USAGE),
             "environment": refs(
                 self.shared.fact("pin", name.removeprefix("pins."), value) for name, value in pins.items()
             ),
             "additionalProperty": refs(properties),
         }
 
-    def _usage(self, job: Job, account: Account) -> Iterator[Entity]:
-        for name, unit in USAGE.items():
-            yield entity(
-                f"#{name}-{job.name}",
-                "PropertyValue",
-                name=name,
-                propertyID=f"#{name}",
-                unitCode=unit,
-                value=str(getattr(account, name)),
-            )
-
-    def _file(self, job: Job, path: Path) -> str:
+    def _file(self, stage: Stage, path: Path) -> str:
         """A file as the job met it, by its account, or as it is now where dvc.lock agrees. Returns its `@id`."""
-        state = self.evidence.state(job, path)
-        account = self.accounts[job.name]
+        state, account = self.evidence.state(stage, path), self.evidence.account(stage)
         if account is not None:
             said = account.files.get(path.as_posix())
             if said is None:
-                raise UserError(f"{path}: {account.source} does not know it; rebuild {job.outputs[0]}")
-            same = state.now is not None and state.now.sha256 == said.sha256
-            return self.shared.file(path, state.now if same and state.now else said)
+                raise UserError(f"{path}: {account.source} does not know it; rebuild {stage.outputs[0]}")
+            return self.shared.file(path, state.now if state.now and state.as_recorded else said)
         if state.now is None:
             raise UserError(f"{path}: not here, and no record tells of it; build it, or run `polygrain restore`")
-        if path != job.config and state.as_locked is not True:
-            raise UserError(f"{path}: no record and no dvc.lock tells how it belongs to {job.outputs[0]}; rebuild that")
+        if path != stage.config_path and state.as_locked is not True:
+            raise UserError(
+                f"{path}: no record and no dvc.lock tells how it belongs to {stage.outputs[0]}; rebuild that"
+            )
         return self.shared.file(path, state.now)
-
-    def _present(self, path: Path) -> Content:
-        content = self.evidence.content(path)
-        if content is None:
-            raise UserError(f"{path}: not found")
-        return content
 
     def _plan(self) -> Iterator[Entity]:
         """What was planned: the Snakefile, its steps in order, and the tools that do them."""
-        names = list(dict.fromkeys(self.steps[job.name] for job in self._ordered()))
+        names = list(dict.fromkeys(stage.verb for stage in in_order(self.stages)))
         packages = [name for name in self.shared.ids("SoftwareApplication") if name.startswith("#package-")]
         self.shared.entities[self.workflow] |= {
             "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
@@ -225,22 +207,12 @@ class _Crate:
                 softwareRequirements=refs(packages),
             )
 
-    def _ordered(self) -> list[Job]:
-        """Each job after those that it needs."""
-        done: list[Job] = []
-        waiting = list(self.jobs)
-        while waiting:
-            made = {path for job in done for path in job.outputs}
-            ready = [job for job in waiting if all(p in made or p not in self.evidence.makers for p in inputs_of(job))]
-            done += ready
-            waiting = [job for job in waiting if job not in ready]
-        return done
-
     def _run(self) -> Iterator[Entity]:
         """What happened as a whole: the runs of the engine, and of the workflow."""
-        known = [account for account in self.accounts.values() if account]
+        known = self.accounts
         span = {"startTime": min(a.started for a in known), "endTime": max(a.finished for a in known)} if known else {}
-        read = {path for job in self.jobs for path in job.dependencies}
+        used = [(stage, path) for stage in self.stages for path in (stage.config_path, *stage.dependencies)]
+        read = {path for _, path in used}
         engine = f"#snakemake-{self.about.engine}"
         yield entity(
             engine, "SoftwareApplication", name="Snakemake", softwareVersion=self.about.engine, url=ENGINE_PAGE
@@ -251,37 +223,31 @@ class _Crate:
             name="Snakemake",
             description="Perhaps in several invocations: what was up to date did not run again.",
             instrument=ref(engine),
-            object=refs(f"#control-{job.name}" for job in self.jobs),
+            object=refs(f"#control-{stage.name}" for stage in self.stages),
             result=ref("#workflow-run"),
             **span,
         )
         yield entity(
             "#workflow-run",
             "CreateAction",
-            name=f"{self.about.title}: {len(self.jobs)} jobs",
+            name=f"{self.about.title}: {len(self.stages)} jobs",
             description="From the first start of a job to the last end, pauses included.",
             instrument=ref(self.workflow),
-            object=refs(
-                self._file(job, path)
-                for job in self.jobs
-                for path in (job.config, *inputs_of(job))
-                if path not in self.evidence.makers
-            ),
-            result=refs(self._file(job, path) for job in self.jobs for path in job.outputs if path not in read),
+            object=refs(self._file(stage, path) for stage, path in used if path not in self.evidence.makers),
+            result=refs(self._file(stage, path) for path, stage in self.evidence.makers.items() if path not in read),
             actionStatus=COMPLETED,
             **span,
         )
 
     def _root(self, actions: Sequence[str]) -> Iterator[Entity]:
         licence = f"https://spdx.org/licenses/{self.about.licence}"
-        ends = [account.finished for account in self.accounts.values() if account]
         yield entity(NAME, "CreativeWork", about=ref("./"), conformsTo=[ref(SPECIFICATION), ref(WORKFLOW_CRATE)])
         yield entity(
             "./",
             "Dataset",
             name=self.about.title,
             description=self.about.description,
-            datePublished=max(ends, default=self.about.published)[:10],
+            datePublished=max((account.finished for account in self.accounts), default=self.about.published)[:10],
             license=ref(licence),
             conformsTo=refs(PROFILES),
             mainEntity=ref(self.workflow),

@@ -1,4 +1,4 @@
-"""Read a crate: what it says of each job, for a checkout without the records."""
+"""Read a crate: what it says of each stage, for a checkout without the records."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

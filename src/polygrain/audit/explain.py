@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 
 from polygrain.audit.verdicts import Audit, Cause, Change, Judged, Kind
-from polygrain.provenance.dvcfiles import LOCK
+from polygrain.provenance.lock import LOCK
 
 _KINDS: tuple[Kind, ...] = ("new", "attested", "explained", "returned", "merged", "removed", "unexplained")
 _LONGEST = 60  # characters of a value that a line quotes

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polygrain.audit.locks import Recorded, Snapshot
+from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit, Repository
 from polygrain.audit.sources import SHAPE, Layout, Sources
 from polygrain.audit.verdicts import Audit, Cause, Change, Contradiction, Judged, Kind
 from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.attestations import attested, parse_attestations
 from polygrain.provenance.checklock import without_mark
-from polygrain.provenance.dvcfiles import LOCK, md5_bytes
+from polygrain.provenance.hashes import md5_bytes
+from polygrain.provenance.lock import LOCK, Locked, changes
 
 Proof = tuple[tuple[str, ...], str]
 """Sources in git that explain a change; else the reason why the change is impossible."""
@@ -80,28 +81,25 @@ class _Auditor:
         self._known.origins[state.commit.id] = origins
         return changed
 
-    def _origin(self, parent: Snapshot, stage: Recorded) -> Commit:
+    def _origin(self, parent: Snapshot, stage: Locked) -> Commit:
         """The commit that recorded a stage as `parent` holds it: from its sources came all of the stage's inputs."""
         return self._known.origins[parent.commit.id].get(stage.name, parent.commit)
 
-    def _causes(self, state: Snapshot, stage: Recorded, parent: tuple[Snapshot, Recorded] | None) -> Iterator[Cause]:
+    def _causes(self, state: Snapshot, stage: Locked, parent: tuple[Snapshot, Locked] | None) -> Iterator[Cause]:
         """What changed since `parent`; without one only what the commit's own files refute."""
-        before = parent[1] if parent else Recorded(stage.name, stage.command, {}, {}, {})
+        before = parent[1] if parent else Locked(stage.name, stage.command, {}, {}, {})
         if before.command != stage.command:
             yield Cause("command", "", "", before.command, stage.command, *self._proof(state, parent, SHAPE))
-        for key in sorted({*before.parameters, *stage.parameters}):
-            was, now = before.parameters.get(key), stage.parameters.get(key)
-            if was != now:
-                proof = self._proof(state, parent, SHAPE if was is None or now is None else key[0])
-                yield Cause("parameter", *key, was, now, *proof)
-        for path in sorted({*before.dependencies, *stage.dependencies}):
-            was, now = before.dependencies.get(path), stage.dependencies.get(path)
-            if was != now:
-                proof = self._proof_of_file(state, parent, path, was, now)
-                yield Cause("dependency", path, "", was, now, *proof, upstream=path in state.lock.makers)
+        for file in sorted({*before.parameters, *stage.parameters}):
+            for key, was, now in changes(before.parameters.get(file, {}), stage.parameters.get(file, {})):
+                proof = self._proof(state, parent, SHAPE if was is None or now is None else file)
+                yield Cause("parameter", file, key, was, now, *proof)
+        for path, was, now in changes(before.dependencies, stage.dependencies):
+            proof = self._proof_of_file(state, parent, path, was, now)
+            yield Cause("dependency", path, "", was, now, *proof, upstream=path in state.lock.makers)
 
     def _proof_of_file(
-        self, state: Snapshot, parent: tuple[Snapshot, Recorded] | None, path: str, was: str | None, now: str | None
+        self, state: Snapshot, parent: tuple[Snapshot, Locked] | None, path: str, was: str | None, now: str | None
     ) -> Proof:
         """The same for a dependency; where git holds the file itself, its bytes decide."""
         blob = self._repository.find(state.commit.id, path) if now else None
@@ -111,7 +109,7 @@ class _Auditor:
             return self._proof(state, parent, SHAPE)
         return ((), "") if blob or path in state.lock.makers else self._proof(state, parent, path)
 
-    def _proof(self, state: Snapshot, parent: tuple[Snapshot, Recorded] | None, file: str) -> Proof:
+    def _proof(self, state: Snapshot, parent: tuple[Snapshot, Locked] | None, file: str) -> Proof:
         """Which sources in git explain a change of an input file or of the stage's shape, or why it is impossible."""
         if parent is None:
             return (), ""
@@ -135,7 +133,7 @@ class _Auditor:
                 yield Change(path, stage.name, "removed")
 
     def _change(
-        self, path: str, stage: Recorded, state: Snapshot, parents: Sequence[Snapshot], causes: tuple[Cause, ...]
+        self, path: str, stage: Locked, state: Snapshot, parents: Sequence[Snapshot], causes: tuple[Cause, ...]
     ) -> Change | None:
         befores = [(parent, parent.lock.makers.get(path)) for parent in parents]
         md5 = stage.outputs[path]
@@ -158,7 +156,7 @@ class _Auditor:
         kind: Kind = "explained" if speaks else "unexplained"
         return Change(path, stage.name, kind, causes, None, stage)
 
-    def _attested(self, state: Snapshot, before: Recorded, stage: Recorded) -> bool:
+    def _attested(self, state: Snapshot, before: Locked, stage: Locked) -> bool:
         """Whether a commit says that a stage gives the bytes of `before`, because only attested code is different."""
         then, now = before.dependencies, stage.dependencies
         blob = self._repository.find(state.commit.id, ATTESTATIONS.as_posix())
@@ -183,7 +181,7 @@ class _Auditor:
                 yield Contradiction("published", f"{copy}: is not the {output} of {LOCK}")
 
 
-def _counterpart(stage: Recorded, state: Snapshot) -> Recorded | None:
+def _counterpart(stage: Locked, state: Snapshot) -> Locked | None:
     """The stage of another lock that made the same outputs, whatever it was called; else the one of that name."""
     makers = state.lock.makers
     return next((makers[path] for path in stage.outputs if path in makers), state.lock.stages.get(stage.name))

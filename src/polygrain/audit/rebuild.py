@@ -5,23 +5,20 @@ written at parse time (code hashes, configuration, environment) is written anew 
 lock as well, so that an input hash edited by hand shows here.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polygrain.audit.cache import cache_folder, object_path
-from polygrain.audit.locks import Lock, LockParser, Recorded
 from polygrain.audit.repository import Repository
 from polygrain.provenance.compare import Compared, compare_bytes
-from polygrain.provenance.dvcfiles import LOCK, md5_file
+from polygrain.provenance.dvccommand import cache_folder, object_path
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import read_json, sha256_file
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import LOCK, Lock, Locked, LockParser, changes
 from polygrain.provenance.pipeline import parameters
 from polygrain.provenance.scratch import run, scratch_clone
-
-Verdict = Literal["identical", "within tolerance", "different"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Rebuilt:
     """How machine and software differ from the recorded ones; None where no record of that build is here."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Literal["identical", "within tolerance", "different"]:
         """Of all outputs; without numbers to compare, other bytes are different."""
         verdicts = {compared.verdict for compared in self.outputs}
         if verdicts == {"identical"}:
@@ -45,14 +42,14 @@ class Rebuilt:
         return "within tolerance"
 
 
-def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, Recorded]:
+def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, Locked]:
     """The lock of a commit and the stage in it that makes `target`. Raises UserError when there is none."""
     with Repository(root) as repository:
         blob = repository.find(commit, str(LOCK))
         if blob is None:
             raise UserError(f"{LOCK}: not in the last commit; run `polygrain record TABLE` and commit the result")
         try:
-            lock = LockParser().parse(blob, repository.read(blob))
+            lock = LockParser().parse(repository.read(blob))
         except UserError as error:
             raise UserError(f"{LOCK} at HEAD is {error}; restore it from an earlier commit") from None
     path = Path(target).as_posix()
@@ -124,23 +121,17 @@ def _compare(clone: Path, path: str, md5: str, store: _Store) -> Compared:
     return compare_bytes(path, recorded.read_bytes(), made.read_bytes())
 
 
-def _changed_inputs(clone: Path, stage: Recorded, upstream: Mapping[str, Path | None]) -> Iterator[str]:
+def _changed_inputs(clone: Path, stage: Locked, upstream: Mapping[str, Path | None]) -> Iterator[str]:
     for path, md5 in stage.dependencies.items():
         if path not in upstream and (not (clone / path).is_file() or md5_file(clone / path) != md5):
             yield path
-    for file in sorted({file for file, _ in stage.parameters}):
-        now = {(file, key): json.dumps(value, sort_keys=True, default=repr) for key, value in _values(clone / file)}
-        then = {name: value for name, value in stage.parameters.items() if name[0] == file}
-        for name in sorted({*then, *now}):
-            if then.get(name) != now.get(name):
-                yield f"{name[1]} in {file}: recorded {then.get(name, 'absent')}, HEAD gives {now.get(name, 'absent')}"
+    for file, then in sorted(stage.parameters.items()):
+        now = parameters(clone / file) if (clone / file).is_file() else {}
+        for key, was, is_now in changes(then, now):
+            yield f"{key} in {file}: recorded {was or 'absent'}, HEAD gives {is_now or 'absent'}"
 
 
-def _values(config: Path) -> list[tuple[str, Any]]:
-    return list(parameters(config).items()) if config.is_file() else []
-
-
-def _circumstances(root: Path, clone: Path, stage: Recorded, store: _Store) -> tuple[str, ...] | None:
+def _circumstances(root: Path, clone: Path, stage: Locked, store: _Store) -> tuple[str, ...] | None:
     """Compare the machine part of the two records; None unless this tree has the record of the recorded bytes."""
     for path in sorted(clone.glob("records/**/*.json")):
         new = read_json(path)
@@ -153,7 +144,7 @@ def _circumstances(root: Path, clone: Path, stage: Recorded, store: _Store) -> t
     return None
 
 
-def _describes(record: Mapping[str, Any], stage: Recorded, store: _Store) -> bool:
+def _describes(record: Mapping[str, Any], stage: Locked, store: _Store) -> bool:
     """Whether a record is of the build that the lock holds."""
     for path, md5 in stage.outputs.items():
         said = record.get("outputs", {}).get(path)

@@ -6,10 +6,8 @@ On 161 commits dulwich takes four times as long, and longer still to import.
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.scratch import GIT, git
@@ -42,16 +40,15 @@ class Repository:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._prefix = git(root, "rev-parse", "--show-prefix").rstrip("\n")
-        self._open = ExitStack()
+        self._trees: dict[str, dict[str, tuple[bool, str]]] = {}
 
     def __enter__(self) -> "Repository":
-        self._names = self._open.enter_context(_Batch(self.root, "--batch-check"))
-        self._contents = self._open.enter_context(_Batch(self.root, "--batch"))
-        self._trees: dict[str, dict[str, tuple[bool, str]]] = {}
+        command = [*GIT, "cat-file", "--batch"]
+        self._process = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._process.communicate()
 
     @property
     def shallow(self) -> bool:
@@ -70,45 +67,42 @@ class Repository:
 
     def find(self, commit: str, path: str) -> str | None:
         """Git's name for what a commit holds at `path`, a file or a folder; None where it holds nothing."""
-        header, _ = self._names.ask(f"{commit}:{self._prefix}{path}")
-        return None if header.endswith(b" missing") else header.split()[0].decode()
+        return self._ask(f"{commit}:{self._prefix}{path}")[0]
 
     def read(self, blob: str) -> bytes:
         """The content of an object. Raises UserError when the repository lacks it."""
-        header, content = self._contents.ask(blob)
-        if header.endswith(b" missing"):
+        name, content = self._ask(blob)
+        if name is None:
             raise UserError(f"{self.root}: git lacks object {blob}; run `git fsck`, or clone the repository again")
         return content
 
-    def tree(self, name: str) -> dict[str, tuple[bool, str]]:
-        """The entries of a folder object: name -> whether it is a folder itself, and its object."""
-        if name not in self._trees:
-            self._trees[name] = dict(_entries(self.read(name), len(name) // 2))
-        return self._trees[name]
+    def _ask(self, name: str) -> tuple[str | None, bytes]:
+        """Git's own name for an object, and its content; None where there is none."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(f"{name}\n".encode())
+        stdin.flush()
+        header = stdout.readline().rstrip(b"\n")
+        if header.endswith(b" missing"):
+            return None, b""
+        own, _, size = header.split()
+        return own.decode(), stdout.read(int(size) + 1)[:-1]
 
     def files(self, name: str | None) -> dict[str, str]:
         """All files below a folder object: path -> object; those of no folder are none."""
         found: dict[str, str] = {}
-        for entry, (is_folder, inner) in self.tree(name).items() if name else ():
+        for entry, (is_folder, inner) in self._tree(name).items() if name else ():
             found |= (
                 {f"{entry}/{path}": blob for path, blob in self.files(inner).items()} if is_folder else {entry: inner}
             )
         return found
 
-    def differing(self, before: str | None, after: str | None) -> list[tuple[str, str | None, str | None]]:
-        """Files that differ between two folder objects: path and object on either side. Equal folders are not read."""
-        sides = [self.tree(name) if name else {} for name in (before, after)]
-        found: list[tuple[str, str | None, str | None]] = []
-        for entry in sorted({name for side in sides for name in side}):
-            (was_folder, was), (is_folder, now) = (side.get(entry, (None, None)) for side in sides)
-            if was == now:
-                continue
-            if was_folder or is_folder:
-                inner = self.differing(was if was_folder else None, now if is_folder else None)
-                found += [(f"{entry}/{path}", one, two) for path, one, two in inner]
-            if was_folder is False or is_folder is False:
-                found.append((entry, was if was_folder is False else None, now if is_folder is False else None))
-        return found
+    def _tree(self, name: str) -> dict[str, tuple[bool, str]]:
+        """The entries of a folder object: name -> whether it is a folder itself, and its object."""
+        if name not in self._trees:
+            self._trees[name] = dict(_entries(self.read(name), len(name) // 2))
+        return self._trees[name]
 
 
 def _entries(content: bytes, width: int) -> Iterator[tuple[str, tuple[bool, str]]]:
@@ -119,35 +113,6 @@ def _entries(content: bytes, width: int) -> Iterator[tuple[str, tuple[bool, str]
         mode, _, name = content[position:zero].partition(b" ")
         position = zero + 1 + width
         yield name.decode(errors="replace"), (mode == b"40000", content[zero + 1 : position].hex())
-
-
-class _Batch:
-    """One `git cat-file` process that is asked by name, a question at a time."""
-
-    def __init__(self, root: Path, mode: str) -> None:
-        command = [*GIT, "cat-file", mode]
-        self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._contents = mode == "--batch"
-
-    def ask(self, name: str) -> tuple[bytes, bytes]:
-        """Git's line about an object, and its content where this process gives contents."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(f"{name}\n".encode())
-        stdin.flush()
-        header = stdout.readline().rstrip(b"\n")
-        if not self._contents or header.endswith(b" missing"):
-            return header, b""
-        return header, stdout.read(int(header.split()[2]) + 1)[:-1]
-
-    def __enter__(self) -> "_Batch":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()
 
 
 def printable(text: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from polygrain.audit.cache import cache_folder, examine, object_path, objects_of
+from polygrain.audit.cache import examine, objects_of
 from polygrain.audit.crate import NAME as CRATE
 from polygrain.audit.explain import closing_lines, entry_lines
 from polygrain.audit.judge import audit_history
-from polygrain.audit.locks import Recorded, Snapshot, read_history
+from polygrain.audit.locks import Snapshot, read_history
 from polygrain.audit.rebuild import Rebuilt, rebuild
 from polygrain.audit.repository import Repository
 from polygrain.audit.sources import SHAPE, Layout
@@ -21,7 +21,9 @@ from polygrain.config.published import PUBLISHED
 from polygrain.config.stages import KINDS
 from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.compare import TOLERANCE
+from polygrain.provenance.dvccommand import cache_folder, object_path
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.lock import Locked
 from polygrain.provenance.scratch import git, run, scratch_clone, switch
 
 
@@ -42,7 +44,7 @@ def sources_of(path: str) -> tuple[str, ...]:
     return ()
 
 
-def entries_of(stage: Recorded, path: str) -> Sequence[str]:
+def entries_of(stage: Locked, path: str) -> Sequence[str]:
     """The modules whose import closure decides such a file, as far as the recorded configuration tells."""
     file = PurePosixPath(path)
     if file.name == "environment.json":  # one for all runs, before each stage had its own
@@ -61,10 +63,10 @@ def entries_of(stage: Recorded, path: str) -> Sequence[str]:
         return ()
 
 
-def _configuration(stage: Recorded) -> Config:
+def _configuration(stage: Locked) -> Config:
     """A stage's configuration from the dotted keys of the lock."""
     config: Config = {}
-    for (_, key), value in stage.parameters.items():
+    for key, value in (item for values in stage.parameters.values() for item in values.items()):
         *folders, name = key.split(".")
         inner = config
         for folder in folders:

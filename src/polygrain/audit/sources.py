@@ -14,10 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from polygrain.audit.locks import Recorded, load_fast
 from polygrain.audit.repository import Commit, Repository
 from polygrain.provenance.code import Module, closure, parse, places, tree_hash
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.lock import Locked, changes
+from polygrain.provenance.yaml12 import parse_yaml
 
 SOURCE = "src"
 SHAPE = ""
@@ -32,7 +33,7 @@ class Layout:
     outputs: Path
     sources: Callable[[str], tuple[str, ...]]
     """Path of an input -> files and folders that it is computed from; none where that is unknown."""
-    entries: Callable[[Recorded, str], Sequence[str]] = lambda _, __: ()
+    entries: Callable[[Locked, str], Sequence[str]] = lambda _, __: ()
     """Stage and path of an input -> modules whose import closure decides it, where that is less than the package."""
     records: frozenset[str] = frozenset()
     """Names of published files that are no output of a job and may change as they like."""
@@ -48,7 +49,7 @@ class Sources:
         self._modules: dict[tuple[str | None, str], Module | None] = {}
         self._answers: dict[tuple[str | None, str | None, str], list[str]] = {}
 
-    def differing(self, before: Commit, after: Commit, stage: Recorded, path: str) -> list[str] | None:
+    def differing(self, before: Commit, after: Commit, stage: Locked, path: str) -> list[str] | None:
         """The sources of a stage's input that mean something else in `after`; None where its sources are unknown.
 
         Of the package's modules only those that the stage imports, unless that leaves nothing to explain a change by.
@@ -94,9 +95,10 @@ class Sources:
     def _compare(self, source: str, one: str | None, two: str | None) -> list[str]:
         if Path(source).suffix:
             return [source] if self._meaning(source, one) != self._meaning(source, two) else []
+        before, after = self._repository.files(one), self._repository.files(two)
         return [
             f"{source}/{path}"
-            for path, was, now in self._repository.differing(one, two)
+            for path, was, now in changes(before, after)
             if self._meaning(path, was) != self._meaning(path, now)
         ]
 
@@ -112,7 +114,7 @@ class Sources:
                 if suffix == ".py":
                     self._meanings[key] = tree_hash(self._repository.read(blob).decode())
                 elif suffix in (".yaml", ".yml"):
-                    self._meanings[key] = json.dumps(load_fast(self._repository.read(blob)), default=repr)
+                    self._meanings[key] = json.dumps(parse_yaml(self._repository.read(blob)), default=repr)
             except (SyntaxError, ValueError, RecursionError, yaml.YAMLError):
                 pass
         return self._meanings[key]

@@ -28,8 +28,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polygrain.audit.locks import Recorded, Snapshot
+from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit
+from polygrain.provenance.lock import Locked
 
 Kind = Literal["new", "removed", "merged", "attested", "explained", "returned", "unexplained"]
 
@@ -63,7 +64,7 @@ class Change:
     causes: tuple[Cause, ...] = ()
     earlier: Commit | None = None
     """The commit that had the same inputs before, or the parent that a merge took the output from."""
-    maker: Recorded | None = None
+    maker: Locked | None = None
     """The stage as this commit records it; None when the output was removed."""
 
 

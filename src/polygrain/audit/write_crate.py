@@ -15,7 +15,6 @@ from polygrain.config.tables import Table
 from polygrain.provenance.environment import environment
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file, write_text
-from polygrain.provenance.pipeline import job_of
 from polygrain.provenance.sidecar import commit_date
 from polygrain.provenance.stage import Stage
 
@@ -60,15 +59,14 @@ def crate_of(project: Project, folder: Path, targets: Sequence[str]) -> str:
     stages = stages_behind(project, targets)
     evidence = evidence_of(project, stages)
     evidence.published = evidence.matching(read_crate(published_crate(folder), project.root))
-    steps = {stage.name: stage.verb for stage in stages}
     sources = {stage.name: sources_of(project, stage) for stage in stages if stage.verb == "prepare"}
-    return crate_text(evidence, folder, _about(project, targets), steps, sources)
+    return crate_text(evidence, folder, _about(project, targets), sources)
 
 
 def evidence_of(project: Project, stages: Sequence[Stage]) -> Evidence:
-    """The jobs of some stages with their staleness files as the checkout wants them now; writes nothing."""
+    """The evidence of some stages with their staleness files as the checkout wants them now; writes nothing."""
     texts = {path: text for stage in stages for path, text in input_texts(project, stage).items()}
-    return Evidence([job_of(stage) for stage in stages], project.root, texts)
+    return Evidence(stages, project.root, texts)
 
 
 def sources_of(project: Project, stage: Stage) -> list[RawFile]:

@@ -9,7 +9,6 @@ from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.attestations import FILE
-from polygrain.provenance.pipeline import job_of
 from polygrain.provenance.restore import stamp
 from polygrain.provenance.stage import Stage
 
@@ -38,7 +37,7 @@ def _stamped(project: Project, stages: Sequence[Stage], attested: Sequence[Stage
     makers = [stage for stage in stages if used & set(stage.outputs)]
     for stage in (*makers, *attested):
         write_inputs(project, stage)
-    findings = stamp([job_of(stage) for stage in (*makers, *attested)], project.root)
+    findings = stamp([*makers, *attested], project.root)
     unready = [stage for stage in makers if not findings[stage.name].claims]
     if unready:
         files = " ".join(str(stage.outputs[-1]) for stage in unready)

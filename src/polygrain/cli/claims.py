@@ -8,46 +8,45 @@ from polygrain.config.published import published
 from polygrain.config.stages import stages_behind
 from polygrain.config.tables import Table
 from polygrain.provenance.checklock import is_marked_stale, mark_tables, verdict
-from polygrain.provenance.dvcfiles import read_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
-from polygrain.provenance.pipeline import Job, job_of
+from polygrain.provenance.lock import read_lock
 from polygrain.provenance.record import clear_attestations, record
+from polygrain.provenance.stage import Stage
 from polygrain.report.headline import headline
 
 
-def jobs_of(project: Project, targets: Sequence[str]) -> list[Job]:
-    """The jobs behind targets as DVC stages, shared ones once; brings their staleness files up to date on the way.
+def current_stages(project: Project, targets: Sequence[str]) -> list[Stage]:
+    """The stages behind targets, shared ones once; brings their staleness files up to date on the way.
 
     A target is a table, a run or a data set, or a file of one of them.
     """
     stages = stages_behind(project, targets)
     for stage in stages:
         write_inputs(project, stage)
-    return [job_of(stage) for stage in stages]
+    return stages
 
 
 def recorded_targets(project: Project) -> list[str]:
     """The tables that dvc.lock holds; the default table where there is none yet."""
-    outputs = {path for stage in read_lock(project.root).values() for path in stage.outputs}
-    return sorted(path for path in outputs if path.startswith("reports/") and path.endswith(".pdf")) or [
-        "reports/table1.pdf"
-    ]
+    outputs = read_lock(project.root).makers
+    tables = [path for path in outputs if path.startswith("reports/") and path.endswith(".pdf")]
+    return sorted(tables) or ["reports/table1.pdf"]
 
 
 def record_tables(project: Project, targets: Sequence[str]) -> None:
     """Write dvc.yaml and dvc.lock for finished tables and publish their copies. The lock then holds these alone."""
-    cleared = clear_attestations(jobs_of(project, targets), project.root)
+    cleared = clear_attestations(current_stages(project, targets), project.root)
     if cleared:
         raise UserError(
             f"{targets[0]}: {cleared} of the attestations in its footer were of runs that the present code has trained"
             f" since; they are cleared. Write it again with `snakemake --cores all {targets[0]}`, then record"
         )
-    jobs = jobs_of(project, targets)
-    record(jobs, project.root, published(targets))
+    stages = current_stages(project, targets)
+    record(stages, project.root, published(targets))
     for target in targets:
         show_in_readme(project, target)
-    print(f"recorded {len(jobs)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
+    print(f"recorded {len(stages)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
 
 
 def show_in_readme(project: Project, target: str) -> None:
@@ -76,12 +75,12 @@ def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int
     line from now on, and a current one does not.
     """
     targets = targets or recorded_targets(project)
-    jobs, copies = jobs_of(project, targets), published(targets)
+    stages, copies = current_stages(project, targets), published(targets)
     if mark:
-        mark_tables(jobs, project.root, copies)
+        mark_tables(stages, project.root, copies)
         for target in targets:
             show_in_readme(project, target)
-    result = verdict(jobs, project.root, copies)
+    result = verdict(stages, project.root, copies)
     for line in result.lines:
         print(line)
     print(f"{', '.join(targets)}: the recorded claim {result.state}")

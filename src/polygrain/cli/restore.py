@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from polygrain.cli.claims import jobs_of
+from polygrain.cli.claims import current_stages
 from polygrain.cli.doctor import obstacles
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.pipeline import Job, to_run
-from polygrain.provenance.restore import Restored, Verdict, restore
+from polygrain.provenance.restore import Outcome, Restored, restore
+from polygrain.provenance.stage import Stage, to_run
 
 BACK = ("restored", "in place")
 
@@ -20,16 +20,16 @@ def restore_targets(project: Project, targets: Sequence[str]) -> int:
 
     Returns 0, also when something is left to train. Raises UserError for a target that does not exist.
     """
-    jobs = jobs_of(project, targets)
-    wanted = [name for target in targets for name in _makers(jobs, Path(target))]
-    found = restore(jobs, project.root, lambda: _refuse_if_busy(project))
-    print("\n".join(report(jobs, found, wanted)))
+    stages = current_stages(project, targets)
+    wanted = [name for target in targets for name in _makers(stages, Path(target))]
+    found = restore(stages, project.root, lambda: _refuse_if_busy(project))
+    print("\n".join(report(stages, found, wanted)))
     return 0
 
 
-def _makers(jobs: Sequence[Job], target: Path) -> list[str]:
+def _makers(stages: Sequence[Stage], target: Path) -> list[str]:
     """The jobs that make a file, or anything in a folder."""
-    names = [job.name for job in jobs if any(target in (path, *path.parents) for path in job.outputs)]
+    names = [stage.name for stage in stages if any(target in (path, *path.parents) for path in stage.outputs)]
     if not names:
         raise UserError(f"{target}: no job makes it; polygrain plan TABLE and polygrain show RUN say what there is")
     return names
@@ -41,25 +41,25 @@ def _refuse_if_busy(project: Project) -> None:
         raise UserError(f"{lines[0]}; then restore again")
 
 
-def report(jobs: Sequence[Job], found: Mapping[str, Restored], wanted: Sequence[str]) -> list[str]:
+def report(stages: Sequence[Stage], found: Mapping[str, Restored], wanted: Sequence[str]) -> list[str]:
     """A line for each job that was asked for or is not simply back, counts per verdict, and what runs next."""
-    special = [job.name for job in jobs if job.name in wanted or found[job.name].verdict not in BACK]
+    special = [stage.name for stage in stages if stage.name in wanted or found[stage.name].outcome not in BACK]
     width = max(map(len, special))
     lines = [f"{'stage':{width}}  {'verdict':10}  {'md5':8}  reason"]
     for name in special:
         md5 = next(iter(found[name].md5.values()), "")
-        lines.append(f"{name:{width}}  {found[name].verdict:10}  {md5[:8]:8}  {found[name].reason}".rstrip())
-    counts = Counter(result.verdict for result in found.values())
-    lines.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]))
+        lines.append(f"{name:{width}}  {found[name].outcome:10}  {md5[:8]:8}  {found[name].reason}".rstrip())
+    counts = Counter(result.outcome for result in found.values())
+    lines.append(", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome) if counts[outcome]))
     removed = sum(len(result.removed) for result in found.values())
     lines += [f"removed {removed} files that nothing vouches for"] * bool(removed)
-    return [*lines, _next(jobs, found, wanted)]
+    return [*lines, _next(stages, found, wanted)]
 
 
-def _next(jobs: Sequence[Job], found: Mapping[str, Restored], wanted: Sequence[str]) -> str:
+def _next(stages: Sequence[Stage], found: Mapping[str, Restored], wanted: Sequence[str]) -> str:
     """What Snakemake will run for the targets."""
     absent = {path for result in found.values() for path in result.lacking}
-    running = to_run(jobs, absent, wanted)
+    running = to_run(stages, absent, wanted)
     trainings = sum(name.startswith("pretrain-") for name in running)
     if not running:
         return "nothing to train: everything is in place"

@@ -20,9 +20,9 @@ from polygrain.config.resolved import configuration
 from polygrain.config.runs import SEGMENT, Run
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.attestations import Inputs, behind, read_attestations
-from polygrain.provenance.dvcfiles import md5_bytes
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes
+from polygrain.provenance.hashes import md5_bytes
 from polygrain.provenance.stage import Stage
 
 DEFAULT_SCALE = "cpu"

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from polygrain.provenance.dvccommand import cached, complaint, dvc
-from polygrain.provenance.dvcfiles import dump_yaml
+from polygrain.provenance.dvccommand import cache_folder, complaint, dvc, object_path
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_text
 from polygrain.provenance.hashes import Hashes
+from polygrain.provenance.yaml12 import dump_yaml
 
 SCRATCH = Path("polygrain-restore")
 POINTER = Path("polygrain-restore.dvc")
@@ -79,7 +79,7 @@ def _drop_damaged(failed: Mapping[Path, str], root: Path) -> set[Path]:
     """Remove what was checked out with wrong bytes, and the cached objects behind it; return which ones that were."""
     damaged = {path for path in failed if os.path.lexists(root / SCRATCH / path)}
     for path in sorted(damaged):
-        held = cached(root, failed[path])
+        held = object_path(cache_folder(root), failed[path])
         try:
             held.unlink(missing_ok=True)
         except PermissionError:

@@ -11,15 +11,13 @@ from typing import Any, Literal
 TOLERANCE = 1e-3
 """Largest difference of two numbers that counts as near, times the larger of them and at least times 1."""
 
-Verdict = Literal["identical", "within tolerance", "different", "other bytes"]
-
 
 @dataclass(frozen=True)
 class Compared:
     """The verdict on one output; `other bytes` where they differ and there are no numbers to compare."""
 
     output: str
-    verdict: Verdict
+    verdict: Literal["identical", "within tolerance", "different", "other bytes"]
     differences: tuple[str, ...] = ()
     """What differs by more than the tolerance, largest first; else the largest difference."""
 

@@ -40,9 +40,14 @@ def settings(root: Path) -> Mapping[str, str]:
     return values
 
 
-def cached(root: Path, md5: str) -> Path:
-    """Where DVC's local cache keeps an object; one DVC call, for the rare case that needs it."""
+def cache_folder(root: Path) -> Path:
+    """Where this project's DVC keeps its objects. Raises UserError with DVC's reason when it does not say."""
     done = dvc(root, "cache", "dir")
     if done.returncode:
         raise UserError(f"{root}: dvc cache dir failed ({complaint(done)}); correct DVC's settings")
-    return Path(done.stdout.strip(), "files", "md5", md5[:2], md5[2:])
+    return root / done.stdout.strip()
+
+
+def object_path(cache: Path, md5: str) -> Path:
+    """Where DVC keeps the object of that MD5."""
+    return cache / "files" / "md5" / md5[:2] / md5[2:]

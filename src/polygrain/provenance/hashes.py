@@ -1,12 +1,23 @@
-"""Hashes of the files of one checkout, each content read once."""
+"""Hashes of files: by MD5, as DVC names contents, and by SHA-256, as records do."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from polygrain.provenance.dvcfiles import md5_file
 from polygrain.provenance.files import sha256_file
+
+
+def md5_bytes(content: bytes) -> str:
+    """Hex MD5 of a byte string."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def md5_file(path: Path) -> str:
+    """Hex MD5 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 class Hashes:

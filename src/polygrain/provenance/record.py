@@ -5,70 +5,71 @@ copy with a new modification time, and the old one is put back. Git is left alon
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polygrain.provenance.attestations import read_attestations, write_attestations
 from polygrain.provenance.dvccommand import complaint, dvc, settings
-from polygrain.provenance.dvcfiles import LOCK, PIPELINE, dump_yaml, load_yaml, read_lock, read_merged_lock
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import atomic_path, write_if_changed
+from polygrain.provenance.files import write_bytes, write_if_changed
 from polygrain.provenance.hashes import Hashes
-from polygrain.provenance.judge import judge
-from polygrain.provenance.pipeline import Job, check_published, dvc_yaml
-from polygrain.provenance.proof import objection_to_inputs, objection_to_outputs
+from polygrain.provenance.judge import judge, objection_to_inputs, objection_to_outputs
+from polygrain.provenance.lock import LOCK, read_lock, read_merged_lock
+from polygrain.provenance.pipeline import PIPELINE, dvc_yaml
+from polygrain.provenance.stage import Stage
+from polygrain.provenance.yaml12 import dump_yaml, load_yaml
 
 
-def record(jobs: Sequence[Job], root: Path, published: Mapping[Path, Path]) -> None:
-    """Record the outputs of `jobs` in DVC and copy the published files.
+def record(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) -> None:
+    """Record the outputs of `stages` in DVC and copy the published files.
 
     `published` maps an output to its copy; all paths are relative to `root`. Every output must still be what
-    its job made, from inputs that are still in place. Afterwards `dvc.lock` lists exactly these jobs. Raises
-    UserError naming the file that does not fit, or what DVC said; ValueError for a copy of no job's output.
+    its stage made, from inputs that are still in place. Afterwards `dvc.lock` lists exactly these stages. Raises
+    UserError naming the file that does not fit, or what DVC said.
     """
-    check_published(jobs, published)
-    pipeline = dvc_yaml(jobs, root)
-    _check(jobs, root)
+    pipeline = dvc_yaml(stages, root)
+    _check(stages, root)
     settings(root)
     write_if_changed(root / PIPELINE, pipeline)
-    with _modification_times([root / path for job in jobs for path in job.outputs]):
+    with _modification_times([root / path for stage in stages for path in stage.outputs]):
         _commit(root)
-    _tidy_lock(jobs, root)
+    _tidy_lock(stages, root)
     for source, copy in sorted(published.items()):
-        _publish(root / source, root / copy)
+        content = (root / source).read_bytes()
+        if not ((root / copy).is_file() and (root / copy).read_bytes() == content):
+            write_bytes(root / copy, content)
 
 
-def _check(jobs: Sequence[Job], root: Path) -> None:
-    """Refuse outputs that neither a job's record nor the present lock ties to the inputs in place.
+def _check(stages: Sequence[Stage], root: Path) -> None:
+    """Refuse outputs that neither a stage's record nor the present lock ties to the inputs in place.
 
-    What `restore` brought back has no record: records stay on the machine that ran the job.
+    What `restore` brought back has no record: records stay on the machine that ran the stage.
     """
-    for job in jobs:
-        for output in job.outputs:
+    for stage in stages:
+        for output in stage.outputs:
             if not (root / output).is_file():
                 raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
     hashes = Hashes(root)
-    findings = judge(jobs, root, [read_lock(root), read_merged_lock(root)], hashes)
-    doubtful = [job for job in jobs if findings[job.name].state not in ("in place", "built here")]
+    findings = judge(stages, root, [read_lock(root), read_merged_lock(root)], hashes)
+    doubtful = [stage for stage in stages if findings[stage.name].state not in ("in place", "built here")]
     for objection_to in (objection_to_outputs, objection_to_inputs):
-        for job in doubtful:
-            if objection := objection_to(job, root, hashes):
+        for stage in doubtful:
+            if objection := objection_to(stage, root, hashes):
                 raise UserError(objection)
 
 
-def clear_attestations(jobs: Sequence[Job], root: Path) -> int:
+def clear_attestations(stages: Sequence[Stage], root: Path) -> int:
     """Drop the attestations of outputs that the present code has made since; returns how many there were."""
     hashes, known = Hashes(root), read_attestations(root)
     attested = {path for item in known for path in item.outputs}
     made: set[str] = set()
-    for job in jobs:
-        names = {path.as_posix() for path in job.outputs}
+    for stage in stages:
+        names = {path.as_posix() for path in stage.outputs}
         if (
             names & attested
-            and not objection_to_outputs(job, root, hashes)
-            and not objection_to_inputs(job, root, hashes)
+            and not objection_to_outputs(stage, root, hashes)
+            and not objection_to_inputs(stage, root, hashes)
         ):
             made |= names
     kept = [item for item in known if not made & set(item.outputs)]
@@ -104,15 +105,8 @@ def _commit(root: Path) -> None:
         raise UserError(f"{root / LOCK}: dvc commit failed ({complaint(done)}); correct that and record again")
 
 
-def _tidy_lock(jobs: Sequence[Job], root: Path) -> None:
-    """Drop stages that are no longer jobs, and sort the rest, in DVC's own style."""
+def _tidy_lock(stages: Sequence[Stage], root: Path) -> None:
+    """Drop stages that exist no longer, and sort the rest, in DVC's own style."""
     content = load_yaml(root / LOCK)
-    stages = {job.name: content["stages"][job.name] for job in sorted(jobs, key=lambda job: job.name)}
-    write_if_changed(root / LOCK, dump_yaml({**content, "stages": stages}))
-
-
-def _publish(source: Path, copy: Path) -> None:
-    if copy.is_file() and copy.read_bytes() == source.read_bytes():
-        return
-    with atomic_path(copy) as temporary:
-        shutil.copyfile(source, temporary)
+    kept = {name: content["stages"][name] for name in sorted(stage.name for stage in stages)}
+    write_if_changed(root / LOCK, dump_yaml({**content, "stages": kept}))

@@ -22,12 +22,11 @@ from typing import Literal
 
 from polygrain.provenance.bring import bring
 from polygrain.provenance.dvccommand import settings
-from polygrain.provenance.dvcfiles import LOCK, Locked, read_lock, read_merged_lock
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import Hashes
-from polygrain.provenance.judge import Finding, in_order, judge
-from polygrain.provenance.pipeline import Job, check_jobs, inputs_of
-from polygrain.provenance.proof import objection_to_outputs
+from polygrain.provenance.judge import Finding, judge, objection_to_outputs
+from polygrain.provenance.lock import LOCK, Lock, read_lock, read_merged_lock
+from polygrain.provenance.stage import Stage, in_order
 
 # without hooks, for `onsuccess` also fires here; without a lock, so that one is always somebody else's
 TOUCH = (
@@ -35,49 +34,47 @@ TOUCH = (
     *("--profile", "none", "--workflow-profile", "none", "--cores", "1", "--quiet", "all"),
 )
 
-
-Verdict = Literal["restored", "in place", "built here", "stale", "missing"]
+Outcome = Literal["restored", "in place", "built here", "stale", "missing"]
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of one job's outputs.
+    """What became of one stage's outputs.
 
     `md5` of each one that is vouched for, in place or not; `lacking` those that are not in place, `removed` those of
     them that were there with bytes that nothing vouches for.
     """
 
-    verdict: Verdict
+    outcome: Outcome
     reason: str
     md5: Mapping[Path, str]
     lacking: tuple[Path, ...]
     removed: tuple[Path, ...]
 
 
-def restore(jobs: Sequence[Job], root: Path, check_free: Callable[[], None]) -> dict[str, Restored]:
-    """Bring back the outputs of `jobs` that `dvc.lock` vouches for; return a verdict per job name.
+def restore(stages: Sequence[Stage], root: Path, check_free: Callable[[], None]) -> dict[str, Restored]:
+    """Bring back the outputs of `stages` that `dvc.lock` vouches for; return an outcome per stage name.
 
     Outputs that only the record of this tree's own run vouches for stay; what nothing vouches for is deleted.
-    `jobs` must hold the ancestors of each of them, with their staleness files up to date. `check_free` raises when
+    `stages` must hold the ancestors of each of them, with their staleness files up to date. `check_free` raises when
     something else works in this tree; it is asked before anything changes and again before anything is stamped.
     Raises UserError without a lock, for one with merge conflicts, and for what DVC or Snakemake refuse.
     """
-    check_jobs(jobs)
     locks = [read_lock(root), read_merged_lock(root)]
-    if not any(locks):
+    if not any(lock.stages for lock in locks):
         raise UserError(f"{root / LOCK}: missing or empty, so there is nothing to restore; build with snakemake")
     check_free()
     with _alone(root):
-        return _restore(jobs, root, locks, check_free)
+        return _restore(stages, root, locks, check_free)
 
 
 def _restore(
-    jobs: Sequence[Job], root: Path, locks: Sequence[Mapping[str, Locked]], check_free: Callable[[], None]
+    stages: Sequence[Stage], root: Path, locks: Sequence[Lock], check_free: Callable[[], None]
 ) -> dict[str, Restored]:
     remote = settings(root).get("core.remote")
     hashes = Hashes(root)
-    hashes.read_ahead(path for job in jobs for path in job.outputs)
-    first = judge(jobs, root, locks, hashes)
+    hashes.read_ahead(path for stage in stages for path in stage.outputs)
+    first = judge(stages, root, locks, hashes)
     why: dict[Path, str] = {}
     removed: set[Path] = set()
     last = first
@@ -85,41 +82,42 @@ def _restore(
         # what arrives can make a record that stood alone complete, and so vouch for more
         while lacking := {path: md5 for path, md5 in _lacking(last).items() if path not in why}:
             why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
-            last = judge(jobs, root, locks, hashes)
+            last = judge(stages, root, locks, hashes)
         check_free()
-        for job in jobs:
-            removed |= _remove(root, last[job.name].lacking)
-            if first[job.name].lacking:
-                _drop_false_record(job, root, hashes)
-        _stamp(jobs, root, last)
-        stamped, last = last, judge(jobs, root, locks, hashes)
+        for stage in stages:
+            removed |= _remove(root, last[stage.name].lacking)
+            if first[stage.name].lacking:
+                _drop_false_record(stage, root, hashes)
+        _stamp(stages, root, last)
+        stamped, last = last, judge(stages, root, locks, hashes)
         if last == stamped:  # else params or code changed during restore; judge again
             break
-    return {job.name: _result(job, first[job.name], last[job.name], why, removed) for job in jobs}
+    return {stage.name: _result(stage, first[stage.name], last[stage.name], why, removed) for stage in stages}
 
 
-def stamp(jobs: Sequence[Job], root: Path) -> dict[str, Finding]:
+def stamp(stages: Sequence[Stage], root: Path) -> dict[str, Finding]:
     """Let Snakemake take what is vouched for and in place as made just now; bring and remove nothing.
 
-    Arguments and errors are those of `restore`; returns what each job's outputs are worth.
+    Arguments and errors are those of `restore`; returns what each stage's outputs are worth.
     """
-    check_jobs(jobs)
     with _alone(root):
-        findings = judge(jobs, root, [read_lock(root), read_merged_lock(root)], Hashes(root))
-        _stamp(jobs, root, findings)
+        findings = judge(stages, root, [read_lock(root), read_merged_lock(root)], Hashes(root))
+        _stamp(stages, root, findings)
     return findings
 
 
-def _result(job: Job, first: Finding, last: Finding, why: Mapping[Path, str], removed: Set[Path]) -> Restored:
-    verdict: Verdict
+def _result(stage: Stage, first: Finding, last: Finding, why: Mapping[Path, str], removed: Set[Path]) -> Restored:
+    outcome: Outcome
     match last.state:
         case "in place":
-            verdict, reason = "in place" if first.state == "in place" else "restored", ""
+            outcome, reason = "in place" if first.state == "in place" else "restored", ""
         case "absent":
-            verdict, reason = "missing", why[last.lacking[0]]
+            outcome, reason = "missing", why[last.lacking[0]]
         case state:
-            verdict, reason = state, last.reason
-    return Restored(verdict, reason, last.claims, last.lacking, tuple(path for path in job.outputs if path in removed))
+            outcome, reason = state, last.reason
+    return Restored(
+        outcome, reason, last.claims, last.lacking, tuple(path for path in stage.outputs if path in removed)
+    )
 
 
 @contextmanager
@@ -151,19 +149,19 @@ def _remove(root: Path, outputs: Sequence[Path]) -> set[Path]:
     return removed
 
 
-def _drop_false_record(job: Job, root: Path, hashes: Hashes) -> None:
+def _drop_false_record(stage: Stage, root: Path, hashes: Hashes) -> None:
     """A record never describes other bytes than those in place."""
-    if objection_to_outputs(job, root, hashes):
-        (root / job.sidecar).unlink(missing_ok=True)
+    if objection_to_outputs(stage, root, hashes):
+        (root / stage.sidecar).unlink(missing_ok=True)
 
 
-def _stamp(jobs: Sequence[Job], root: Path, findings: Mapping[str, Finding]) -> None:
+def _stamp(stages: Sequence[Stage], root: Path, findings: Mapping[str, Finding]) -> None:
     """Let Snakemake take the outputs that are vouched for as made just now, and nothing else.
 
     All ancestors of such an output are vouched for as well, so `--forceall` reaches no other. An output whose time was
     in order keeps it: tables that were not asked for share data sets with this one and must not look outdated.
     """
-    proven = {job.name: [path for path in job.outputs if (root / path).is_file()] for job in jobs}
+    proven = {stage.name: [path for path in stage.outputs if (root / path).is_file()] for stage in stages}
     proven = {name: paths for name, paths in proven.items() if paths and findings[name].claims}
     if not proven:
         return
@@ -176,13 +174,13 @@ def _stamp(jobs: Sequence[Job], root: Path, findings: Mapping[str, Finding]) -> 
         raise UserError(
             f"{root}: snakemake --touch failed ({said[-1] if said else 'no message'}); correct that and restore again"
         )
-    for job in in_order(jobs):
-        _keep_times(job, root, proven.get(job.name, []), before)
+    for stage in in_order(stages):
+        _keep_times(stage, root, proven.get(stage.name, []), before)
 
 
-def _keep_times(job: Job, root: Path, outputs: Sequence[Path], before: Mapping[Path, int]) -> None:
-    """Put back the times of a job's outputs if none of its inputs is newer."""
-    inputs = [root / path for path in (job.config, *inputs_of(job)) if (root / path).is_file()]
+def _keep_times(stage: Stage, root: Path, outputs: Sequence[Path], before: Mapping[Path, int]) -> None:
+    """Put back the times of a stage's outputs if none of its inputs is newer."""
+    inputs = [root / path for path in (stage.config_path, *stage.dependencies) if (root / path).is_file()]
     # for a link into DVC's cache both times count
     newest = max(max(path.lstat().st_mtime_ns, path.stat().st_mtime_ns) for path in inputs)
     if outputs and min(before[path] for path in outputs) >= newest:

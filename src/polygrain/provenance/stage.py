@@ -4,7 +4,9 @@ Rules, dvc.yaml, `plan`, `trace`, `crate`, `record`, `restore` and `audit` ask t
 a stage by itself. Paths are relative to the project root.
 """
 
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,49 @@ class Stage:
     def state(self) -> Path:
         """Where a half-done run is kept."""
         return self.directory / "scratch" / "state.pt"
+
+
+def makers(stages: Iterable[Stage]) -> dict[Path, Stage]:
+    """Output -> the stage that makes it."""
+    return {path: stage for stage in stages for path in stage.outputs}
+
+
+def ancestry(stage: Stage, made: Mapping[Path, Stage]) -> list[Stage]:
+    """The stage and everything behind it, nearest first, each once."""
+    found = {stage.name: stage}
+    waiting = [stage]
+    while waiting:
+        for path in waiting.pop(0).dependencies:
+            maker = made.get(path)
+            if maker is not None and maker.name not in found:
+                found[maker.name] = maker
+                waiting.append(maker)
+    return list(found.values())
+
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages with each one after those that make its inputs."""
+    named = {stage.name: stage for stage in stages}
+    made = makers(named.values())
+    graph = {stage.name: [made[path].name for path in stage.dependencies if path in made] for stage in named.values()}
+    return [named[name] for name in TopologicalSorter(graph).static_order()]
+
+
+def to_run(stages: Sequence[Stage], absent: Set[Path], targets: Collection[str]) -> set[str]:
+    """The names of the stages that Snakemake runs for the stages `targets` when the files `absent` are not there.
+
+    A stage runs when a file of it is missing that a target needs or a running stage reads, and when a stage that it
+    reads from runs: Snakemake does not look whether that one gave the same bytes again.
+    """
+    made = {path: stage.name for stage in stages for path in stage.outputs}
+    reads = {stage.name: {path for path in stage.dependencies if path in made} for stage in stages}
+    running = {stage.name for stage in stages if stage.name in targets and absent & set(stage.outputs)}
+    before: set[str] | None = None
+    while running != before:
+        before = set(running)
+        running |= {made[path] for name in before for path in reads[name] & absent}
+        running |= {name for name, paths in reads.items() if any(made[path] in running for path in paths)}
+    return running
 
 
 def _plain(text: str) -> str:

@@ -10,8 +10,8 @@ import json
 from typing import Any
 
 from polygrain.audit.cells import CellAddress
-from polygrain.audit.locks import Recorded
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.lock import Locked
 
 Cell = dict[str, str]
 """A line of a table's CSV."""
@@ -24,7 +24,7 @@ class Names:
         self._row, self._column = folded(row), folded(column)
         self._address = address
 
-    def find(self, content: bytes, table: Recorded | None) -> Cell | None:
+    def find(self, content: bytes, table: Locked | None) -> Cell | None:
         """The line of a CSV that holds the cell, with the labels in the lock of the same commit.
 
         Raises UserError when several lines fit.
@@ -39,7 +39,7 @@ class Names:
             raise UserError(f"several cells fit: {found}; name the column with its group")
         return chosen[0] if chosen else None
 
-    def _is_row(self, line: Cell, table: Recorded | None) -> bool:
+    def _is_row(self, line: Cell, table: Locked | None) -> bool:
         label = folded(line.get("row"))
         if self._address:
             wanted = {f"{self._address.method}/{self._address.variant}"}
@@ -48,7 +48,7 @@ class Names:
             wanted, known = {self._row, f"{self._row}/base"}, {self._row}
         return label in known | {folded(row["label"]) for row in rows_in(table) if _variant(row) in wanted}
 
-    def _columns(self, table: Recorded | None) -> set[tuple[str, str]]:
+    def _columns(self, table: Locked | None) -> set[tuple[str, str]]:
         listed = [column for column in setting(table, "columns") if folded(column.get("id")) == self._column]
         labels = {(folded(column.get("group")), folded(column.get("label"))) for column in listed}
         if self._address and not labels:
@@ -65,15 +65,15 @@ def folded(text: Any) -> str:
     return " ".join(str(text or "").split()).casefold()
 
 
-def rows_in(table: Recorded | None) -> list[dict[str, Any]]:
+def rows_in(table: Locked | None) -> list[dict[str, Any]]:
     """The rows of a table as its lock holds them: label, method, variant, runs."""
     return [row for group in setting(table, "groups") for row in group["rows"]]
 
 
-def setting(table: Recorded | None, key: str) -> Any:
+def setting(table: Locked | None, key: str) -> Any:
     """A value of the table's configuration in its lock; an empty list where there is none."""
-    values = table.parameters.items() if table else ()
-    return next((json.loads(value) for (_, name), value in values if name == key), [])
+    files = table.parameters.values() if table else ()
+    return next((json.loads(values[key]) for values in files if key in values), [])
 
 
 def _variant(row: dict[str, Any]) -> str:

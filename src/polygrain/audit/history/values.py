@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from polygrain.audit.explain import reasons
 from polygrain.audit.history.names import Cell, Names, folded, rows_in
-from polygrain.audit.locks import Lock, Recorded
 from polygrain.audit.repository import Commit, Repository
 from polygrain.audit.verdicts import Audit, Change, Judged
 from polygrain.config.published import published
 from polygrain.config.tables import Table
+from polygrain.provenance.lock import Lock, Locked
 
 _SEED = re.compile(r"seed\d+")
 Bytes = tuple[str, str, str]
@@ -86,7 +86,7 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
             yield Value(commit, cell, before, tuple(why), bool(doubts or edited))
 
 
-def _bytes(output: str, maker: Recorded) -> Bytes:
+def _bytes(output: str, maker: Locked) -> Bytes:
     return output, maker.inputs, maker.outputs[output]
 
 
@@ -94,13 +94,13 @@ def _published(entry: Judged | None) -> list[str]:
     return [finding.line for finding in entry.findings if finding.kind == "published"] if entry else []
 
 
-def _chain(lock: Lock, table: Recorded | None, cell: Cell | None) -> list[tuple[str, Recorded]]:
+def _chain(lock: Lock, table: Locked | None, cell: Cell | None) -> list[tuple[str, Locked]]:
     """Every output that the cell was made from, with its stage: of its row's runs, all that these read, the table."""
     if table is None or cell is None:
         return []
     runs = [run for row in rows_in(table) if folded(row["label"]) == folded(cell["row"]) for run in row["runs"]]
     waiting = [path for path in table.dependencies if path.startswith(tuple(f"{run}/" for run in runs))]
-    found: dict[str, Recorded] = {}
+    found: dict[str, Locked] = {}
     while waiting:
         path = waiting.pop()
         stage = lock.makers.get(path)
@@ -110,7 +110,7 @@ def _chain(lock: Lock, table: Recorded | None, cell: Cell | None) -> list[tuple[
     return [*sorted(found.items(), key=lambda item: item[0]), *((path, table) for path in table.outputs)]
 
 
-def _why(entry: Judged | None, lock: Lock, table: Recorded | None, cell: Cell | None, before: Cell | None) -> list[str]:
+def _why(entry: Judged | None, lock: Lock, table: Locked | None, cell: Cell | None, before: Cell | None) -> list[str]:
     """The reasons at the root of the chain; those of the table alone only when nothing else changed."""
     if cell is None:
         return ["taken out of the table"]

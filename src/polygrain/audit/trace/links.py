@@ -9,10 +9,9 @@ from pathlib import Path
 
 from polygrain.audit.account import Account
 from polygrain.audit.evidence import Evidence, FileState
-from polygrain.provenance.dvcfiles import LOCK
-from polygrain.provenance.pipeline import Job
+from polygrain.provenance.lock import LOCK
 from polygrain.provenance.sidecar import data_hash
-from polygrain.provenance.stage import Stage
+from polygrain.provenance.stage import Stage, ancestry
 
 WIDTH = 120
 INDENT = 12
@@ -32,26 +31,26 @@ class Printer:
     absent: int = 0
     machines: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)
 
-    def link(self, title: str, job: Job, stage: Stage, paths: Sequence[Path], inputs: Sequence[Path]) -> list[str]:
+    def link(self, title: str, stage: Stage, paths: Sequence[Path], inputs: Sequence[Path]) -> list[str]:
         """The lines of one job: `paths` are the files of interest, `inputs` those of its inputs that matter here."""
         lines = []
         for path in paths:
-            state = self.evidence.state(job, path)
+            state = self.evidence.state(stage, path)
             lines.append(labelled(title, str(path)))
-            lines.append(labelled("", f"{self._hashes(state)}  {self._verdict(job, state)}"))
+            lines.append(labelled("", f"{self._hashes(state)}  {self._verdict(stage, state)}"))
             title = ""
-        faults = self.evidence.faults(job, inputs)
+        faults = self.evidence.faults(stage, inputs)
         self.faults += faults
         lines += [line for fault in faults for line in wrapped("  WRONG", fault)]
-        lines += [line for remark in self.evidence.remarks(job) for line in wrapped("  note", remark)]
-        lines += wrapped("  from", self._decided(job, stage))
-        account = self.evidence.account(job)
+        lines += [line for remark in self.evidence.remarks(stage) for line in wrapped("  note", remark)]
+        lines += wrapped("  from", self._decided(stage))
+        account = self.evidence.account(stage)
         lines += wrapped("  made", self._made(account) if account else "unknown: no record here, and none is published")
         lines += wrapped("  by", account.command) if account else []
         lines += wrapped("  rebuild", f"snakemake --cores all --force {paths[0]}")
-        locked = job.name in self.evidence.lock
+        locked = self.evidence.lock.find(stage)
         lines += wrapped(
-            "  fetch", f"dvc pull {job.name}" if locked else f"not in {LOCK}; `polygrain record` puts it there"
+            "  fetch", f"dvc pull {stage.name}" if locked else f"not in {LOCK}; `polygrain record` puts it there"
         )
         return lines
 
@@ -62,8 +61,8 @@ class Printer:
         parts = [f"{name} {self.short(value)}" for name, value in (("sha256", sha256), ("md5", md5)) if value]
         return "  ".join(parts) or "no hash is known"
 
-    def _verdict(self, job: Job, state: FileState) -> str:
-        record = "its record" if self.evidence.has_record(job) else "the published crate"
+    def _verdict(self, stage: Stage, state: FileState) -> str:
+        record = "its record" if self.evidence.has_record(stage) else "the published crate"
         if state.now is None:
             self.absent += 1
             known = [text for value, text in ((state.recorded, record), (state.locked, str(LOCK))) if value]
@@ -77,20 +76,20 @@ class Printer:
         self.verified += bool(agreeing)
         return f"verified: as in {' and '.join(agreeing)}" if agreeing else "hashed; no record to compare with"
 
-    def _decided(self, job: Job, stage: Stage) -> str:
+    def _decided(self, stage: Stage) -> str:
         """The hashes of what decides staleness, as the job met them, else as the checkout wants them."""
         parts = []
         named = (("config", stage.config_path), ("code", stage.code_path), ("environment", stage.environment_path))
         for name, path in named:
-            state = self.evidence.state(job, path)
+            state = self.evidence.state(stage, path)
             hashed = state.recorded or (state.now.sha256 if state.now else "")
             parts.append(f"{name} {self.short(hashed) or 'unknown'}")
-        return "  ".join([*parts, f"data {self._data(job)}"])
+        return "  ".join([*parts, f"data {self._data(stage)}"])
 
-    def _data(self, job: Job) -> str:
-        """The data hash over the manifests behind a job."""
+    def _data(self, stage: Stage) -> str:
+        """The data hash over the manifests behind a stage."""
         manifests = {}
-        for maker in self.evidence.ancestry(job):
+        for maker in ancestry(stage, self.evidence.makers):
             for path in (path for path in maker.outputs if path.name == "manifest.json"):
                 state = self.evidence.state(maker, path)
                 hashed = state.now.sha256 if state.now else state.recorded

@@ -12,8 +12,8 @@ from polygrain.audit.write_crate import evidence_of, published_crate, sources_of
 from polygrain.config.project import Project
 from polygrain.config.published import PUBLISHED
 from polygrain.config.stages import stages_behind
-from polygrain.provenance.dvcfiles import LOCK, md5_file
-from polygrain.provenance.pipeline import job_of
+from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.lock import LOCK
 from polygrain.provenance.stage import Stage
 
 TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint", "prepare": "data"}
@@ -31,7 +31,7 @@ def trace(project: Project, target: str, row: str, column: str, *, full: bool) -
     for title, stage, paths in _links(cell, chain):
         inputs = [path for path in stage.inputs if path in used]
         lines += _heading(cell, stage)
-        lines += ["", *printer.link(title, job_of(stage), stage, paths, inputs)]
+        lines += ["", *printer.link(title, stage, paths, inputs)]
         lines += _sources(project, evidence, stage, printer)
     lines += ["", *printer.legend(), *_verdict(target, printer, [*faults, *printer.faults])]
     print("\n".join(lines))
@@ -68,9 +68,7 @@ def _why_not(project: Project, path: Path) -> str:
 def _published_fault(project: Project, cell: CellAddress, evidence: Evidence, source: Path) -> list[str]:
     """The published copy must be the table of dvc.lock."""
     copy = Path(PUBLISHED, *source.parts[1:])
-    table = next(job for job in evidence.jobs if source in job.outputs)
-    locked = evidence.lock.get(table.name)
-    md5 = locked.outputs.get(source.as_posix()) if locked else None
+    md5 = evidence.lock.md5(source)
     if not md5 or not (project.root / copy).is_file() or md5_file(project.root / copy) == md5:
         return []
     return [f"{copy}: is not the {source} of {LOCK}"]
@@ -80,12 +78,14 @@ def _disagreements(cell: CellAddress, evidence: Evidence, found: Recomputed, tex
     """A text other than what the sources give is a fault, unless the configuration changed since."""
     if found.text is None:
         return []
-    table = next(job for job in evidence.jobs if job.outputs[0].stem == cell.table.name)
+    table = next(stage for stage in evidence.stages if stage.outputs[0].stem == cell.table.name)
     faults = []
     for path, text in texts.items():
         built = not path.startswith(PUBLISHED)
         moved = (
-            evidence.state(table, table.config).as_recorded is False if built else evidence.changes_since_lock(table)
+            evidence.state(table, table.config_path).as_recorded is False
+            if built
+            else evidence.changes_since_lock(table)
         )
         if text != found.text and not moved:
             faults.append(f"{path}: prints {text} where its sources give {found.text}")
@@ -133,7 +133,7 @@ def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printe
     if stage.verb != "prepare":
         return []
     found = [(source.name, source.sha256) for source in sources_of(project, stage)]
-    account = evidence.account(job_of(stage))
+    account = evidence.account(stage)
     if found:
         about = sources_of(project, stage)[0]
         lines = wrapped("  source", f"{about.description}; licence {about.licence}")
