@@ -19,7 +19,7 @@ from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.attestations import FILE, attested, read_attestations
 from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import read_lock
-from polygrain.provenance.yaml12 import parse_yaml
+from polygrain.provenance.yaml12 import load_yaml
 from polygrain.report.cells import Footer
 
 HERE = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
     content = {
         "cmd": f"snakemake --cores all {stage.outputs[0]}",
         "deps": [entry(str(path), md5_file(root / path)) for path in files],
-        "params": {str(stage.config_path): _dotted(parse_yaml((root / stage.config_path).read_text(), ""))},
+        "params": {str(stage.config_path): _dotted(load_yaml(root / stage.config_path))},
         "outs": [entry(str(path), md5_file(root / path)) for path in stage.outputs],
     }
     (root / "dvc.lock").write_text(lock_text({stage.name: content}))

@@ -15,10 +15,11 @@ A definition that only lost code must have run.
 import ast
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
 from types import CodeType
 
-from polygrain.attest.called import uncalled, word_of
 from polygrain.attest.definitions import (
     Function,
     Key,
@@ -26,6 +27,8 @@ from polygrain.attest.definitions import (
     Tree,
     class_statements,
     globals_in,
+    uncalled,
+    word_of,
 )
 from polygrain.attest.pieces import Piece, Region, head_hash, holds, leads_to_raise, pieces, region_of
 from polygrain.provenance.code import node_hash
@@ -52,58 +55,42 @@ def places_to_run(old: Tree, new: Tree) -> list[Place]:
     return _Comparison(old, new).places()
 
 
-@dataclass
-class _Changes:
-    """What is known to differ so far."""
-
-    functions: set[Key] = field(default_factory=set)
-    values: set[Key] = field(default_factory=set)
-    classes: set[Key] = field(default_factory=set)
-
-    @property
-    def size(self) -> int:
-        return len(self.functions) + len(self.values) + len(self.classes)
-
-
 class _Comparison:
     def __init__(self, old: Tree, new: Tree) -> None:
         self.old, self.new = old, new
         self.origin = dict(_pairs(old, new))
-        self.gone = set(old.texts) - set(self.origin.values())
-        self.changes = self._changes()
+        self.changed = {key for key in new.texts if not self._same_text(key)}
+        self._spread()
 
     def places(self) -> list[Place]:
         found: set[Place] = set()
-        idle = uncalled(self.new, self.changes.functions)
+        idle = uncalled(self.new, self.changed & self.new.functions.keys())
         for key, node in self.new.functions.items():
             places = set(self._of_function(key, node))
             note = f"nothing that this run has calls {key.name}"
             found |= {replace(place, exempt=True, reason=note) for place in places} if key in idle else places
-        for key in (*self.changes.values, *self.changes.classes):
-            found |= set(self._of_statements(key))
-        for name, module in self.new.modules.items():
-            known = set(map(node_hash, self.old.modules[name].effects)) if name in self.old.modules else set()
-            fresh = [statement for statement in module.effects if node_hash(statement) not in known]
-            found |= set(self._place(name, pieces(fresh), f"statement of {name}"))
+        for key in self.changed:
+            if self._runs_on_import(key):
+                found |= set(self._of_statements(key))
+        for module, effects in self.new.effects.items():
+            known = set(map(node_hash, self.old.effects.get(module, ())))
+            fresh = [statement for statement in effects if node_hash(statement) not in known]
+            found |= set(self._place(module, pieces(fresh), f"statement of {module}"))
         return sorted(found)
 
     # What differs
 
-    def _changes(self) -> _Changes:
-        """All changed definitions: those with other text, then the values and classes that follow from them."""
-        changes, before = _Changes(), -1
-        new, same = self.new, self._same_text
-        changes.functions = {key for key in new.functions if not same(key)}
-        changes.values = {key for key in new.values if not same(key)}
-        changes.classes = {key for key in new.classes if not same(key)}
-        self.changes = changes
-        while before != changes.size:
-            before = changes.size
-            changes.values |= {k for k, nodes in new.values.items() if any(self._meets(k, node) for node in nodes)}
-            changes.classes |= {
-                k for k, node in new.classes.items() if any(self._meets(k, part) for part in class_statements(node))
-            }
-        return changes
+    def _spread(self) -> None:
+        """Add the values and classes that load, on import, something that differs."""
+        loaded: dict[Key, Sequence[ast.AST]] = dict(self.new.values)
+        loaded |= {key: list(class_statements(node)) for key, node in self.new.classes.items()}
+        before = -1
+        while before != len(self.changed):
+            before = len(self.changed)
+            self.changed |= {key for key, nodes in loaded.items() if any(self._meets(key, node) for node in nodes)}
+
+    def _runs_on_import(self, key: Key) -> bool:
+        return key in self.new.values or key in self.new.classes
 
     def _same_text(self, key: Key) -> bool:
         origin = self.origin.get(key)
@@ -112,19 +99,18 @@ class _Comparison:
     def _meets(self, key: Key, node: ast.AST) -> bool:
         """Whether what runs on import loads something that differs; a function counts as soon as a line of it does."""
         for name in globals_in(node):
-            meaning = self.new.meaning(key.module, name.id)
-            if self._differs(key, name.id) or meaning.key in self.changes.functions or self._changed_class(meaning.key):
+            now = self.new.meaning(key.module, name.id).key
+            methods = any(
+                other.module == now.module and other.name.startswith(f"{now.name}.") for other in self.changed
+            )
+            if methods or now in self.changed or self._differs(key, name.id):
                 return True
         return False
-
-    def _changed_class(self, key: Key) -> bool:
-        inside = f"{key.name}."
-        return any(other.module == key.module and other.name.startswith(inside) for other in self.changes.functions)
 
     def _differs(self, key: Key, name: str) -> bool:
         """Whether a global name in the definition `key` means another thing than in its origin, or a changed value."""
         now = self.new.meaning(key.module, name)
-        if now.key in self.changes.values or now.key in self.changes.classes:
+        if now.key in self.changed and self._runs_on_import(now.key):
             return True
         origin = self.origin.get(key)
         return origin is not None and not self._same(self.old.meaning(origin.module, name), now)
@@ -164,32 +150,23 @@ class _Comparison:
             if word_of(part) in self.attributes:
                 yield from self._place(key.module, _around(mine, part), f"attribute {word_of(part)} changed")
 
-    @property
+    @cached_property
     def attributes(self) -> set[str]:
         """Attributes whose value at class level changed, or whose method is gone."""
-        if not hasattr(self, "_attributes"):
-            self._attributes = set(self._changed_attributes())
-        return self._attributes
-
-    def _changed_attributes(self) -> Iterator[str]:
-        for key in self.gone:
-            owner = Key(key.module, key.name.rpartition(".")[0])
-            if key in self.old.functions and owner in self.origin.values():
-                yield key.simple
-        for key in self.changes.classes:
+        kept, found = set(self.origin.values()), set[str]()
+        for key in self.old.functions.keys() - kept:
+            if Key(key.module, key.name.rpartition(".")[0]) in kept:
+                found.add(key.simple)
+        for key in self.changed & self.new.classes.keys():
             origin = self.origin.get(key)
             before = _class_values(self.old.classes[origin]) if origin else {}
             after = _class_values(self.new.classes[key])
-            for name in {*before, *after}:
-                if before.get(name) != after.get(name):
-                    yield name
+            found |= {name for name in {*before, *after} if before.get(name) != after.get(name)}
+        return found
 
     def _of_statements(self, key: Key) -> Iterator[Place]:
         """The changed statements of a value or a class: they run on import."""
-        if key in self.changes.values:
-            nodes: Sequence[ast.AST] = self.new.values[key]
-        else:
-            nodes = list(class_statements(self.new.classes[key]))
+        nodes: Iterable[ast.AST] = self.new.values.get(key) or class_statements(self.new.classes[key])
         origin = self.origin.get(key)
         known = set(self.old.texts[origin].split("\n")) if origin else set()
         fresh = [node for node in nodes if node_hash(node) not in known and isinstance(node, ast.stmt)]
@@ -197,25 +174,20 @@ class _Comparison:
 
     def _place(self, module: str, found: Iterable[Piece], reason: str) -> Iterator[Place]:
         """Places of the pieces that have instructions."""
-        path = self.new.modules[module].path
-        lines, instructions = self._file(module)
+        path = self.new.paths[module]
+        lines, instructions = _file(path)
         for piece in found:
             if piece.region and any(holds(piece.region, position) for position in instructions):
                 text = lines[piece.region[0] - 1].strip()
                 name = path.relative_to(self.new.source).as_posix()
                 yield Place(name, piece.region, text, reason, piece.only_raises)
 
-    def _file(self, module: str) -> tuple[list[str], set[Region]]:
-        if not hasattr(self, "_files"):
-            self._files: dict[str, tuple[list[str], set[Region]]] = {}
-        if module not in self._files:
-            path = self.new.modules[module].path
-            text = path.read_text()
-            self._files[module] = (
-                text.splitlines(),
-                set(_positions(compile(text, str(path), "exec", dont_inherit=True))),
-            )
-        return self._files[module]
+
+@cache
+def _file(path: Path) -> tuple[list[str], set[Region]]:
+    """The lines of a file, and where its instructions stand."""
+    text = path.read_text()
+    return text.splitlines(), set(_positions(compile(text, str(path), "exec", dont_inherit=True)))
 
 
 def _pairs(old: Tree, new: Tree) -> Iterator[tuple[Key, Key]]:

@@ -1,31 +1,14 @@
 """Processes that run side by side and end with the one that started them."""
 
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.scratch import end_group
-
-_SAID = 5  # lines of what a failed process said that an error repeats
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended and what it printed."""
-
-    status: int
-    said: str
-
-    @property
-    def last(self) -> str:
-        """The end of what it said, in one line."""
-        return " / ".join([line.strip() for line in self.said.splitlines() if line.strip()][-_SAID:]) or "no message"
+from polygrain.provenance.scratch import Ended, end_group, start
 
 
 class Children:
@@ -37,19 +20,10 @@ class Children:
 
     def python(self, project: Path, *arguments: str) -> Ended:
         """Run this interpreter in a project, with the package of that project. Raises UserError when stopped."""
-        environment = {**os.environ, "PYTHONPATH": str(project / "src")}
         with self._lock:
             if self._stopped:
                 raise UserError("stopped")
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=project,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+            process = start(project, sys.executable, *arguments)
             self._running.add(process)
         said, _ = process.communicate()
         with self._lock:

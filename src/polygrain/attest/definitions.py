@@ -5,17 +5,18 @@ where it is made, so that a function that moved can be told from one that now me
 """
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from polygrain.attest.pieces import Piece, head_hash, pieces
-from polygrain.provenance.code import PACKAGE, node_hash, places
+from polygrain.provenance.code import absolute_base, node_hash, places
 from polygrain.provenance.errors import UserError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+_FROM_OUTSIDE = "run"
+"""What the command line calls of the module that does a stage."""
 
 
 class Key(NamedTuple):
@@ -37,54 +38,85 @@ class Meaning(NamedTuple):
     key: Key
 
 
-@dataclass
-class Module:
-    """One file, cut into definitions."""
-
-    name: str
-    path: Path
-    tree: ast.Module
-    functions: dict[str, Function] = field(default_factory=dict)
-    """Also methods: `Class.method`."""
-    classes: dict[str, ast.ClassDef] = field(default_factory=dict)
-    values: dict[str, list[ast.stmt]] = field(default_factory=dict)
-    """Name -> the statements of the module that bind it."""
-    effects: list[ast.stmt] = field(default_factory=list)
-    """Statements of the module that bind nothing."""
-    imports: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Name -> module, and the name in it; an empty one stands for the module itself."""
-
-
 class Tree:
     """The modules of one import closure below the folder `source`. Raises UserError for one that is not there."""
 
     def __init__(self, source: Path, modules: Iterable[str]) -> None:
         self.source = source
-        self.modules = {name: _read(source, name) for name in modules}
+        self.paths: dict[str, Path] = {}
+        self.functions: dict[Key, Function] = {}
+        """Also methods: `Class.method`."""
+        self.classes: dict[Key, ast.ClassDef] = {}
+        self.values: dict[Key, list[ast.stmt]] = {}
+        """Name -> the statements of the module that bind it."""
+        self.effects: dict[str, list[ast.stmt]] = {}
+        """Module -> its statements that bind nothing."""
+        self._imports: dict[Key, tuple[str, str]] = {}
+        """Name -> module, and the name in it; an empty one stands for the module itself."""
+        for name in modules:
+            path = next((source / place for place in places(name) if (source / place).is_file()), None)
+            if path is None:
+                raise UserError(
+                    f"module {name}: {source} holds no such module; build again, which writes the code hashes anew"
+                )
+            self.paths[name], self.effects[name] = path, []
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            self._add(name, ast.parse(path.read_bytes()).body, package)
 
-    @cached_property
-    def functions(self) -> dict[Key, Function]:
-        """Every function and method."""
-        return {
-            Key(name, item): node for name, module in self.modules.items() for item, node in module.functions.items()
-        }
+    def _add(self, module: str, body: Sequence[ast.stmt], package: str) -> None:
+        """File each statement of a module under what it defines."""
+        for statement in body:
+            match statement:
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    self.functions[Key(module, statement.name)] = statement
+                case ast.ClassDef():
+                    self._add_class(module, statement)
+                case ast.Import() | ast.ImportFrom():
+                    self._add_imports(module, statement, package)
+                case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                    self._add(module, statement.orelse, package)
+                    for part in statement.body:
+                        if isinstance(part, ast.Import | ast.ImportFrom):
+                            self._add_imports(module, part, package)
+                case ast.Expr(value=ast.Constant()):
+                    pass
+                case _:
+                    self._add_value(module, statement)
 
-    @cached_property
-    def classes(self) -> dict[Key, ast.ClassDef]:
-        """Every class at module level."""
-        return {Key(name, item): node for name, module in self.modules.items() for item, node in module.classes.items()}
+    def _add_value(self, module: str, statement: ast.stmt) -> None:
+        names = _bound_names(statement)
+        for name in names:
+            self.values.setdefault(Key(module, name), []).append(statement)
+        if not names:
+            self.effects[module].append(statement)
 
-    @cached_property
-    def values(self) -> dict[Key, list[ast.stmt]]:
-        """Every name that a module binds by a statement."""
-        return {
-            Key(name, item): nodes for name, module in self.modules.items() for item, nodes in module.values.items()
-        }
+    def _add_class(self, module: str, statement: ast.ClassDef) -> None:
+        self.classes[Key(module, statement.name)] = statement
+        for part in statement.body:
+            if isinstance(part, Function):
+                key = Key(module, f"{statement.name}.{part.name}")
+                # a property and its setter have one name
+                self.functions[Key(module, f"{key.name}'") if key in self.functions else key] = part
+
+    def _add_imports(self, module: str, statement: ast.Import | ast.ImportFrom, package: str) -> None:
+        for alias in statement.names:
+            if isinstance(statement, ast.ImportFrom):
+                bound, meant = alias.asname or alias.name, (absolute_base(statement, package), alias.name)
+            else:
+                bound = alias.asname or alias.name.partition(".")[0]
+                meant = (alias.name if alias.asname else bound, "")
+            self._imports[Key(module, bound)] = meant
 
     @cached_property
     def texts(self) -> dict[Key, str]:
-        """A hash of each definition by itself, of a class without its methods."""
-        texts = {key: self._function_text(key, node) for key, node in self.functions.items()}
+        """A hash of each definition by itself, of a class without its methods.
+
+        Types of arguments, results and variables decide nothing in a function.
+        """
+        texts = {
+            key: "\n".join([head_hash(node), *(piece.key for piece in self.pieces[key])])
+            for key, node in self.functions.items()
+        }
         texts |= {key: "\n".join(map(node_hash, class_statements(node))) for key, node in self.classes.items()}
         return texts | {key: "\n".join(map(node_hash, nodes)) for key, nodes in self.values.items()}
 
@@ -93,29 +125,24 @@ class Tree:
         """The pieces of each function's body."""
         return {key: pieces(node.body) for key, node in self.functions.items()}
 
-    def _function_text(self, key: Key, node: Function) -> str:
-        """Types of arguments, results and variables decide nothing in a function."""
-        return "\n".join([head_hash(node), *(piece.key for piece in self.pieces[key])])
-
     def meaning(self, module: str, name: str) -> Meaning:
         """What a global name in a module stands for."""
-        seen: set[Key] = set()
-        while Key(module, name) not in seen:
-            seen.add(Key(module, name))
-            found = self.modules.get(module)
-            if found is None:
-                return Meaning("external", Key(module, name))
-            if name in found.functions or name in found.classes:
-                return Meaning("definition", Key(module, name))
-            if name in found.values:
-                return Meaning("value", Key(module, name))
-            if name not in found.imports:
-                inner = f"{module}.{name}"
-                return Meaning("module", Key(inner, "")) if inner in self.modules else Meaning("unknown", Key("", name))
-            module, name = found.imports[name]
-            if not name:
-                return Meaning("module", Key(module, ""))
-        return Meaning("unknown", Key(module, name))
+        key, seen = Key(module, name), set[Key]()
+        while key not in seen:
+            seen.add(key)
+            if not key.name:
+                return Meaning("module", key)
+            if key.module not in self.paths:
+                return Meaning("external", key)
+            if key in self.functions or key in self.classes:
+                return Meaning("definition", key)
+            if key in self.values:
+                return Meaning("value", key)
+            if key not in self._imports:
+                inner = f"{key.module}.{key.name}"
+                return Meaning("module", Key(inner, "")) if inner in self.paths else Meaning("unknown", Key("", name))
+            key = Key(*self._imports[key])
+        return Meaning("unknown", key)
 
 
 def class_statements(node: ast.ClassDef) -> Iterator[ast.AST]:
@@ -127,7 +154,7 @@ def class_statements(node: ast.ClassDef) -> Iterator[ast.AST]:
             yield statement
 
 
-def bound_names(statement: ast.AST) -> set[str]:
+def _bound_names(statement: ast.AST) -> set[str]:
     """The names that a statement binds where it stands; what a function inside it binds is its own."""
     names: set[str] = set()
     for node in ast.walk(statement):
@@ -168,75 +195,35 @@ def _loads(node: ast.AST) -> Iterator[ast.Name]:
             yield node
         return
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns"):
-            continue
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, ast.AST):
+            if isinstance(item, ast.AST) and name not in ("annotation", "returns"):
                 yield from _loads(item)
 
 
-def _read(source: Path, name: str) -> Module:
-    path = next((source / place for place in places(name) if (source / place).is_file()), None)
-    if path is None:
-        raise UserError(f"module {name}: {source} holds no such module; build again, which writes the code hashes anew")
-    module = Module(name, path, ast.parse(path.read_bytes()))
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    _sort(module, module.tree.body, package)
-    return module
+def uncalled(tree: Tree, candidates: Set[Key]) -> set[Key]:
+    """Those functions among the `candidates` that cannot be called, as far as names tell.
+
+    A shared module brings functions along that a run has no use for. One that nothing in the closure names, by a global
+    name, an attribute or a text, cannot run; nor can one that only such functions name. Every function that is no
+    candidate counts as called, and so do methods that Python calls itself, such as `__init__`.
+    """
+    left = {key for key in candidates if not key.simple.startswith("__")}
+    keys, words = set[Key](), {_FROM_OUTSIDE}
+    waiting: list[tuple[str, ast.AST]] = [(key.module, node) for key, node in tree.functions.items() if key not in left]
+    waiting += [(name, statement) for name, statements in tree.effects.items() for statement in statements]
+    waiting += [(key.module, statement) for key, statements in tree.values.items() for statement in statements]
+    waiting += [(key.module, part) for key, node in tree.classes.items() for part in class_statements(node)]
+    while waiting:
+        for module, node in waiting:
+            keys |= {tree.meaning(module, name.id).key for name in globals_in(node)}
+            words |= set(map(word_of, ast.walk(node)))
+        called = {key for key in left if key in keys or key.simple in words}
+        left -= called
+        waiting = [(key.module, tree.functions[key]) for key in called]
+    return left
 
 
-def _sort(module: Module, body: Sequence[ast.stmt], package: str) -> None:
-    """File each statement of a module under what it defines."""
-    for statement in body:
-        match statement:
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                module.functions[statement.name] = statement
-            case ast.ClassDef():
-                _sort_class(module, statement)
-            case ast.Import() | ast.ImportFrom():
-                _bind_imports(module, statement, package)
-            case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-                _sort(module, statement.orelse, package)
-                for part in statement.body:
-                    if isinstance(part, ast.Import | ast.ImportFrom):
-                        _bind_imports(module, part, package)
-            case ast.Expr(value=ast.Constant()):
-                pass
-            case _:
-                _sort_value(module, statement)
-
-
-def _sort_class(module: Module, statement: ast.ClassDef) -> None:
-    module.classes[statement.name] = statement
-    for part in statement.body:
-        if isinstance(part, Function):
-            name = f"{statement.name}.{part.name}"
-            # a property and its setter have one name
-            module.functions[f"{name}'" if name in module.functions else name] = part
-
-
-def _sort_value(module: Module, statement: ast.stmt) -> None:
-    names = bound_names(statement)
-    for name in names:
-        module.values.setdefault(name, []).append(statement)
-    if not names:
-        module.effects.append(statement)
-
-
-def _bind_imports(module: Module, statement: ast.Import | ast.ImportFrom, package: str) -> None:
-    if isinstance(statement, ast.Import):
-        for alias in statement.names:
-            bound = alias.asname or alias.name.partition(".")[0]
-            module.imports[bound] = (alias.name if alias.asname else bound, "")
-        return
-    base = statement.module or ""
-    if statement.level:
-        kept = package.split(".")[: len(package.split(".")) - statement.level + 1]
-        base = ".".join([*kept, *([statement.module] if statement.module else [])])
-    for alias in statement.names:
-        module.imports[alias.asname or alias.name] = (base, alias.name)
-
-
-def is_ours(module: str) -> bool:
-    """Whether a module belongs to this package."""
-    return module.partition(".")[0] == PACKAGE
+def word_of(node: ast.AST) -> str:
+    """The attribute that a node names, as in `x.name` or in the text of a `getattr`; empty for other nodes."""
+    word = getattr(node, "attr", None) or getattr(node, "value", None)
+    return word if isinstance(word, str) else ""

@@ -10,17 +10,18 @@ from typing import Any
 
 from polygrain.attest import executed, stretch
 from polygrain.attest.changed import Place
-from polygrain.attest.children import Children, Ended
+from polygrain.attest.children import Children
 from polygrain.attest.pieces import Region, holds
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.provenance.environment import COUNTED
 from polygrain.provenance.hashes import md5_file
+from polygrain.provenance.scratch import Ended
 from polygrain.provenance.stage import Stage
 
 
 @dataclass
-class Seen:
+class Observed:
     """What ran and was imported in one or several processes of the new code, and what speaks against it."""
 
     positions: dict[str, set[Region]] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Seen:
     whole: bool = False
     """Whether that was the recorded run from start to end."""
 
-    def add(self, other: "Seen") -> None:
+    def add(self, other: "Observed") -> None:
         """Take over what another one saw."""
         for path, positions in other.positions.items():
             self.positions.setdefault(path, set()).update(positions)
@@ -57,9 +58,9 @@ class Laboratory:
         self.old, self.new, self.children = old, new, children
         self._files = {str((new.source / path).resolve()): list(numbers) for path, numbers in lines.items()}
 
-    def twin(self, stage: Stage) -> Seen:
+    def twin(self, stage: Stage) -> Observed:
         """Make the smoke twin with either code, from start to end, and compare its outputs."""
-        seen = Seen()
+        seen = Observed()
         write_inputs(self.new, stage)
         if (self.old / stage.config_path).read_bytes() != (self.new.root / stage.config_path).read_bytes():
             seen.objections.append(f"{stage.directory}: is configured otherwise than it was, so it compares nothing")
@@ -78,12 +79,12 @@ class Laboratory:
                 seen.objections.append(f"{path}: the new code makes other bytes than the old code")
         return seen
 
-    def first_steps(self, stage: Stage, least: int, metrics: bytes, outputs: Mapping[str, str]) -> Seen:
+    def first_steps(self, stage: Stage, least: int, metrics: bytes, outputs: Mapping[str, str]) -> Observed:
         """Take the recorded run's first steps, `least` or more, and compare with its recorded metrics.
 
         The process ends on the way and another one goes on. Of a run that is over by then the outputs are compared.
         """
-        seen = Seen()
+        seen = Observed()
         write_inputs(self.new, stage)
         last = last_step(stage.config, least)
         seen.steps, seen.whole = min(last + 1, stage.config["steps"]), last + 1 >= stage.config["steps"]
@@ -104,7 +105,7 @@ class Laboratory:
             seen.objections.append(f"{stage.outputs[1]}: from step {step} on the new code gives other values")
         return seen
 
-    def _traced(self, seen: Seen, module: str, *arguments: str) -> Ended:
+    def _traced(self, seen: Observed, module: str, *arguments: str) -> Ended:
         """Run a module of the new code under the tracer."""
         with tempfile.TemporaryDirectory(prefix="polygrain-attest-") as folder:
             task, result = Path(folder, "task.json"), Path(folder, "result.json")

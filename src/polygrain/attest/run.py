@@ -14,8 +14,8 @@ from tqdm import tqdm
 from polygrain.attest.changed import Place, places_to_run
 from polygrain.attest.children import Children, side_by_side
 from polygrain.attest.definitions import Tree
-from polygrain.attest.evidence import Laboratory, Seen
-from polygrain.attest.states import clone_of, copy_checkout, find_old
+from polygrain.attest.evidence import Laboratory, Observed
+from polygrain.attest.states import copy_checkout, find_old
 from polygrain.attest.subject import Subject, find_subject, other_difference
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
@@ -26,6 +26,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
 from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import LOCK, read_lock
+from polygrain.provenance.scratch import clone
 from polygrain.provenance.stage import Stage
 
 
@@ -96,7 +97,7 @@ class _Work:
         self.new = copy_checkout(project, folder / "new")
         # a recorded run at smoke scale may be its own twin
         self.again = copy_checkout(project, folder / "again")
-        self.old = clone_of(project.root, folder)
+        self.old = clone(project.root, folder)
         self.twins = {subject.twin.path: stage_of(self.new, "pretrain", subject.twin.path) for subject in subjects}
         targets = [stage.outputs[0] for stage in (*self.twins.values(), *(subject.stage for subject in subjects))]
         recorded = {path: md5 for subject in subjects for path, md5 in subject.recorded.items()}
@@ -110,11 +111,11 @@ class _Work:
             lines.setdefault(place.path, set()).update(range(place.region[0], place.region[2] + 1))
         wanted = {path: sorted(found) for path, found in lines.items()}
         work, again = (Laboratory(self.old, new, wanted, self.children) for new in (self.new, self.again))
-        twins, firsts = dict[Path, Seen](), dict[Path, Seen]()
+        twins, firsts = dict[Path, Observed](), dict[Path, Observed]()
         tasks: list[Callable[[], None]] = []
         with tqdm(total=len(self.twins) + len(self.subjects), unit="run", desc="attest") as bar:
 
-            def keep(into: dict[Path, Seen], key: Path, make: Callable[[], Seen]) -> None:
+            def keep(into: dict[Path, Observed], key: Path, make: Callable[[], Observed]) -> None:
                 into[key] = make()
                 bar.update()
 
@@ -149,9 +150,9 @@ class _Work:
                 if (self.project.root / path).read_bytes() != (self.new.root / path).read_bytes():
                     raise UserError(f"{path}: changed while runs were compared; run the same command again")
 
-    def _verdict(self, subject: Subject, twins: dict[Path, Seen], firsts: dict[Path, Seen]) -> Verdict:
+    def _verdict(self, subject: Subject, twins: dict[Path, Observed], firsts: dict[Path, Observed]) -> Verdict:
         directory = subject.stage.directory
-        seen, first = Seen(), firsts[directory]
+        seen, first = Observed(), firsts[directory]
         seen.add(twins[subject.twin.path])
         seen.add(first)
         places = self.places[directory]
@@ -174,7 +175,7 @@ class _Work:
         fresh = Attestation(subject.outputs, subject.old, subject.new, self.commit, evidence)
         return Verdict(directory, "attested", attestation=fresh)
 
-    def _packages(self, subject: Subject, seen: Seen) -> list[str]:
+    def _packages(self, subject: Subject, seen: Observed) -> list[str]:
         """Versions and pins must be equal, and a package that left the list must not have been imported."""
         then = read_json(self.old / subject.environment)
         now = read_json(self.project.root / subject.stage.environment_path)

@@ -7,7 +7,6 @@ meanwhile touches nothing.
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -90,13 +89,3 @@ def _objection(clone: Path, recorded: dict[Path, str], targets: Sequence[Path], 
         if md5_file(clone / path) != md5:
             return f"it has another {path}"
     return ""
-
-
-def clone_of(root: Path, folder: Path) -> Path:
-    """A clone of the repository around `root` without files in it; returns the project's folder there."""
-    top, prefix = git(root, "rev-parse", "--show-toplevel", "--show-prefix").split("\n")[:2]
-    clone = folder / "old"
-    done = subprocess.run(["git", "clone", "--quiet", "--no-checkout", top, str(clone)], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{top}: git clone failed: {done.stderr.strip()}")
-    return clone / prefix

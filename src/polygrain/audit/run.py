@@ -105,12 +105,12 @@ def _check_locks(project: Project, states: Sequence[Snapshot]) -> bool:
         for state in states:
             switch(clone, state.commit.id)
             done = run(clone, sys.executable, "-m", "polygrain.cli.main", "check-lock", check=False)
-            said = done.stdout.strip().splitlines() or ["said nothing"]
-            if done.returncode not in (0, 1):
+            said = done.said.strip().splitlines() or ["said nothing"]
+            if done.status not in (0, 1):
                 print(f"{state.commit.short} cannot run its own check-lock: {said[-1]}")
                 continue
-            holds = holds and done.returncode == 0
-            for line in said if done.returncode else said[-1:]:
+            holds = holds and done.status == 0
+            for line in said if done.status else said[-1:]:
                 print(f"{state.commit.short} by its own check-lock: {line}")
     return holds
 

@@ -137,10 +137,10 @@ def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, tuple[str, ...]
             for alias in node.names:
                 yield alias.name, ()
         elif isinstance(node, ast.ImportFrom):
-            yield _absolute(node, package), tuple(alias.name for alias in node.names)
+            yield absolute_base(node, package), tuple(alias.name for alias in node.names)
 
 
-def _absolute(node: ast.ImportFrom, package: str) -> str:
+def absolute_base(node: ast.ImportFrom, package: str) -> str:
     """Resolve the module of a `from` import, written inside `package`, to its absolute name."""
     if not node.level:
         return node.module or ""

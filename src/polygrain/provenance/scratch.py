@@ -1,4 +1,4 @@
-"""A clone of the repository in a temporary folder that is gone afterwards, also after an interruption."""
+"""Work outside the checkout: git commands, child processes that end with this one, and clones in scratch folders."""
 
 import os
 import signal
@@ -6,8 +6,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -40,12 +41,19 @@ def scratch_clone(root: Path, commit: str) -> Iterator[Path]:
 
     The user's repository is only read. A request to terminate ends the body like Ctrl-C does.
     """
-    top, prefix = git(root, "rev-parse", "--show-toplevel", "--show-prefix").split("\n")[:2]
     with _terminated_like_interrupted(), tempfile.TemporaryDirectory(prefix="polygrain-audit-") as folder:
-        clone = Path(folder, "clone")
-        run(Path(folder), "git", "clone", "--quiet", "--no-checkout", top, str(clone))
-        switch(clone, commit)
-        yield clone / prefix
+        project = clone(root, Path(folder))
+        switch(project, commit)
+        yield project
+
+
+def clone(root: Path, folder: Path) -> Path:
+    """Clone the repository around `root` into `folder`, without files; returns the project's folder there."""
+    top, prefix = git(root, "rev-parse", "--show-toplevel", "--show-prefix").split("\n")[:2]
+    run(folder, "git", "clone", "--quiet", "--no-checkout", top, "clone")
+    project = folder / "clone" / prefix
+    project.mkdir(parents=True, exist_ok=True)
+    return project
 
 
 def switch(clone: Path, commit: str) -> None:
@@ -70,15 +78,42 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(folder: Path, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    """Run a command of a scratch clone with the clone's own package; it never outlives this call.
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended and what it printed."""
+
+    status: int
+    said: str
+
+    @property
+    def last(self) -> str:
+        """The end of what it said, in one line."""
+        return " / ".join([line.strip() for line in self.said.splitlines() if line.strip()][-5:]) or "no message"
+
+
+def run(folder: Path, *command: str, check: bool = True) -> Ended:
+    """Run a command of a scratch project with the project's own package; it never outlives this call.
 
     Raises UserError with the end of what it said when it fails and `check` is set.
     """
+    with start(folder, *command) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            end_group(process)
+            raise
+    ended = Ended(process.returncode, said)
+    if check and ended.status:
+        raise UserError(f"{' '.join(command[:4])} failed in a scratch clone: {ended.last}")
+    return ended
+
+
+def start(folder: Path, *command: str) -> "subprocess.Popen[str]":
+    """Start a command in a scratch project with the project's own package, in a process group of its own."""
     environment = {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
     environment["PYTHONPATH"] = str(folder / "src")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    with subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=folder,
         env=environment,
@@ -86,15 +121,7 @@ def run(folder: Path, *command: str, check: bool = True) -> "subprocess.Complete
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    ) as process:
-        try:
-            said, _ = process.communicate()
-        except BaseException:
-            end_group(process)
-            raise
-    if check and process.returncode:
-        raise UserError(f"{' '.join(command[:4])} failed in a scratch clone: {_end(said)}")
-    return subprocess.CompletedProcess(command, process.returncode, said)
+    )
 
 
 def end_group(process: "subprocess.Popen[str]") -> None:
@@ -108,8 +135,3 @@ def end_group(process: "subprocess.Popen[str]") -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
-
-
-def _end(said: str, lines: int = 5) -> str:
-    kept: Sequence[str] = [line.strip() for line in said.splitlines() if line.strip()][-lines:]
-    return " / ".join(kept) or "no message"
