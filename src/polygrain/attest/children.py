@@ -4,11 +4,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.scratch import Ended, end_group, start
+
+T = TypeVar("T")
 
 
 class Children:
@@ -39,14 +42,17 @@ class Children:
             end_group(process)
 
 
-def side_by_side(tasks: Sequence[Callable[[], None]], jobs: int, children: Children) -> None:
-    """Do all tasks, `jobs` at a time. The first exception or an interrupt ends every process."""
+def side_by_side(
+    tasks: Sequence[Callable[[], T]], jobs: int, children: Children, done: Callable[[], object]
+) -> list[T]:
+    """Do all tasks, `jobs` at a time, and call `done` after each. The first exception ends every process."""
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(task) for task in tasks]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
+            for future in as_completed(futures):
                 future.result()
+                done()
+            return [future.result() for future in futures]
         finally:
             children.stop()
             pool.shutdown(cancel_futures=True)

@@ -111,23 +111,19 @@ class _Work:
             lines.setdefault(place.path, set()).update(range(place.region[0], place.region[2] + 1))
         wanted = {path: sorted(found) for path, found in lines.items()}
         work, again = (Laboratory(self.old, new, wanted, self.children) for new in (self.new, self.again))
-        twins, firsts = dict[Path, Observed](), dict[Path, Observed]()
-        tasks: list[Callable[[], None]] = []
-        with tqdm(total=len(self.twins) + len(self.subjects), unit="run", desc="attest") as bar:
-
-            def keep(into: dict[Path, Observed], key: Path, make: Callable[[], Observed]) -> None:
-                into[key] = make()
-                bar.update()
-
-            for subject in self.subjects:
-                stage = subject.stage
-                metrics = (self.project.root / stage.outputs[1]).read_bytes()
-                make = partial(again.first_steps, stage, self.least, metrics, subject.outputs)
-                tasks.append(partial(keep, firsts, stage.directory, make))
-            tasks += [partial(keep, twins, path, partial(work.twin, stage)) for path, stage in self.twins.items()]
-            side_by_side(tasks, jobs, self.children)
+        tasks: list[Callable[[], Observed]] = []
+        for subject in self.subjects:
+            metrics = (self.project.root / subject.stage.outputs[1]).read_bytes()
+            tasks.append(partial(again.first_steps, subject.stage, self.least, metrics, subject.outputs))
+        tasks += [partial(work.twin, stage) for stage in self.twins.values()]
+        with tqdm(total=len(tasks), unit="run", desc="attest") as bar:
+            seen = side_by_side(tasks, jobs, self.children, bar.update)
+        firsts, twins = seen[: len(self.subjects)], dict(zip(self.twins, seen[len(self.subjects) :], strict=True))
         self._refuse_edits()
-        return [self._verdict(subject, twins, firsts) for subject in self.subjects]
+        return [
+            self._verdict(subject, first, twins[subject.twin.path])
+            for subject, first in zip(self.subjects, firsts, strict=True)
+        ]
 
     def _compare(self) -> dict[Path, list[Place]]:
         """What of the new code must run for each run; runs with equal closures are compared once."""
@@ -150,10 +146,10 @@ class _Work:
                 if (self.project.root / path).read_bytes() != (self.new.root / path).read_bytes():
                     raise UserError(f"{path}: changed while runs were compared; run the same command again")
 
-    def _verdict(self, subject: Subject, twins: dict[Path, Observed], firsts: dict[Path, Observed]) -> Verdict:
+    def _verdict(self, subject: Subject, first: Observed, twin: Observed) -> Verdict:
         directory = subject.stage.directory
-        seen, first = Observed(), firsts[directory]
-        seen.add(twins[subject.twin.path])
+        seen = Observed()
+        seen.add(twin)
         seen.add(first)
         places = self.places[directory]
         against = [*seen.objections, *self._packages(subject, seen)]

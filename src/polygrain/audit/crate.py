@@ -105,6 +105,7 @@ class _Crate:
         """One job: its execution, and the engine's control of it."""
         self._check(stage)
         account = self.evidence.account(stage)
+        results = [self._file(stage, path) for path in stage.outputs]
         objects = [self._file(stage, path) for path in (stage.config_path, *stage.dependencies)]
         for source in self.sources.get(stage.name, ()):
             more = {"description": source.description, "license": source.licence}
@@ -116,7 +117,7 @@ class _Crate:
             description=account.command if account else NO_RECORD,
             instrument=ref(f"#tool-{stage.verb}"),
             object=refs(objects),
-            result=refs(self._file(stage, path) for path in stage.outputs),
+            result=refs(results),
             actionStatus=COMPLETED,
             **(self._circumstances(stage, account) if account else {}),
         )
