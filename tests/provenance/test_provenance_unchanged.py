@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.leftovers import remove_leftovers
-from polygrain.provenance.unchanged import hashed, unchanged
+from polygrain.provenance.unchanged import hashed, remove_leftovers, unchanged
 
 
 def job(inputs: Sequence[Path], output: Path, change: Callable[[], object]) -> None:

@@ -2,8 +2,8 @@
 
     python executed.py TASK MODULE ARGUMENT...
 
-TASK is a JSON file with `files` (path of a source file -> lines of interest), `result` (the JSON file to write). Called
-by its path and without any module of the package, so that all of it is imported under the eyes of the tracer.
+TASK is a JSON file with `files` (path of a source file -> lines of interest), `result` (the JSON file to write). It is
+called by its path and imports nothing of the package, so that the tracer sees all imports of the package.
 
 Python 3.12 has `sys.monitoring`, which sees each instruction once and then costs nothing; before that `sys.settrace`
 sees every instruction of the functions that hold a line of interest.
@@ -31,7 +31,7 @@ class Watch:
         self.seen: dict[CodeType, set[int]] = {}
 
     def start(self) -> None:
-        """From now on everything that starts to run is seen, in every thread."""
+        """Watch everything that starts to run from now on, in every thread."""
         if sys.version_info >= (3, 12):
             self._monitor()
         else:
@@ -39,7 +39,7 @@ class Watch:
             sys.settrace(self._trace)
 
     def stop(self) -> None:
-        """Look no longer."""
+        """End watching."""
         if sys.version_info >= (3, 12):
             sys.monitoring.free_tool_id(_TOOL)
         else:

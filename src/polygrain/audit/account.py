@@ -8,6 +8,7 @@ from typing import Any
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
 from polygrain.provenance.stage import Stage
+from polygrain.provenance.yaml12 import dotted
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _account(source: Path, said: Mapping[str, Any]) -> Account:
         peak_memory_mib=round(float(said["peak_memory_mib"]), 1),
         commit=git.get("commit", ""),
         dirty=bool(git.get("dirty", False)),
-        machine=dict(sorted(_facts(said["machine"], ""))),
+        machine=dict(sorted(_facts(said["machine"]))),
         files={
             path: Content(sha256=entry["sha256"], size=entry["bytes"])
             for part in ("config", "inputs", "outputs")
@@ -75,13 +76,10 @@ def _account(source: Path, said: Mapping[str, Any]) -> Account:
     )
 
 
-def _facts(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Flatten nested facts to texts."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _facts(entry, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        if value:
+def _facts(machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Nested facts as texts by dotted name, without empty ones."""
+    for name, value in dotted(machine):
+        if isinstance(value, list) and value:
             yield name, ("; " if any(" " in str(item) for item in value) else " ").join(map(str, value))
-    elif value not in (None, ""):
-        yield name, str(value)
+        elif value not in (None, "", [], {}):
+            yield name, str(value)

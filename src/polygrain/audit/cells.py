@@ -99,17 +99,19 @@ def printed_cell(content: str, address: CellAddress) -> dict[str, str] | None:
 def _find_row(spec: dict[str, Any], name: str, place: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row and its group: by label first, then by METHOD/VARIANT, then by METHOD."""
     rows = [(group, row) for group in spec["groups"] for row in group["rows"]]
+    labels = [" ".join(row["label"].split()) for _, row in rows]
+    variants = [f"{row['method']}/{row.get('variant', 'base')}" for _, row in rows]
+    methods = [str(row["method"]) for _, row in rows]
     wanted = " ".join(name.split()).casefold()
-    for names in (_labels(rows), _variants(rows), _methods(rows)):
-        matches = [pair for pair, own in zip(rows, names, strict=True) if own.casefold() == wanted]
+    for names in (labels, variants, methods):
+        matches = [number for number, own in enumerate(names) if own.casefold() == wanted]
         if len(matches) == 1:
-            return matches[0]
+            return rows[matches[0]]
         if matches:
-            between = [pair for pair, own in zip(_variants(rows), names, strict=True) if own.casefold() == wanted]
-            raise UserError(f"{place}: {len(matches)} rows are called '{name}'; say one of {', '.join(between)}")
-    known = [*_labels(rows), *_variants(rows), *_methods(rows)]
-    listed = ", ".join(f"{label} ({own})" for label, own in zip(_labels(rows), _variants(rows), strict=True))
-    raise UserError(f"{place}: no row '{name}'{_hint(wanted, known)}; rows: {listed}")
+            between = ", ".join(variants[number] for number in matches)
+            raise UserError(f"{place}: {len(matches)} rows are called '{name}'; say one of {between}")
+    listed = ", ".join(f"{label} ({own})" for label, own in zip(labels, variants, strict=True))
+    raise UserError(f"{place}: no row '{name}'{_hint(wanted, [*labels, *variants, *methods])}; rows: {listed}")
 
 
 def _find_column(spec: dict[str, Any], name: str, place: str) -> dict[str, Any]:
@@ -122,18 +124,6 @@ def _find_column(spec: dict[str, Any], name: str, place: str) -> dict[str, Any]:
     if sum(bool(column.get(key)) for key in _CONTENTS) != 1 or ("protocol" in column) != ("value" in column):
         raise UserError(f"{place}: column '{column['id']}' needs exactly one of {', '.join(_CONTENTS)}")
     return column
-
-
-def _labels(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
-    return [" ".join(row["label"].split()) for _, row in rows]
-
-
-def _variants(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
-    return [f"{row['method']}/{row.get('variant', 'base')}" for _, row in rows]
-
-
-def _methods(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
-    return [str(row["method"]) for _, row in rows]
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

@@ -1,13 +1,14 @@
 """`polygrain example`: a small repository with a real history, to try `audit` on.
 
-A copy of this repository with a table of its own. Each commit was really built by Snakemake and recorded, and has a
-tag for what it shows: a changed parameter, a comment, a merge, a bug and its fix, and last a result that was
+It is a copy of this repository with one small table. Each commit is built by Snakemake and recorded, and has a tag that
+says what it shows: a changed parameter, a comment, a merge, a bug and its fix, and last a result that was
 edited by hand, with every record and hash adapted to it.
 """
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from polygrain.config.project import Project
@@ -57,20 +58,11 @@ def _start(root: Path) -> None:
     write_text(root / "params/table/lessons.yaml", _TABLE)
 
 
-def _shorter_probe(root: Path) -> None:
-    _replace(root / "params/evaluate/linear.yaml", "minimum_steps: 1000", "minimum_steps: 400")
-
-
-def _comment(root: Path) -> None:
-    _replace(root / _LOSS, "METHOD = SimCLR", "# The name that params/method/simclr.yaml refers to.\nMETHOD = SimCLR")
-
-
-def _break(root: Path) -> None:
-    _replace(root / _LOSS, _RIGHT, _WRONG)
-
-
-def _fix(root: Path) -> None:
-    _replace(root / _LOSS, _WRONG, _RIGHT)
+def _replace(name: str, old: str, new: str, root: Path) -> None:
+    text = (root / name).read_text()
+    if text.count(old) != 1:
+        raise UserError(f"{root / name}: the example expects {old!r} there once; this tree has changed")
+    (root / name).write_text(text.replace(old, new))
 
 
 def _tamper(root: Path) -> None:
@@ -84,14 +76,18 @@ def _tamper(root: Path) -> None:
     write_text(sidecar, canonical_json(record))
 
 
+_PROBE = partial(_replace, "params/evaluate/linear.yaml", "minimum_steps: 1000", "minimum_steps: 400")
+_NAMED = "# The name that params/method/simclr.yaml refers to.\nMETHOD = SimCLR"
+_COMMENT = partial(_replace, _LOSS, "METHOD = SimCLR", _NAMED)
+_BREAK, _FIX = partial(_replace, _LOSS, _RIGHT, _WRONG), partial(_replace, _LOSS, _WRONG, _RIGHT)
 BRANCH = "shorter-probe"
 LESSONS = (
     Lesson("1-start", "A table of two rows", _start, True, "everything is new"),
-    Lesson("2-parameter", "A shorter linear probe", _shorter_probe, True, "explained by the parameter (a branch)"),
-    Lesson("3-comment", "Say what METHOD is for", _comment, False, "nothing: comments decide no bytes"),
+    Lesson("2-parameter", "A shorter linear probe", _PROBE, True, "explained by the parameter (a branch)"),
+    Lesson("3-comment", "Say what METHOD is for", _COMMENT, False, "nothing: comments decide no bytes"),
     Lesson("4-merge", "Merge the shorter probe", lambda root: None, False, "the numbers of the branch"),
-    Lesson("5-bug", "Tidy up the loss of SimCLR", _break, True, "explained by the code: a bug, as it turns out"),
-    Lesson("6-fix", "Compare the two views of an image again", _fix, True, "the earlier bytes came back"),
+    Lesson("5-bug", "Tidy up the loss of SimCLR", _BREAK, True, "explained by the code: a bug, as it turns out"),
+    Lesson("6-fix", "Compare the two views of an image again", _FIX, True, "the earlier bytes came back"),
     Lesson("7-tampered", "Polish the table", _tamper, True, "UNEXPLAINED: a result was edited, no input was"),
 )
 
@@ -159,10 +155,3 @@ def _copy_built(root: Path, folder: Path) -> None:
             for path in files:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / path, folder / path)
-
-
-def _replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    if text.count(old) != 1:
-        raise UserError(f"{path}: the example expects {old!r} there once; this tree has changed")
-    path.write_text(text.replace(old, new))

@@ -1,7 +1,6 @@
 """Judge each commit of a history: the verdict on every output, and the contradictions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from polygrain.audit.locks import Snapshot
@@ -18,16 +17,6 @@ Proof = tuple[tuple[str, ...], str]
 """Sources in git that explain a change; else the reason why the change is impossible."""
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What has been seen by the time a commit is judged."""
-
-    bytes: dict[tuple[str, str], tuple[str, Commit]] = field(default_factory=dict)
-    """(output, inputs) -> the first MD5 and who recorded it."""
-    origins: dict[str, Mapping[str, Commit]] = field(default_factory=dict)
-    """Commit -> stage -> the commit in its past that recorded the stage with these inputs."""
-
-
 def audit_history(repository: Repository, states: Sequence[Snapshot], layout: Layout) -> Audit:
     """Judge every commit of a history, in which parents come before children."""
     return Audit(states, tuple(_Auditor(repository, layout).entries(states)), repository.shallow)
@@ -37,8 +26,11 @@ class _Auditor:
     def __init__(self, repository: Repository, layout: Layout) -> None:
         self._repository, self._layout = repository, layout
         self._sources = Sources(repository, layout)
-        self._known = _Known()
         self._copies: dict[str, str | None] = {}
+        self._bytes: dict[tuple[str, str], tuple[str, Commit]] = {}
+        """(output, inputs) -> the first MD5 and who recorded it, among the commits judged so far."""
+        self._origins: dict[str, Mapping[str, Commit]] = {}
+        """Commit -> stage -> the commit in its past that recorded the stage with these inputs."""
 
     def entries(self, states: Sequence[Snapshot]) -> Iterator[Judged]:
         seen: dict[str, Snapshot] = {}
@@ -50,7 +42,7 @@ class _Auditor:
             now = (state.blob, copies)
             same = [parent for parent in parents if (parent.blob, self._copies[parent.commit.id]) == now]
             if parents and same[:1] == parents[:1]:
-                self._known.origins[state.commit.id] = self._known.origins[parents[0].commit.id]
+                self._origins[state.commit.id] = self._origins[parents[0].commit.id]
             else:
                 entry = self._judge(state, parents, nothing_new=bool(same))
                 if entry.changes or entry.findings or entry.unchanged or parents:
@@ -78,12 +70,12 @@ class _Auditor:
             origins[stage.name] = self._origin(*holding[0]) if holding else state.commit
             if not holding:
                 changed[stage.name] = tuple(self._causes(state, stage, befores[0] if befores else None))
-        self._known.origins[state.commit.id] = origins
+        self._origins[state.commit.id] = origins
         return changed
 
     def _origin(self, parent: Snapshot, stage: Locked) -> Commit:
         """The commit that recorded a stage as `parent` holds it: from its sources came all of the stage's inputs."""
-        return self._known.origins[parent.commit.id].get(stage.name, parent.commit)
+        return self._origins[parent.commit.id].get(stage.name, parent.commit)
 
     def _causes(self, state: Snapshot, stage: Locked, parent: tuple[Snapshot, Locked] | None) -> Iterator[Cause]:
         """What changed since `parent`; without one only what the commit's own files refute."""
@@ -125,7 +117,7 @@ class _Auditor:
     ) -> Iterator[Change]:
         for path, stage in sorted(state.lock.makers.items()):
             change = self._change(path, stage, state, parents, causes.get(stage.name, ()))
-            self._known.bytes.setdefault((path, stage.inputs), (stage.outputs[path], state.commit))
+            self._bytes.setdefault((path, stage.inputs), (stage.outputs[path], state.commit))
             if change is not None:
                 yield change
         for path, stage in sorted(parents[0].lock.makers.items()) if parents else ():
@@ -140,7 +132,7 @@ class _Auditor:
         for position, (parent, before) in enumerate(befores):
             if before is not None and (before.inputs, before.outputs[path]) == (stage.inputs, md5):
                 return Change(path, stage.name, "merged", (), parent.commit, stage) if position else None
-        first = self._known.bytes.get((path, stage.inputs))
+        first = self._bytes.get((path, stage.inputs))
         if first is not None and first[0] != md5:
             return Change(path, stage.name, "unexplained", causes, first[1], stage)
         olds = [before for _, before in befores if before is not None]

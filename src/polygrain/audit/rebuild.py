@@ -19,6 +19,7 @@ from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import LOCK, Lock, Locked, LockParser, changes
 from polygrain.provenance.pipeline import parameters
 from polygrain.provenance.scratch import run, scratch_clone
+from polygrain.provenance.yaml12 import dotted
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def _circumstances(root: Path, clone: Path, stage: Locked, store: _Store) -> tup
             old = read_json(record) if record.is_file() else {}
             if not _describes(old, stage, store):
                 return None
-            return tuple(_differences(old.get("machine", {}), new["machine"], ""))
+            facts = (dict(dotted(said.get("machine", {}))) for said in (old, new))
+            return tuple(f"{key.replace('.', ' ')}: recorded {was}, here {now}" for key, was, now in changes(*facts))
     return None
 
 
@@ -152,12 +154,3 @@ def _describes(record: Mapping[str, Any], stage: Locked, store: _Store) -> bool:
         if said is None or bytes_ is None or sha256_file(bytes_) != said["sha256"]:
             return False
     return True
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key in sorted({*old, *new}):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(was, now, f"{prefix}{key} ")
-        elif was != now:
-            yield f"{prefix}{key}: recorded {was}, here {now}"

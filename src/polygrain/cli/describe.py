@@ -1,13 +1,12 @@
 """The verbs that only tell: a run's configuration with its origins, and the jobs behind a table with their cost."""
 
-from typing import Any
-
 from polygrain.config.budget import facts, steps
 from polygrain.config.compose import origins, place_of
 from polygrain.config.project import Project
 from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
 from polygrain.config.stages import stages_behind
+from polygrain.provenance.yaml12 import dotted
 
 
 def show_run(project: Project, path: str) -> str:
@@ -15,7 +14,7 @@ def show_run(project: Project, path: str) -> str:
     run = Run.parse(path)
     config = configuration(project, run)
     places = origins(run, project.params)
-    values = dict(_leaves(config, ""))
+    values = dict(dotted(config))
     width = max(len(f"{key} = {value}") for key, value in values.items())
     lines = [f"{f'{key} = {value}':<{width}}  {place_of(key, places)}" for key, value in sorted(values.items())]
     spent = facts(config)
@@ -24,12 +23,6 @@ def show_run(project: Project, path: str) -> str:
         f" {spent['encoder_passes']:.0f} encoder passes"
     )
     return "\n".join(lines) + "\n"
-
-
-def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [leaf for key, entry in value.items() for leaf in _leaves(entry, f"{prefix}.{key}" if prefix else key)]
-    return [(prefix, value)]
 
 
 def plan_table(project: Project, target: str) -> str:

@@ -12,11 +12,10 @@ from polygrain.provenance.code import code_hashes
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
-from polygrain.provenance.leftovers import remove_leftovers
 from polygrain.provenance.pins import pin_torch
 from polygrain.provenance.sidecar import recorded
 from polygrain.provenance.stage import Stage
-from polygrain.provenance.unchanged import hashed, unchanged
+from polygrain.provenance.unchanged import hashed, remove_leftovers, unchanged
 from polygrain.train.guard import exit_with_parent
 
 

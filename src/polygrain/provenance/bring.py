@@ -1,4 +1,4 @@
-"""Recorded bytes from DVC's cache, or its remote, to their places in the checkout, each verified before it gets there.
+"""Copy recorded files from DVC's cache, or its remote, into the checkout; each is verified first.
 
 DVC reads `dvc.yaml` and `dvc.lock` again for every stage that is named to it, minutes for a hundred stages, and it
 checks out whole stages over whatever is in place. So the outputs wanted are listed in a `.dvc` file of our own (DVC's
@@ -23,10 +23,10 @@ POINTER = Path("polygrain-restore.dvc")
 
 
 def bring(wanted: Mapping[Path, str], root: Path, remote: str | None, hashes: Hashes) -> dict[Path, str]:
-    """Put files with the MD5s `wanted` in place as far as they can be had; return why the others cannot.
+    """Put files with the MD5s `wanted` in place as far as they are found; return why the others are not.
 
-    A damaged object in the local cache is removed and asked of the remote, once. Raises UserError when DVC fails on the
-    cache itself; a remote that fails gives what it gives.
+    A damaged object in the local cache is removed and fetched once from the remote. Raises UserError when DVC fails on
+    the cache itself. When the remote fails, what arrived before is used.
     """
     failure = ""
     with _scratch(root):
@@ -61,7 +61,7 @@ def _clear(root: Path) -> None:
 
 
 def _place(wanted: Mapping[Path, str], root: Path, hashes: Hashes) -> dict[Path, str]:
-    """Check files out of the cache, verify them and move them to their places; return those that did not come right."""
+    """Check files out of the cache, verify them and move them to their places; return those with other bytes."""
     entries = [{"path": (SCRATCH / path).as_posix(), "md5": md5, "hash": "md5"} for path, md5 in wanted.items()]
     write_text(root / POINTER, dump_yaml({"outs": entries}))
     done = dvc(root, "checkout", "--quiet", "--force", "--allow-missing", str(POINTER))

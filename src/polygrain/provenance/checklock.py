@@ -1,4 +1,4 @@
-"""Does the checkout still stand behind its claims? Answered from hashes alone: no training, no data.
+"""Whether the checkout would still build what `dvc.lock` records. Hashes alone decide: no training, no data.
 
 Two kinds of problems. *Stale*: code, configuration or environment moved on since `dvc.lock` was written; that is
 honest as long as the published table says so in its first line. *Broken*: the lock contradicts itself, or a file is not
@@ -152,7 +152,7 @@ def _ancestry_of_tables(stages: Sequence[Stage], published: Mapping[Path, Path])
 
 
 def _reasons(problems: Sequence[Problem], tables: Mapping[Path, set[str]]) -> dict[Path, list[str]]:
-    """For each table the stale problems that it has to own up to."""
+    """For each table the stale problems that its mark must name."""
     owned = set().union(*tables.values())
     return {
         table: [

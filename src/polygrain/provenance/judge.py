@@ -3,8 +3,8 @@
 An output counts when one of two witnesses vouches for it. `dvc.lock` does when its stage has the same command,
 parameters, code, environment and data, and the outputs in place have its hashes. The stage's own record does when it
 describes the outputs in place and every input in place. Inputs that other stages made must have been judged good first,
-so a verdict rests on the whole ancestry; but on the ancestors' content, not on their history: a data set that was
-packed here to the recorded bytes stands for the recorded one.
+so a verdict rests on the whole ancestry. Of the ancestors only the content counts, not how it was made: a data set that
+was packed here and has the recorded bytes counts as the recorded one.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -23,6 +23,7 @@ from polygrain.provenance.yaml12 import dotted, one_line, parse_yaml
 
 LOCK = Path("dvc.lock")
 
+T = TypeVar("T")
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
 _STAGE = re.compile(r"^  (?=\S)", re.MULTILINE)
 
@@ -143,7 +144,7 @@ def printed(values: Mapping[Any, Any]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True, default=repr) for key, value in dotted(values)}
 
 
-def changes(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+def changes(then: Mapping[str, T], now: Mapping[str, T]) -> Iterator[tuple[str, T | None, T | None]]:
     """Keys with another value now, sorted, with both values; None where a side lacks the key."""
     for key in sorted({*then, *now}):
         if then.get(key) != now.get(key):

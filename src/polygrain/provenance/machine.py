@@ -26,6 +26,8 @@ def machine() -> dict[str, Any]:
     """
     cpu = _cpuinfo()
     flags = set(cpu.get("flags", "").split())
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -34,10 +36,14 @@ def machine() -> dict[str, Any]:
         "vendor": cpu.get("vendor_id", ""),
         "processors": os.cpu_count(),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
-        "capability": {"torch": _torch_capability(), "numpy": _numpy_capability()},
-        "libraries": _libraries(),
-        "accelerator": _accelerator(),
-        "threads": _threads(),
+        "capability": {
+            "torch": str(torch.backends.cpu.get_cpu_capability()) if torch else None,
+            # the instruction sets above its baseline that numpy dispatches to
+            "numpy": numpy.show_config(mode="dicts")["SIMD Extensions"].get("found", []) if numpy else None,
+        },
+        "libraries": _libraries(torch.__config__.show()) if torch else None,
+        "accelerator": str(torch.cuda.get_device_name()) if torch and torch.cuda.is_initialized() else None,
+        "threads": int(torch.get_num_threads()) if torch else int(threads) if threads.isdigit() else None,
         "packages": installed_versions(PACKAGES),
         "pins": {name: os.environ.get(name) for name in PINS},
     }
@@ -52,39 +58,7 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
-def _torch_capability() -> str | None:
-    torch = sys.modules.get("torch")
-    return None if torch is None else str(torch.backends.cpu.get_cpu_capability())
-
-
-def _numpy_capability() -> list[str] | None:
-    """The instruction sets above its baseline that numpy dispatches to."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    found: list[str] = numpy.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-    return found
-
-
-def _libraries() -> list[str] | None:
+def _libraries(configuration: str) -> list[str]:
     """Versions of the kernel libraries inside torch, as torch words them."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    lines = (line.strip(" -") for line in torch.__config__.show().splitlines())
+    lines = (line.strip(" -") for line in configuration.splitlines())
     return [line for line in lines if any(name in line for name in _LIBRARIES) and len(line) < 200]
-
-
-def _threads() -> int | None:
-    """Threads per operation; torch is asked only when the job has loaded it."""
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdigit() else None
-
-
-def _accelerator() -> str | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return str(torch.cuda.get_device_name())

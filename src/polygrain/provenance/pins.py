@@ -44,7 +44,7 @@ def pin_process(arguments: list[str]) -> None:
 def pin_torch() -> None:
     """Turn on torch's deterministic algorithms and one thread; call once, before any tensor is made.
 
-    `use_deterministic_algorithms` sets the same switch, and loads torch's compiler to tell it, too: half of the start.
+    `use_deterministic_algorithms` sets the same switch but also loads torch's compiler, which takes half of the start.
     """
     import torch
 

@@ -1,9 +1,8 @@
-"""Bringing recorded outputs back into a checkout, with proof, so that Snakemake runs only what is stale.
+"""Bring recorded outputs back into a checkout, with proof, so that Snakemake runs only what is stale.
 
-A plain `dvc pull` fetches bytes but proves nothing: times decide what Snakemake re-runs, so it may train everything
-again, or, without Snakemake's own notes of the last run, accept outputs of parameters that have been edited since. Here
-content decides (`judge`), what nothing vouches for is deleted, and exactly the rest is stamped with Snakemake's own
-`--touch`, which puts the times in order and writes those notes.
+After a plain `dvc pull`, times decide what Snakemake runs. So it may train everything again, or, without its own notes
+of the last run, accept outputs of parameters that were edited since. Here content decides (`judge`). What nothing
+vouches for is deleted. The rest is stamped with Snakemake's own `--touch`, which sets the times and writes the notes.
 
 Every byte is hashed here and compared with `dvc.lock`, never with what DVC believes: DVC trusts its cache, and `dvc
 status` calls a checkout clean whose cached object was damaged. For the same reason `dvc status --json` is not asked at
@@ -28,7 +27,7 @@ from polygrain.provenance.judge import Finding, judge, objection_to_outputs
 from polygrain.provenance.lock import LOCK, Lock, read_lock, read_merged_lock
 from polygrain.provenance.stage import Stage, in_order
 
-# without hooks, for `onsuccess` also fires here; without a lock, so that one is always somebody else's
+# no hooks: `onsuccess` would run here as well; no lock: any lock then belongs to another process
 TOUCH = (
     *("--touch", "--forceall", "--rerun-incomplete", "--no-hooks", "--nolock"),
     *("--profile", "none", "--workflow-profile", "none", "--cores", "1", "--quiet", "all"),
@@ -150,7 +149,7 @@ def _remove(root: Path, outputs: Sequence[Path]) -> set[Path]:
 
 
 def _drop_false_record(stage: Stage, root: Path, hashes: Hashes) -> None:
-    """A record never describes other bytes than those in place."""
+    """Remove a record that describes other bytes than those in place."""
     if objection_to_outputs(stage, root, hashes):
         (root / stage.sidecar).unlink(missing_ok=True)
 

@@ -88,8 +88,8 @@ class Stage:
     def _decisive(self, kind: str, suffix: str) -> Path:
         """Where a file that decides staleness goes.
 
-        Snakemake takes stock of a folder once and misses what is written there later. So pretrain and features are
-        written together, and each protocol and each table has a folder of its own.
+        Snakemake lists a folder once and does not see files that are written there later. So those of pretrain and
+        features are written together, and each protocol and each table has a folder of its own.
         """
         folder = self.directory / kind if self.task == self.verb else self.directory / kind / self.task
         return folder / f"{self.task}.{suffix}"

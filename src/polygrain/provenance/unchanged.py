@@ -1,8 +1,11 @@
-"""What a job was made from must still be there when it ends: else its outputs would pass for those of newer inputs.
+"""Refuse outputs whose inputs changed while the job ran, and remove what killed jobs left.
 
-Build tools compare times: an output made from the config of an hour ago is newer than the config edited a minute ago.
+Build tools compare times: an output is newer than a configuration that was edited while the job ran, and would count
+as made from it.
 """
 
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +14,8 @@ from pathlib import Path
 from polygrain.provenance.code import PACKAGE
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
 
 
 @contextmanager
@@ -52,3 +57,26 @@ def hashed(code: Path, outputs: Sequence[Path]) -> Iterator[None]:
 def _stamp(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def remove_leftovers(paths: Sequence[Path]) -> list[Path]:
+    """Remove the temporary files of killed processes beside `paths`; returns them."""
+    removed = []
+    for folder in sorted({path.parent for path in paths}):
+        names = {path.name for path in paths if path.parent == folder}
+        for leftover in sorted(folder.glob(".*.tmp")):
+            match = _TEMPORARY.fullmatch(leftover.name)
+            if match and match["name"] in names and not _alive(int(match["process"])):
+                leftover.unlink(missing_ok=True)
+                removed.append(leftover)
+    return removed
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
