@@ -269,14 +269,6 @@ def test_an_overlapping_view_needs_a_view_before_it(either: Path) -> None:
         PretrainingData(either, config()).batch(clock(0), ("overlapping", "weak"))
 
 
-def test_a_mixed_recipe_of_an_unknown_one_is_refused_at_once(either: Path) -> None:
-    faulty = {**RECIPES, "mixed": {"mixed": {**RECIPES["mixed"]["mixed"], "weak": "cubik"}}}
-    with pytest.raises(
-        UserError, match=r"augmentation.mixed.mixed.weak: no recipe named 'cubik'.* did you mean 'cubic'"
-    ):
-        PretrainingData(either, config(augmentation=faulty))
-
-
 def test_an_unknown_recipe_names_those_that_there_are(either: Path) -> None:
     with pytest.raises(
         UserError, match="augmentation: no recipe named 'globl'; there are cubic, global, local, mixed, "
