@@ -77,7 +77,7 @@ class Swin(Backbone):
             for block in range(depth):
                 shift = window // 2 if block % 2 and side > window else 0
                 rate = drop_path * (first + block) / max(sum(depths) - 1, 1)
-                stage.append(Block(width, heads[place], window, shift, rate, f"block {first + block}"))
+                stage.append(SwinBlock(width, heads[place], window, shift, rate, f"block {first + block}"))
             self.stages.append(stage)
             first += depth
         self.norm = nn.LayerNorm(widths[-1])
@@ -118,7 +118,7 @@ class Merge(nn.Module):
         return merged
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """x + drop(attention(layer norm(x))), then y + drop(mlp(y)) with y its batch norm; the hidden layer is 4 C wide."""
 
     def __init__(self, width: int, heads: int, window: int, shift: int, drop_path: float, name: str) -> None:

@@ -49,7 +49,7 @@ def shard_name(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Encoded(DataSet):
+class EncodedData(DataSet):
     """A data set of encoded images of any sizes; the shards are memory-mapped, so nothing is read before it is used."""
 
     root: Path
@@ -77,7 +77,7 @@ class Encoded(DataSet):
         return image
 
 
-def open_encoded(root: Path, verify: bool = False) -> Encoded:
+def open_encoded(root: Path, verify: bool = False) -> EncodedData:
     """Open a data set of encoded images. Sizes and the small files are always checked, the shards' hashes on `verify`.
 
     Raises UserError naming the file that is missing, truncated or not what was packed.
@@ -95,7 +95,7 @@ def open_encoded(root: Path, verify: bool = False) -> Encoded:
         splits = {name: archive[name] for name in archive.files}
     with np.load(root / "index.npz") as archive:
         index = {name: archive[name] for name in INDEX}
-    return Encoded(np.load(root / "labels.npy"), manifest, splits, root, index)
+    return EncodedData(np.load(root / "labels.npy"), manifest, splits, root, index)
 
 
 def decode(content: bytes, where: str, remedy: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Dataset
     from polygrain.provenance.stage import Stage
 
 LABEL_SUBSETS = {"1%": 100, "10%": 10}
@@ -23,10 +24,10 @@ STATISTICS_BLOCK = 1024  # images counted at once: the pixels of a large data se
 
 def run(stage: "Stage") -> None:
     """Do the prepare stage. Raises UserError as `prepare` does."""
-    prepare(stage.config, stage.directory)
+    prepare(cast("Dataset", stage.config), stage.directory)
 
 
-def prepare(config: dict[str, Any], out: Path) -> None:
+def prepare(config: "Dataset", out: Path) -> None:
     """Read data set `config["name"]` through `config["reader"]` and pack it into `out`, the manifest last.
 
     `validation` images are held out of the training split, and `test` images too where the authors give no test
@@ -44,7 +45,7 @@ def prepare(config: dict[str, Any], out: Path) -> None:
     write_text(out / MANIFEST, canonical_json(manifest(config["name"], raw, splits, out)))
 
 
-def split(raw: Raw, config: dict[str, Any]) -> dict[str, np.ndarray]:
+def split(raw: Raw, config: "Dataset") -> dict[str, np.ndarray]:
     """Positions of train, validation and test, each in a class-balanced order drawn from the data set's seed.
 
     Where some images are unlabelled, they are a fourth split in hash order and in none of the others.
@@ -120,7 +121,7 @@ def statistics(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.nd
     return mean, np.sqrt(counts @ levels**2 / total - mean**2)
 
 
-def check_sizes(raw: Raw, config: dict[str, Any]) -> None:
+def check_sizes(raw: Raw, config: "Dataset") -> None:
     """Raise UserError on sizes that the data set cannot give."""
     where = f"params/dataset/{config['name']}.yaml"
     if raw.test is not None and config["test"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Dataset
     from polygrain.provenance.stage import Stage
 
 SHARD_BYTES = 256 * 2**20
@@ -54,10 +55,10 @@ def no_images(count: int) -> np.ndarray:
 
 def run(stage: "Stage") -> None:
     """Do the prepare stage. Raises UserError as `prepare` does."""
-    prepare(stage.config, stage.directory)
+    prepare(cast("Dataset", stage.config), stage.directory)
 
 
-def prepare(config: dict[str, Any], out: Path) -> None:
+def prepare(config: "Dataset", out: Path) -> None:
     """Read data set `config["name"]` through `config["reader"]` and pack its files into `out`.
 
     Splits are made as for images of equal size. `config["statistics"]` gives mean and std per channel; null takes them

@@ -51,7 +51,7 @@ from torch.nn.functional import normalize
 
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.droppath import DropPath
-from polygrain.backbones.grains import Features, Network
+from polygrain.backbones.grains import CropFeatures, Network
 from polygrain.backbones.relation import Relation
 from polygrain.nn import ema
 from polygrain.nn.clock import Clock
@@ -271,7 +271,7 @@ class Mugs(nn.Module):
         temperature = linear_closed(*self.teacher_temperature[:2], clock.epoch, self.teacher_temperature[2])
         return ((logits_TBP - self.centre) / temperature).softmax(dim=2)
 
-    def _write(self, target: Features, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
+    def _write(self, target: CropFeatures, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
         """Keep this step's keys, logits and features, those of all processes in one order."""
         for grain in self.queues:
             for keys_BD in targets[grain]:
@@ -295,7 +295,7 @@ class Mugs(nn.Module):
         return gather_rows(weak_B.to(torch.uint8)).bool()
 
     def _monitors(
-        self, target: Features, targets: dict[str, Tensor], student: Features, labels_B: Tensor, clock: Clock
+        self, target: CropFeatures, targets: dict[str, Tensor], student: CropFeatures, labels_B: Tensor, clock: Clock
     ) -> dict[str, Tensor]:
         """How the teacher fares, before this step is written: features of view 1, assignments of both, neighbours.
 

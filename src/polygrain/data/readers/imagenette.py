@@ -11,13 +11,16 @@ import tempfile
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from polygrain.data.archives import download, md5_file
 from polygrain.data.raw import Source, cache_folder, fetch_first, local_folders
 from polygrain.data.readers.image_folder import images_below, listing
 from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.provenance.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from polygrain.config.typed import Dataset
 
 DATASET = "imagenette"
 # torchvision's MD5 of each archive
@@ -41,7 +44,7 @@ COARSE = ("animal", "machine", "other")
 COARSE_OF_CLASS = (0, 0, 1, 1, 2, 2, 1, 1, 2, 2)
 
 
-def read(config: dict[str, Any]) -> EncodedRaw:
+def read(config: "Dataset") -> EncodedRaw:
     """Fetch, verify and list the files. Raises UserError that lists the sources when none answers."""
     edition = config["folder"]
     if edition not in ARCHIVES:
