@@ -37,6 +37,16 @@ def split_by_decay(module: nn.Module) -> list[Group]:
     return [group for group in groups if group["params"]]
 
 
+def with_own_rate(groups: list[Group], chosen: set[int], name: str, scale: float) -> list[Group]:
+    """Give the parameters whose `id` is among `chosen` groups of their own, with `lr_scale` and a name that ends so."""
+    split: list[Group] = []
+    for group in groups:
+        for ending, factor, inside in (("", 1.0, False), (f"_{name}", scale, True)):
+            params = [parameter for parameter in group["params"] if (id(parameter) in chosen) == inside]
+            split.append({**group, "params": params, "name": group["name"] + ending, "lr_scale": factor})
+    return [group for group in split if group["params"]]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, *, base: float, scheduled: float) -> None:
     """Write this step's rate into every group: `scheduled`, or `base` for `lr_constant`, times `lr_scale`."""
     for group in optimizer.param_groups:
