@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polygrain.data.archives import download, md5_file
-from polygrain.data.raw import Source, cache_folder, fetch_first, local_folders
+from polygrain.data.raw import Source, cache_folder, fetch_first, local_folder
 from polygrain.data.readers.image_folder import images_below, listing
 from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.provenance.errors import UserError, nearest
@@ -111,10 +111,10 @@ def unpacked(archive: Path, edition: str) -> Path:
 
 
 def _local(edition: str) -> Path:
-    for place in local_folders(DATASET):
-        if (place / edition).is_dir() or (place / f"{edition}.tgz").is_file():
-            return place
-    raise OSError(f"no {edition} and no {edition}.tgz in {local_folders(DATASET)[-1]}")
+    def holds(place: Path) -> bool:
+        return (place / edition).is_dir() or (place / f"{edition}.tgz").is_file()
+
+    return local_folder(DATASET, holds, f"{edition} and no {edition}.tgz")
 
 
 def _download(edition: str, scratch: Path) -> Path:
