@@ -23,7 +23,7 @@ _FUSED = True
 def split_by_decay(module: nn.Module) -> list[Group]:
     """Sort trainable parameters into groups `decayed` and `not_decayed` (biases and tensors of one axis).
 
-    Parameters that need no gradient are left out, and a group without parameters too.
+    Parameters that need no gradient and empty groups are left out.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -163,10 +163,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim.Optimizer:
     """Make the optimiser `name`; `values` are the keywords of the function of that name in this module.
 
-    Learning rates start at 0: write them with `set_learning_rate` before every step. The state dict holds the
-    whole state; loaded into a new optimiser over the same groups it continues bit for bit.
-
-    Raises UserError for an unknown name and for groups without any parameter.
+    Learning rates start at 0: write them with `set_learning_rate` before every step. Raises UserError for an unknown name and for groups without any parameter.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"no optimizer {name!r}{nearest(name, OPTIMIZERS)}")
