@@ -1,8 +1,7 @@
 """Raw files as their authors pack them, read without trusting them: archives, wheels, pickles.
 
-Members of an archive are read by name and never unpacked to disk, so no path inside can reach anything; a pickle is
-loaded by an unpickler that knows numpy arrays and plain containers only. MD5 is compared where nothing stronger is
-published: it finds damage and other versions, and is no proof against an adversary.
+Members of an archive are read by name and never unpacked to disk; a pickle is loaded by an unpickler that knows numpy
+arrays and plain containers only. MD5, where nothing stronger is published, finds damage but no attack.
 """
 
 import hashlib

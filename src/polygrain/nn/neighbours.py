@@ -25,7 +25,8 @@ def topk_cosine(queries_MD: Tensor, bank_QD: Tensor, k: int, *, byte_budget: int
     """Find the k rows of the bank most similar to each query: larger cosine first, then smaller index.
 
     Rows may have any length; no gradient flows. byte_budget: of one block of similarities [R, Q]; it changes memory
-    and speed, never a bit of the result. Returns similarities float64 [M, k] and bank indices int64 [M, k]. Raises ValueError for k outside 1..Q.
+    and speed, never a bit of the result. Returns similarities float64 [M, k] and bank indices int64 [M, k]. Raises
+    ValueError for k outside 1..Q.
     """
     if not 1 <= k <= len(bank_QD):
         raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank_QD)} rows")

@@ -163,7 +163,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim.Optimizer:
     """Make the optimiser `name`; `values` are the keywords of the function of that name in this module.
 
-    Learning rates start at 0: write them with `set_learning_rate` before every step. Raises UserError for an unknown name and for groups without any parameter.
+    Learning rates start at 0: write them with `set_learning_rate` before every step. Raises UserError for an unknown
+    name and for groups without any parameter.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"no optimizer {name!r}{nearest(name, OPTIMIZERS)}")

@@ -1,11 +1,9 @@
 """Views cut out of encoded images, ahead of their use, by worker processes.
 
-Decoding, cropping, resizing and flipping an image is a pure function of the image and its boxes, which are drawn
-beforehand; so the pixels do not depend on how many workers there are, nor on when they work. A job is split into
-chunks; workers write a chunk's pixels into a slot of memory that they share with this process and send back a word.
-
-The memory is anonymous and the workers are forks: nothing is copied through pipes, no name is left behind in /dev/shm,
-and a worker whose parent is gone finds its pipe closed and ends.
+Boxes are drawn beforehand, so the pixels do not depend on how many workers there are, nor on when they work. A job is
+split into chunks; workers write a chunk's pixels into a slot of memory that they share with this process. The memory is
+anonymous and the workers are forks: nothing is copied through pipes, no name is left behind in /dev/shm, and a worker
+whose parent is gone finds its pipe closed and ends.
 """
 
 import gc
