@@ -53,7 +53,7 @@ from polygrain.nn import ema
 from polygrain.nn.clock import Clock
 from polygrain.nn.distributed import gather_rows, mean_over_processes
 from polygrain.nn.graph import nearest_neighbour
-from polygrain.nn.groups import occupancy
+from polygrain.nn.groups import assignment_monitors
 from polygrain.nn.heads import Head
 from polygrain.nn.local_group import LocalGroup
 from polygrain.nn.monitors import effective_rank, spread
@@ -288,11 +288,7 @@ class Mugs(nn.Module):
         pooled_BD, labels_B = gather_rows(target.pooled[: len(labels_B)]), gather_rows(labels_B)
         monitors = {"spread": spread(pooled_BD), "rank": effective_rank(pooled_BD)}
         if "group" in targets:
-            share_TBP = self._assignments(targets["group"], clock)
-            mean_P = mean_over_processes(share_TBP.mean(dim=(0, 1)))
-            monitors["batch_entropy"] = torch.special.entr(mean_P).sum()
-            monitors["sample_entropy"] = mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean())
-            monitors["occupancy"], _ = occupancy(gather_rows(share_TBP[0].argmax(dim=1)), len(mean_P))
+            monitors |= assignment_monitors(self._assignments(targets["group"], clock))
         if self.teacher_memory is not None:
             same_B = labels_B[nearest_neighbour(gather_rows(target.memory))] == labels_B
             monitors["purity"] = (same_B & (labels_B >= 0)).sum() / (labels_B >= 0).sum().clamp(min=1)

@@ -1,7 +1,6 @@
 """SMoG (Pang, Zhang, Li, Cai, Lu; ECCV 2022, arXiv 2207.06167): synchronous momentum grouping.
 
-Grain: group. A crop is contrasted with K groups of images in place of other images, and the groups move in the same
-step in which they are used.
+Grain: group. A crop is contrasted with K groups of images, which move in the same step in which they are used.
 
 Equations. Online network f, p with predictor r; momentum network f', p'. For crops x_r of an image (online) and x'_s
 (momentum): e_r = unit(p(f(x_r))), o_r = unit(r(p(f(x_r)))), t_s = unit(p'(f'(x'_s))). For each of H banks of K unit
@@ -63,12 +62,10 @@ class SMoG(nn.Module):
     reset: what is renewed every `reset_epochs`, after the first groups, by `kmeans_iterations` rounds of k-means.
     hidden, embedding: widths of the heads; activation: the projection's.
     predictor: whether there is r, or o = e. truncated_init: linear layers of the heads as in Swin, or as in torch.
-    group_features: what moves the groups (e, t or o, each to its nearest); the memory holds e in any case.
-    logit_groups: G' (new) or G (old) in the loss.
+    group_features: what moves the groups (e, t or o, each to its nearest). logit_groups: G' (new) or G (old) in the loss.
     large, targets, small: large crops of the online and of the momentum network; small crops.
-    asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; or one recipe, and the
-    same small crops, for both. joint_norm: crops of both sizes share batch-norm statistics, in both networks.
-    clean: take e from a second pass without drop path and gradient (Swin).
+    asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; or one for both.
+    joint_norm: crops of both sizes share batch-norm statistics. clean: e from a pass without drop path and gradient.
     micro_batches: parts with batch norm of their own, of which all but the last meet the old groups in the loss.
     decay_all: decay (and LARC) for all parameters, or not for biases, norms and tables of relative positions.
 
