@@ -62,7 +62,7 @@ class SMoG(nn.Module):
     reset: what is renewed every `reset_epochs`, after the first groups, by `kmeans_iterations` rounds of k-means.
     hidden, embedding: widths of the heads; activation: the projection's.
     predictor: whether there is r, or o = e. truncated_init: linear layers of the heads as in Swin, or as in torch.
-    group_features: what moves the groups (e, t or o, each to its nearest). logit_groups: G' (new) or G (old) in the loss.
+    group_features: what moves the groups (e, t or o, each to its nearest). logit_groups: new or old G in the loss.
     large, targets, small: large crops of the online and of the momentum network; small crops.
     asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; or one for both.
     joint_norm: crops of both sizes share batch-norm statistics. clean: e from a pass without drop path and gradient.
