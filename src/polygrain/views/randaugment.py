@@ -21,9 +21,8 @@ _MOVES = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
 def randaugment(images_BCHW: Tensor, drawn: RandAugmentDraw, flip_B: Tensor, fill: Sequence[int]) -> Tensor:
     """Do each image's operations in turn: uint8 [B, C, H, W] to the same; the argument is left as it is.
 
-    The papers flip first, then do the operations, then crop. Here the crop mirrors at the end, so that a box means one
-    thing; images come and go as they are stored, and only what moves is turned over where `flip_B` is set, and back.
-    `fill`: one value per channel.
+    The papers flip first, then do the operations, then crop. Here the crop mirrors at the end, so images that are moved
+    are mirrored before and after where `flip_B` is set. `fill`: one value per channel.
     """
     images_BCHW = images_BCHW.clone(memory_format=torch.contiguous_format)
     fill_C = torch.tensor(list(fill), dtype=torch.uint8, device=images_BCHW.device)

@@ -1,10 +1,9 @@
 """Animal-MNIST 0.4: 10,000 grey images of 28 px, mostly silhouettes, ten animals of 1,000; the transfer set.
 
 The wheel is fetched by pip and read by path, never imported; its pickles are loaded by an unpickler that knows numpy
-arrays only. The authors give no split, and one image in twenty has a near twin. Twins (intersection over union of
-the silhouettes above 0.98, mirrored or not) are reduced to the first of their group before any split is made; groups
-whose members carry different labels are left out. In 0.4 these are 284 byte-equal copies, none mirrored, none of
-mixed labels: 9,716 images remain, and no two of them share more than 0.955.
+arrays only. The authors give no split. Of twins (intersection over union of the silhouettes above 0.98, mirrored or
+not) the first is kept, none where labels differ. In 0.4 these are 284 byte-equal copies: 9,716 images remain, and no
+two of them share more than 0.955.
 """
 
 import gzip

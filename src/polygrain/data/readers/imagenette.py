@@ -1,8 +1,7 @@
 """Imagenette 2 (Howard 2019): ten easily told classes of ImageNet, 9,469 images to train on and 3,925 for test.
 
 `folder` in the data set's YAML chooses the edition: imagenette2-160 and imagenette2-320 (shorter side, px), imagenette2
-(original sizes). Read from whichever answers first: a local folder or archive, what was fetched before, the authors'
-site. The lists of noisy labels that come with it are ignored.
+(original sizes). The lists of noisy labels that come with it are ignored.
 """
 
 import os
