@@ -251,7 +251,7 @@ def test_pixels_and_encoded_images_agree_on_strong_views(encoded: Path, pixels: 
     drawn = draw_views(recipes, batch.indices, seed=4, epoch=0, source=source)
     views = [torch.empty(8, 3, recipe.size, recipe.size, dtype=torch.uint8) for recipe in recipes]
     cuts = tuple(_cut(recipe, one, data.mean) for recipe, one in zip(recipes, drawn, strict=True))
-    loader.cut_job(Decoded(), loader.Job(np.arange(8), cuts), views)  # type: ignore[arg-type]
+    loader.cut_job(Decoded(), loader.CutJob(np.arange(8), cuts), views)  # type: ignore[arg-type]
     finished = finish_batch(
         views, drawn, batch.labels_for_monitoring, batch.indices, recipes, source=source, mean=data.mean, std=data.std
     )
