@@ -9,7 +9,7 @@ Values = dict[str, Any]
 """Keyword values of a method, a backbone, an optimiser or a protocol, checked against its signature."""
 
 
-class Moments(TypedDict):
+class ChannelMoments(TypedDict):
     """Mean and standard deviation per channel."""
 
     mean: list[float]
@@ -27,7 +27,7 @@ class Dataset(TypedDict):
     folder: NotRequired[str | None]
     classes: NotRequired[list[str] | None]
     expected: NotRequired[dict[str, int | None] | None]
-    statistics: NotRequired[Moments | None]
+    statistics: NotRequired[ChannelMoments | None]
     licence: NotRequired[str | None]
     source: NotRequired[str | None]
 
@@ -87,7 +87,7 @@ class Pretrain(TypedDict):
     method: Method
     optimizer: Optimizer
     pretrain: Pretraining
-    statistics: Moments | None
+    statistics: ChannelMoments | None
     seed: int
     steps: int
 
@@ -97,7 +97,7 @@ class Shown(TypedDict):
 
     backbone: Values
     datasets: list[str]
-    statistics: Moments | None
+    statistics: ChannelMoments | None
     features: Values
     pretrained: NotRequired[str]
 

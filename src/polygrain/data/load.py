@@ -9,7 +9,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
 
 if TYPE_CHECKING:
-    from polygrain.config.typed import Moments
+    from polygrain.config.typed import ChannelMoments
 
 FORMATS = {1: "pixels", 2: "encoded"}
 """`format` of a manifest -> the word in params/dataset, which is also the module's name in a room that knows both."""
@@ -27,7 +27,7 @@ def format_of(data: DataSet) -> str:
     return FORMATS[data.manifest["format"]]
 
 
-def statistics(data: DataSet, given: "Moments | None") -> tuple[list[float], list[float]]:
+def statistics(data: DataSet, given: "ChannelMoments | None") -> tuple[list[float], list[float]]:
     """Mean and std per channel that views are normalised with: those given, else the data set's own.
 
     Raises UserError when their number is not that of the channels.
