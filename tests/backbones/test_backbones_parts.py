@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from polygrain.backbones.droppath import DropPath, set_drop_path_key
 from polygrain.backbones.load import load_backbone
-from polygrain.backbones.vit import Block, bicubic_matrix
+from polygrain.backbones.transformer import TransformerBlock
+from polygrain.backbones.vit import bicubic_matrix
 
 VIT: dict[str, Any] = {"image_size": 32, "patch": 4, "width": 48, "depth": 3, "heads": 3, "drop_path": 0.0}
 
@@ -40,7 +41,7 @@ def test_vit_starts_as_described() -> None:
 def test_vit_block_is_the_formula() -> None:
     """Attention written out head by head in float64."""
     torch.manual_seed(0)
-    block = Block(24, 3, 0.0, "block").double()
+    block = TransformerBlock(24, 3, 0.0, "block").double()
     x = torch.randn(2, 7, 24, dtype=torch.float64)
     normed = block.norm1(x)
     heads = []

@@ -12,7 +12,7 @@ from torchvision.models.swin_transformer import PatchMerging, shifted_window_att
 
 from polygrain.backbones.droppath import set_drop_path_key
 from polygrain.backbones.load import load_backbone
-from polygrain.backbones.swin import Block, Merge, WindowAttention
+from polygrain.backbones.swin import Merge, SwinBlock, WindowAttention
 
 SWIN_T: dict[str, Any] = {
     "image_size": 224, "patch": 4, "widths": [96, 192, 384, 768], "depths": [2, 2, 6, 2], "heads": [3, 6, 12, 24],
@@ -118,7 +118,7 @@ def test_merge_is_torchvisions(side: int) -> None:
 
 def test_block_keeps_the_order_of_the_authors() -> None:
     """Attention with its shortcut, batch norm over images and cells, then the MLP with a shortcut from the norm."""
-    block = _spread(Block(6, 2, 4, 2, 0.0, "block")).train()
+    block = _spread(SwinBlock(6, 2, 4, 2, 0.0, "block")).train()
     x = torch.randn(3, 6, 6, 6, dtype=torch.float64)
     attended = x + block.attention(layer_norm(x, (6,), block.norm1.weight, block.norm1.bias, eps=1e-5))
     cells = attended.detach().reshape(-1, 6)
@@ -139,7 +139,7 @@ def test_block_keeps_the_order_of_the_authors() -> None:
 
 def test_block_has_the_right_gradient() -> None:
     torch.manual_seed(0)
-    block = Block(4, 2, 2, 1, 0.0, "block").double()
+    block = SwinBlock(4, 2, 2, 1, 0.0, "block").double()
     x = torch.randn(1, 3, 3, 4, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in block.named_parameters()]
 
@@ -187,7 +187,7 @@ def test_without_batch_norm_it_is_torchvisions_swin_t(size: int) -> None:
 
 
 def _shifts(backbone: Any) -> list[list[int]]:
-    return [[block.attention.shift for block in stage if isinstance(block, Block)] for stage in backbone.stages]
+    return [[block.attention.shift for block in stage if isinstance(block, SwinBlock)] for stage in backbone.stages]
 
 
 def test_shifts_are_fixed_by_the_size_that_the_network_is_made_for() -> None:
@@ -218,7 +218,7 @@ def test_swin_starts_as_described() -> None:
 
 def test_drop_path_rises_to_its_rate_and_is_off_in_evaluation() -> None:
     backbone = _load({**SMALL, "drop_path": 0.5})
-    blocks = [module for module in backbone.modules() if isinstance(module, Block)]
+    blocks = [module for module in backbone.modules() if isinstance(module, SwinBlock)]
     assert [block.drop1.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert [block.drop2.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     images = torch.randn(4, 1, 32, 32)

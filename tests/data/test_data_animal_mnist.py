@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polygrain.data.archives import download_wheel
 from polygrain.data.prepare import split
 from polygrain.data.readers import animal_mnist
 from polygrain.provenance.errors import UserError
@@ -64,7 +65,7 @@ def test_a_wheel_in_a_local_folder_is_read_by_path_after_its_hash(tmp_path, monk
         wheel.writestr(animal_mnist.LABELS, gzip.compress(pickle.dumps(np.arange(10))))
     monkeypatch.setenv("POLYGRAIN_DATA", str(tmp_path))
     monkeypatch.setenv("POLYGRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(animal_mnist, "REQUIREMENT", "animal-mnist==0.0.0.nothing")
+    monkeypatch.setattr(animal_mnist, "_index", partial(download_wheel, "animal-mnist==0.0.0.nothing"))
     with pytest.raises(UserError, match="not the pinned wheel"):
         animal_mnist.read()
     digest = sha256_bytes((tmp_path / animal_mnist.WHEEL).read_bytes())

@@ -251,7 +251,7 @@ def test_pixels_and_encoded_images_agree_on_strong_views(encoded: Path, pixels: 
     drawn = draw_views(recipes, batch.indices, seed=4, epoch=0, source=source)
     views = [torch.empty(8, 3, recipe.size, recipe.size, dtype=torch.uint8) for recipe in recipes]
     cuts = tuple(_cut(recipe, one, data.mean) for recipe, one in zip(recipes, drawn, strict=True))
-    loader.cut_job(Decoded(), loader.Job(np.arange(8), cuts), views)  # type: ignore[arg-type]
+    loader.cut_job(Decoded(), loader.CutJob(np.arange(8), cuts), views)  # type: ignore[arg-type]
     finished = finish_batch(
         views, drawn, batch.labels_for_monitoring, batch.indices, recipes, source=source, mean=data.mean, std=data.std
     )
@@ -267,14 +267,6 @@ def test_pixels_and_encoded_images_agree_on_strong_views(encoded: Path, pixels: 
 def test_an_overlapping_view_needs_a_view_before_it(either: Path) -> None:
     with pytest.raises(UserError, match="the first view has a recipe with 'overlap'"):
         PretrainingData(either, config()).batch(clock(0), ("overlapping", "weak"))
-
-
-def test_a_mixed_recipe_of_an_unknown_one_is_refused_at_once(either: Path) -> None:
-    faulty = {**RECIPES, "mixed": {"mixed": {**RECIPES["mixed"]["mixed"], "weak": "cubik"}}}
-    with pytest.raises(
-        UserError, match=r"augmentation.mixed.mixed.weak: no recipe named 'cubik'.* did you mean 'cubic'"
-    ):
-        PretrainingData(either, config(augmentation=faulty))
 
 
 def test_an_unknown_recipe_names_those_that_there_are(either: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from polygrain.config.recipe_models import check_recipes
 from polygrain.provenance.errors import UserError
 from polygrain.views import batch as batch_module
 from polygrain.views.batch import Batch, draw_views, finish_batch, make_batch
@@ -186,23 +187,23 @@ def test_operations_of_both_sides_stand_in_one_draw() -> None:
         ),
         ({"strong": "own"}, "augmentation.shared.mixed.strong: no recipe named 'own' that is not mixed itself"),
         ({"strong": "strong_local"}, "augmentation.shared: 'weak' has size 24, 'strong_local' has 12; make them equal"),
-        ({"probability": 1.5}, "'mixed.probability' must be a number between 0 and 1"),
-        ({"coin": "each"}, "'mixed.coin' must be one of shared, own, not 'each'"),
-        ({"coins": "own"}, "augmentation.shared.mixed: unknown key 'coins'; did you mean 'coin'"),
+        ({"probability": 1.5}, "key 'augmentation.shared.mixed.probability' must be at most 1, not 1.5"),
+        ({"coin": "each"}, "mixed.coin' must be one of 'shared' or 'own', not 'each'"),
+        ({"coins": "own"}, "unknown key 'augmentation.shared.mixed.coins'; did you mean 'coin'"),
     ],
 )
 def test_faults_are_named(change: dict[str, Any], message: str) -> None:
     faulty = {**MAPPING, "shared": {"mixed": {**MAPPING["shared"]["mixed"], **change}}}
     with pytest.raises(UserError) as caught:
-        read_recipes(faulty)
+        check_recipes("run", faulty)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_sides_must_be_resized_alike_and_stand_alone() -> None:
-    with pytest.raises(UserError, match="'weak' has interpolation bilinear, 'strong' has bicubic; make them equal"):
-        read_recipes({**MAPPING, "strong": {**MAPPING["strong"], "interpolation": "bicubic"}})
-    with pytest.raises(UserError, match=r"augmentation.shared: key 'flip' beside 'mixed'"):
-        read_recipes({**MAPPING, "shared": {**MAPPING["shared"], "flip": 0.5}})
-    with pytest.raises(UserError, match=r"augmentation.shared.mixed: key 'coin' is missing"):
-        read_recipes({**MAPPING, "shared": {"mixed": {"weak": "weak", "strong": "strong", "probability": 0.5}}})
+    with pytest.raises(UserError, match="has interpolation bilinear, 'strong' has bicubic; make them equal"):
+        check_recipes("run", {**MAPPING, "strong": {**MAPPING["strong"], "interpolation": "bicubic"}})
+    with pytest.raises(UserError, match=r"unknown key 'augmentation.shared.flip'"):
+        check_recipes("run", {**MAPPING, "shared": {**MAPPING["shared"], "flip": 0.5}})
+    with pytest.raises(UserError, match=r"key 'augmentation.shared.mixed.coin' is missing"):
+        check_recipes("run", {**MAPPING, "shared": {"mixed": {"weak": "weak", "strong": "strong", "probability": 0.5}}})

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 from common import INSTRUCTION_SET, check_data, environment, last_line, positive, spread, start
@@ -26,6 +26,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import pin_process, pin_torch
 
 if TYPE_CHECKING:
+    from polygrain.config.typed import Pretrain
     from polygrain.train.run import Training
 
 PARTS = {
@@ -81,7 +82,7 @@ def training(config: Mapping[str, Any]) -> "Training":
 
     with tempfile.TemporaryDirectory() as scratch:
         state, data = Path(scratch, "state.pt"), Path("data", config["dataset"])
-        return Training(dict(config), data, state, Identity("", "", "", ""), resume=False)
+        return Training(cast("Pretrain", config), data, state, Identity("", "", "", ""), resume=False)
 
 
 def measure(config: Mapping[str, Any], steps: int) -> Cost:

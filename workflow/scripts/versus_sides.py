@@ -47,7 +47,8 @@ Job = dict[str, Any]
 
 def our_step(job: Job, watch: Stopwatch, workers: int) -> Iterator[None]:
     """Part a: the training loop itself takes the step: logging, monitors and the check of the loss too."""
-    config, data = {**job["config"], "steps": ENDLESS}, Path(job["data"])
+    config: Any = {**job["config"], "steps": ENDLESS}
+    data = Path(job["data"])
     training = Training(config, data, data / "no-state", Identity("", "", "", ""), resume=False)
     training.watch = watch
     while True:

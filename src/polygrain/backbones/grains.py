@@ -16,7 +16,7 @@ from polygrain.nn.prototypes import Prototypes
 from polygrain.nn.queue import Queue
 
 
-class Features(NamedTuple):
+class CropFeatures(NamedTuple):
     """Rows of C crops of B images.
 
     rows: by grain the projections [C * B, D], or the logits [C * B, P]. memory: [B, D], for the memory, of the first
@@ -48,7 +48,7 @@ class Network(nn.Module):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
 
-    def forward(self, crops: Sequence[Tensor], memory: Queue | None) -> Features:
+    def forward(self, crops: Sequence[Tensor], memory: Queue | None) -> CropFeatures:
         """One pass over crops [B, C, S, S] of one size; with a local group a memory is needed."""
         tokens_RND = self.backbone.trunk(torch.cat(list(crops)))
         encoded = self.backbone.finish(tokens_RND)
@@ -62,4 +62,4 @@ class Network(nn.Module):
         if self.prototypes is not None:
             rows["group"] = self.prototypes(normalize(rows["group"], dim=1))
         memory_BD = encoded.tokens[: len(crops[0])].detach().mean(dim=1)
-        return Features(rows, memory_BD, encoded.pooled.detach(), unfilled)
+        return CropFeatures(rows, memory_BD, encoded.pooled.detach(), unfilled)

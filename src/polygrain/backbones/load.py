@@ -8,7 +8,7 @@ from typing import Any
 from polygrain.backbones.contract import Backbone
 from polygrain.provenance.errors import UserError, nearest
 
-_PARTS = ("__init__", "contract", "droppath", "grains", "load", "relation")
+_PARTS = ("__init__", "contract", "droppath", "grains", "load", "relation", "transformer")
 
 
 def load_backbone(name: str, *, channels: int, **values: Any) -> Backbone:

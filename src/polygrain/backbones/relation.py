@@ -6,10 +6,10 @@ Legend: R groups, G members of a group, D width.
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from polygrain.backbones.vit import Block
+from polygrain.backbones.transformer import TransformerBlock
 
 
-class Relation(Block):
+class Relation(TransformerBlock):
     """A transformer block without drop path whose first output token alone is computed."""
 
     def __init__(self, width: int, heads: int) -> None:

@@ -1,9 +1,8 @@
 """Residual networks (He, Zhang, Ren and Sun 2016) whose stem, blocks, widths and strides are plain values.
 
-A 3x3 stem without pooling makes the networks for small images: widths 64-128-256-512, strides 1-2-2-2 and two basic
-blocks each are the ResNet-18 that is usual for 32 px. A 7x7 stem of stride 2 with pooling makes ImageNet's ResNet-18
-and, with bottleneck blocks (version 1.5: the stride is in the 3x3 convolution), ResNet-50 and wider ones. Crops of
-several sizes can share their batch statistics (SMoG section 3).
+A 3x3 stem without pooling makes the networks for small images, a 7x7 stem of stride 2 with pooling those for ImageNet;
+with bottleneck blocks (version 1.5: the stride is in the 3x3 convolution) ResNet-50 and wider ones. Crops of several
+sizes can share their batch statistics (SMoG section 3).
 """
 
 import math

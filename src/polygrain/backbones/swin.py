@@ -31,9 +31,9 @@ def build(
 ) -> "Swin":
     """One stage per entry of `widths`, `depths` (blocks) and `heads`; every stage but the first halves the map's side.
 
-    `image_size` decides which stages shift their windows: those whose map is larger than the window at that size, and
-    they do so for views of any other multiple of `patch` px as well. `drop_path` is the rate of the last block. Raises
-    UserError when the three lists differ in length, patch does not divide image_size, or heads a width.
+    Stages whose map is larger than the window at `image_size` shift their windows, for views of any size. `drop_path`
+    is the rate of the last block. Raises UserError when the three lists differ in length, patch does not divide
+    image_size, or heads a width.
     """
     if not len(widths) == len(depths) == len(heads) > 0:
         raise UserError("backbone swin: widths, depths and heads must name the same number of stages, at least one")
@@ -77,7 +77,7 @@ class Swin(Backbone):
             for block in range(depth):
                 shift = window // 2 if block % 2 and side > window else 0
                 rate = drop_path * (first + block) / max(sum(depths) - 1, 1)
-                stage.append(Block(width, heads[place], window, shift, rate, f"block {first + block}"))
+                stage.append(SwinBlock(width, heads[place], window, shift, rate, f"block {first + block}"))
             self.stages.append(stage)
             first += depth
         self.norm = nn.LayerNorm(widths[-1])
@@ -118,7 +118,7 @@ class Merge(nn.Module):
         return merged
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """x + drop(attention(layer norm(x))), then y + drop(mlp(y)) with y its batch norm; the hidden layer is 4 C wide."""
 
     def __init__(self, width: int, heads: int, window: int, shift: int, drop_path: float, name: str) -> None:
@@ -143,9 +143,9 @@ class Block(nn.Module):
 class WindowAttention(nn.Module):
     """Attention inside windows of W x W cells, with a learned bias per head and relative position.
 
-    A map that W does not divide is padded with zeros at the right and the bottom, and the added cells take part like
-    any other. With a shift the windows start `shift` cells further down and right, around the border; cells on the two
-    sides of the border do not see each other.
+    A map that W does not divide is padded with zeros at the right and the bottom, which take part like any other cell.
+    With a shift the windows start `shift` cells further down and right, around the border; cells on its two sides do
+    not see each other.
     """
 
     relative_index: Tensor

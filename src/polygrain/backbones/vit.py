@@ -11,10 +11,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from polygrain.backbones.contract import Backbone, Encoded, from_tokens
-from polygrain.backbones.droppath import DropPath
+from polygrain.backbones.transformer import TransformerBlock
 from polygrain.provenance.errors import UserError
 
 
@@ -87,7 +86,8 @@ class VisionTransformer(Backbone):
             self.register_buffer("class_position", torch.zeros(1, 1, width), persistent=False)
             self.register_buffer("positions", waves(grid, width).float(), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(width, heads, drop_path * place / max(depth - 1, 1), f"block {place}") for place in range(depth)
+            TransformerBlock(width, heads, drop_path * place / max(depth - 1, 1), f"block {place}")
+            for place in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         for parameter in (self.class_token, self.class_position, self.positions):
@@ -124,33 +124,6 @@ class VisionTransformer(Backbone):
         tokens_BTD = self.norm(tokens_BTD)
         pooled_BD = tokens_BTD[:, 1:].mean(dim=1) if self.mean_pooled else tokens_BTD[:, 0]
         return from_tokens(tokens_BTD[:, 1:], pooled_BD, math.isqrt(tokens_BTD.shape[1] - 1))
-
-
-class Block(nn.Module):
-    """x + drop(attention(norm(x))), then x + drop(mlp(norm(x))), the hidden layer four times as wide."""
-
-    def __init__(self, width: int, heads: int, drop_path: float, name: str) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp1 = nn.Linear(width, 4 * width)
-        self.mlp2 = nn.Linear(4 * width, width)
-        self.drop1 = DropPath(drop_path, f"{name} attention")
-        self.drop2 = DropPath(drop_path, f"{name} mlp")
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
-        x_BTD = x_BTD + self.drop1(self._attention(self.norm1(x_BTD)))
-        added: Tensor = self.drop2(self.mlp2(gelu(self.mlp1(self.norm2(x_BTD)))))
-        return x_BTD + added
-
-    def _attention(self, x_BTD: Tensor) -> Tensor:
-        query, key, value = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.projection(scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-        return mixed
 
 
 def waves(grid: int, width: int) -> Tensor:

@@ -126,7 +126,7 @@ def check_recipes(where: str, recipes: dict[str, dict[str, Any]], place: str = "
         for name, recipe in recipes.items()
         if "mixed" not in recipe
     }
-    for name in recipes.keys() - single.keys():
+    for name in (name for name in recipes if name not in single):
         coin = MixedChoice.of(where, recipes[name], f"{place}.{name}").mixed
         for side, chosen in (("weak", coin.weak), ("strong", coin.strong)):
             if chosen not in single:

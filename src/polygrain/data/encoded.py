@@ -20,9 +20,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from polygrain.data.packed import MANIFEST, DataSet
+from polygrain.data.packed import MANIFEST, DataSet, checked
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import read_json, sha256_file
 
 FORMAT = 2
 CHANNELS = 3
@@ -49,7 +48,7 @@ def shard_name(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Encoded(DataSet):
+class EncodedData(DataSet):
     """A data set of encoded images of any sizes; the shards are memory-mapped, so nothing is read before it is used."""
 
     root: Path
@@ -77,25 +76,15 @@ class Encoded(DataSet):
         return image
 
 
-def open_encoded(root: Path, verify: bool = False) -> Encoded:
+def open_encoded(root: Path, verify: bool = False) -> EncodedData:
     """Open a data set of encoded images. Sizes and the small files are always checked, the shards' hashes on `verify`.
 
     Raises UserError naming the file that is missing, truncated or not what was packed.
     """
-    manifest = read_json(root / MANIFEST)
-    remedy = f"rebuild it with `snakemake --cores all --force {root / MANIFEST}`"
-    for name, expected in manifest["files"].items():
-        path = root / name
-        if not path.is_file():
-            raise UserError(f"{path}: not found; {remedy}")
-        hashed = verify or not name.startswith(SHARDS)
-        if path.stat().st_size != expected["bytes"] or (hashed and sha256_file(path) != expected["sha256"]):
-            raise UserError(f"{path}: damaged, its content is not what the manifest says; {remedy}")
-    with np.load(root / "splits.npz") as archive:
-        splits = {name: archive[name] for name in archive.files}
+    manifest, splits = checked(root, lambda name: verify or not name.startswith(SHARDS))
     with np.load(root / "index.npz") as archive:
         index = {name: archive[name] for name in INDEX}
-    return Encoded(np.load(root / "labels.npy"), manifest, splits, root, index)
+    return EncodedData(np.load(root / "labels.npy"), manifest, splits, root, index)
 
 
 def decode(content: bytes, where: str, remedy: str) -> Tensor:

@@ -1,12 +1,15 @@
 """Data sets by format, loaded by name: a run on pixels does not depend on the code for encoded images."""
 
-from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polygrain.data.packed import MANIFEST, DataSet
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
+
+if TYPE_CHECKING:
+    from polygrain.config.typed import ChannelMoments
 
 FORMATS = {1: "pixels", 2: "encoded"}
 """`format` of a manifest -> the word in params/dataset, which is also the module's name in a room that knows both."""
@@ -24,7 +27,7 @@ def format_of(data: DataSet) -> str:
     return FORMATS[data.manifest["format"]]
 
 
-def statistics(data: DataSet, given: Mapping[str, Sequence[float]] | None) -> tuple[list[float], list[float]]:
+def statistics(data: DataSet, given: "ChannelMoments | None") -> tuple[list[float], list[float]]:
     """Mean and std per channel that views are normalised with: those given, else the data set's own.
 
     Raises UserError when their number is not that of the channels.

@@ -5,6 +5,7 @@ data/{name}/images.npy uint8 [N, C, H, W], labels.npy int64 [N] (-1: unknown), s
 prefixes; and of `unlabelled`, where the authors give such a part.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,22 @@ class Packed(DataSet):
 
 def open_packed(root: Path, verify: bool = True) -> Packed:
     """Open a packed data set. Raises UserError naming the file that is missing, truncated or not what was packed."""
-    manifest = read_json(root / MANIFEST)
-    for name in ARRAYS:
-        path, expected = root / name, manifest["files"][name]
-        if not path.is_file():
-            raise UserError(f"{path}: not found; rebuild it with `snakemake --cores all --force {root / MANIFEST}`")
-        if path.stat().st_size != expected["bytes"] or (verify and sha256_file(path) != expected["sha256"]):
-            raise UserError(
-                f"{path}: damaged, its content is not what the manifest says;"
-                f" rebuild it with `snakemake --cores all --force {root / MANIFEST}`"
-            )
-    with np.load(root / "splits.npz") as archive:
-        splits = {name: archive[name] for name in archive.files}
+    manifest, splits = checked(root, lambda name: verify)
     return Packed(np.load(root / "labels.npy"), manifest, splits, np.load(root / "images.npy", mmap_mode="r"))
+
+
+def checked(root: Path, hashed: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The manifest and the splits, once every file has the size that the manifest says, and the hash where `hashed`."""
+    manifest: dict[str, Any] = read_json(root / MANIFEST)
+    remedy = f"rebuild it with `snakemake --cores all --force {root / MANIFEST}`"
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            raise UserError(f"{path}: not found; {remedy}")
+        if path.stat().st_size != expected["bytes"] or (hashed(name) and sha256_file(path) != expected["sha256"]):
+            raise UserError(f"{path}: damaged, its content is not what the manifest says; {remedy}")
+    with np.load(root / "splits.npz") as archive:
+        return manifest, {name: archive[name] for name in archive.files}
 
 
 OPEN = open_packed

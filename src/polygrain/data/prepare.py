@@ -1,20 +1,24 @@
 """From a reader's images to the packed format: splits, nested label subsets, statistics, manifest."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from polygrain.data.packed import MANIFEST
+from polygrain.data.packed import ARRAYS, MANIFEST
 from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Dataset
     from polygrain.provenance.stage import Stage
+
+MeanStd = tuple[Sequence[float], Sequence[float]]
 
 LABEL_SUBSETS = {"1%": 100, "10%": 10}
 UNLABELLED = "unlabelled"
@@ -23,28 +27,34 @@ STATISTICS_BLOCK = 1024  # images counted at once: the pixels of a large data se
 
 def run(stage: "Stage") -> None:
     """Do the prepare stage. Raises UserError as `prepare` does."""
-    prepare(stage.config, stage.directory)
+    prepare(cast("Dataset", stage.config), stage.directory)
 
 
-def prepare(config: dict[str, Any], out: Path) -> None:
+def prepare(config: "Dataset", out: Path) -> None:
     """Read data set `config["name"]` through `config["reader"]` and pack it into `out`, the manifest last.
 
     `validation` images are held out of the training split, and `test` images too where the authors give no test
     split (0 where they do). Raises UserError when no source answers, when validation is larger than what it leaves
     for train, or when a split would lack a class.
     """
-    reader = importlib.import_module(f"polygrain.data.readers.{config['reader'].replace('-', '_')}")
-    raw: Raw = reader.read()
+    raw: Raw = load_reader(config["reader"]).read()
     check_sizes(raw, config)
     splits = split(raw, config)
     check_splits(config["name"], raw, splits)
-    _write(out / "images.npy", np.save, raw.images)
-    _write(out / "labels.npy", np.save, raw.labels)
-    _write(out / "splits.npz", np.savez, **splits)
-    write_text(out / MANIFEST, canonical_json(manifest(config["name"], raw, splits, out)))
+    write_array(out / "images.npy", np.save, raw.images)
+    write_array(out / "labels.npy", np.save, raw.labels)
+    write_array(out / "splits.npz", np.savez, **splits)
+    mean_std = statistics(raw.images, splits["train"])
+    files = [out / name for name in ARRAYS]
+    write_text(out / MANIFEST, canonical_json(manifest(config["name"], raw, splits, mean_std, files)))
 
 
-def split(raw: Raw, config: dict[str, Any]) -> dict[str, np.ndarray]:
+def load_reader(name: str) -> Any:
+    """The module that reads a data set, by its name in params/dataset."""
+    return importlib.import_module(f"polygrain.data.readers.{name.replace('-', '_')}")
+
+
+def split(raw: Raw, config: "Dataset") -> dict[str, np.ndarray]:
     """Positions of train, validation and test, each in a class-balanced order drawn from the data set's seed.
 
     Where some images are unlabelled, they are a fourth split in hash order and in none of the others.
@@ -76,13 +86,10 @@ def balanced_order(positions: np.ndarray, labels: np.ndarray, seed: int, purpose
     return shuffled[np.lexsort((classes, rank))].astype(np.int64)
 
 
-def manifest(name: str, raw: Raw, splits: dict[str, np.ndarray], out: Path) -> dict[str, Any]:
+def manifest(
+    name: str, raw: Raw, splits: dict[str, np.ndarray], mean_std: MeanStd, files: Sequence[Path]
+) -> dict[str, Any]:
     """What the packed files are; holds no time, path or source that could differ between two builds."""
-    mean, std = statistics(raw.images, splits["train"])
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in (out / "images.npy", out / "labels.npy", out / "splits.npz")
-    }
     classes = len(raw.classes)
     return {
         "format": 1,
@@ -90,37 +97,45 @@ def manifest(name: str, raw: Raw, splits: dict[str, np.ndarray], out: Path) -> d
         "classes": list(raw.classes),
         "coarse": {"names": list(raw.coarse_names), "of_class": list(raw.coarse_of_class)},
         "shape": list(raw.images.shape[1:]),
-        "mean": mean.tolist(),
-        "std": std.tolist(),
+        "mean": list(mean_std[0]),
+        "std": list(mean_std[1]),
         "splits": {split: len(positions) for split, positions in splits.items()},
         "label_subsets": {
             share: max(classes, len(splits["train"]) // parts // classes * classes)
             for share, parts in LABEL_SUBSETS.items()
         },
-        "files": files,
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files},
         "raw": raw.hashes,
         "licence": raw.licence,
         "source": raw.source,
     }
 
 
-def statistics(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel of the training pixels scaled to 0..1, float64 [C].
+def statistics(images: np.ndarray, train: np.ndarray) -> MeanStd:
+    """Mean and standard deviation per channel of the training pixels scaled to 0..1.
 
-    Levels are counted, so the order of images cannot matter. Unlabelled images have no part in it: a run that trains
-    on labelled images alone sees nothing of them.
+    Levels are counted, so the order of images cannot matter. Unlabelled images do not count.
     """
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     rows = np.sort(train)
     for start in range(0, len(rows), STATISTICS_BLOCK):
-        block = images[rows[start : start + STATISTICS_BLOCK]]
-        counts += np.stack([np.bincount(block[:, c].ravel(), minlength=256) for c in range(len(counts))])
-    levels, total = np.arange(256) / 255.0, counts.sum(axis=1)
-    mean = counts @ levels / total
-    return mean, np.sqrt(counts @ levels**2 / total - mean**2)
+        counts += levels(images[rows[start : start + STATISTICS_BLOCK]].swapaxes(0, 1))
+    return moments(counts)
 
 
-def check_sizes(raw: Raw, config: dict[str, Any]) -> None:
+def levels(channels: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel, int64 [C, 256]."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+
+
+def moments(counts: np.ndarray) -> MeanStd:
+    """Mean and standard deviation per channel of pixels scaled to 0..1, from how often each level occurs [C, 256]."""
+    scaled, total = np.arange(256) / 255.0, counts.sum(axis=1)
+    mean = counts @ scaled / total
+    return mean.tolist(), np.sqrt(counts @ scaled**2 / total - mean**2).tolist()
+
+
+def check_sizes(raw: Raw, config: "Dataset") -> None:
     """Raise UserError on sizes that the data set cannot give."""
     where = f"params/dataset/{config['name']}.yaml"
     if raw.test is not None and config["test"]:
@@ -159,7 +174,7 @@ def check_splits(name: str, raw: Raw, splits: dict[str, np.ndarray]) -> None:
             )
 
 
-def _write(path: Path, save: Any, *arrays: np.ndarray, **named: np.ndarray) -> None:
+def write_array(path: Path, save: Any, *arrays: np.ndarray, **named: np.ndarray) -> None:
     """Stream an array file to disk. numpy stamps a constant time on archive members, so equal arrays give equal bytes.
 
     Opened for update, because numpy writes an array through C into a file opened for writing only, and the error of a

@@ -97,6 +97,14 @@ def _fetched(source: Source, cache: Path, check: Callable[[Path], None]) -> Path
     return cache
 
 
+def local_folder(dataset: str, holds: Callable[[Path], bool], what: str) -> Path:
+    """The first local folder that holds `what`. Raises OSError when none does."""
+    for folder in local_folders(dataset):
+        if holds(folder):
+            return folder
+    raise OSError(f"no {what} in {local_folders(dataset)[-1]}")
+
+
 def cache_folder() -> Path:
     """Where fetched raw files are kept: POLYGRAIN_CACHE, else polygrain in the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)

@@ -6,29 +6,38 @@ moved into place when it is whole, the manifest last.
 
 import fcntl
 import hashlib
-import importlib
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from polygrain.data.archives import pause
 from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, decode, measure, shard_name
 from polygrain.data.packed import MANIFEST
-from polygrain.data.prepare import LABEL_SUBSETS, check_sizes, check_splits, split
+from polygrain.data.prepare import (
+    check_sizes,
+    check_splits,
+    levels,
+    load_reader,
+    manifest,
+    moments,
+    split,
+    write_array,
+)
 from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
+from polygrain.provenance.files import atomic_path, canonical_json, write_text
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Dataset
     from polygrain.provenance.stage import Stage
 
 SHARD_BYTES = 256 * 2**20
@@ -54,19 +63,18 @@ def no_images(count: int) -> np.ndarray:
 
 def run(stage: "Stage") -> None:
     """Do the prepare stage. Raises UserError as `prepare` does."""
-    prepare(stage.config, stage.directory)
+    prepare(cast("Dataset", stage.config), stage.directory)
 
 
-def prepare(config: dict[str, Any], out: Path) -> None:
+def prepare(config: "Dataset", out: Path) -> None:
     """Read data set `config["name"]` through `config["reader"]` and pack its files into `out`.
 
     Splits are made as for images of equal size. `config["statistics"]` gives mean and std per channel; null takes them
     from the pixels of at most 10,000 training images. Raises UserError when no source answers, on a file that is no
     whole image, on sizes that do not fit, and when another process packs the same data set.
     """
-    reader = importlib.import_module(f"polygrain.data.readers.{config['reader'].replace('-', '_')}")
     with _locked(out):
-        raw: EncodedRaw = reader.read(config)
+        raw: EncodedRaw = load_reader(config["reader"]).read(config)
         check_sizes(raw, config)
         splits = split(raw, config)
         check_splits(config["name"], raw, splits)
@@ -77,11 +85,20 @@ def prepare(config: dict[str, Any], out: Path) -> None:
         with _scratch(out) as scratch:
             packing = Packing(raw, sample, scratch)
             packing.run(config["name"])
-            _write(scratch / "index.npz", np.savez, **packing.index)
-            _write(scratch / "labels.npy", np.save, raw.labels)
-            _write(scratch / "splits.npz", np.savez, **splits)
+            write_array(scratch / "index.npz", np.savez, **packing.index)
+            write_array(scratch / "labels.npy", np.save, raw.labels)
+            write_array(scratch / "splits.npz", np.savez, **splits)
             mean_std = moments(packing.counts) if given is None else (given["mean"], given["std"])
-            write_text(scratch / MANIFEST, canonical_json(manifest(config["name"], packing, splits, mean_std)))
+            described = manifest(config["name"], raw, splits, mean_std, [scratch / file for file in SMALL])
+            described |= {
+                "format": FORMAT,
+                "encoded": True,
+                "shape": [CHANNELS, None, None],
+                "files": {**packing.files, **described["files"]},
+                # one hash over every file's name and hash: whichever copy or archive they were read from
+                "raw": {"files": packing.listing.hexdigest(), **raw.hashes},
+            }
+            write_text(scratch / MANIFEST, canonical_json(described))
             _publish(scratch, out)
 
 
@@ -97,8 +114,7 @@ class Packing:
 
     def run(self, name: str) -> None:
         """Write every shard."""
-        pause = 0.5 if sys.stderr.isatty() else 30.0
-        with tqdm(desc=name, total=len(self.raw.names), unit="img", unit_scale=True, mininterval=pause) as bar:
+        with tqdm(desc=name, total=len(self.raw.names), unit="img", unit_scale=True, mininterval=pause()) as bar:
             for number, members in enumerate(self._shards()):
                 self._write_shard(number, members, bar)
 
@@ -147,7 +163,7 @@ class Packing:
         if not self.sample[position]:
             return measure(content, where, _REMEDY)
         pixels = decode(content, where, _REMEDY).numpy()
-        self.counts += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in pixels])
+        self.counts += levels(pixels)
         return pixels.shape[1], pixels.shape[2]
 
 
@@ -155,44 +171,6 @@ def statistics_sample(train: np.ndarray, seed: int) -> np.ndarray:
     """The training images that mean and std are computed from: the 10,000 of smallest hash, or all if fewer."""
     draws = hash64(seed, "statistics", torch.from_numpy(train)).numpy()
     return train[np.argsort(draws, kind="stable")[:STATISTICS_IMAGES]]
-
-
-def moments(counts: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels scaled to 0..1, from how often each level occurs [C, 256]."""
-    levels, total = np.arange(256) / 255.0, counts.sum(axis=1)
-    mean = counts @ levels / total
-    return mean.tolist(), np.sqrt(counts @ levels**2 / total - mean**2).tolist()
-
-
-def manifest(
-    name: str, packing: Packing, splits: dict[str, np.ndarray], mean_std: tuple[Sequence[float], Sequence[float]]
-) -> dict[str, Any]:
-    """What the packed files are; holds no time, path or source that could differ between two builds."""
-    raw, classes = packing.raw, len(packing.raw.classes)
-    small = {
-        file: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for file, path in ((file, packing.folder / file) for file in SMALL)
-    }
-    return {
-        "format": FORMAT,
-        "encoded": True,
-        "name": name,
-        "classes": list(raw.classes),
-        "coarse": {"names": list(raw.coarse_names), "of_class": list(raw.coarse_of_class)},
-        "shape": [CHANNELS, None, None],
-        "mean": list(mean_std[0]),
-        "std": list(mean_std[1]),
-        "splits": {split: len(positions) for split, positions in splits.items()},
-        "label_subsets": {
-            share: max(classes, len(splits["train"]) // parts // classes * classes)
-            for share, parts in LABEL_SUBSETS.items()
-        },
-        "files": {**packing.files, **small},
-        # one hash over every file's name and hash: whichever copy or archive they were read from
-        "raw": {"files": packing.listing.hexdigest(), **raw.hashes},
-        "licence": raw.licence,
-        "source": raw.source,
-    }
 
 
 @contextmanager
@@ -233,9 +211,3 @@ def _publish(scratch: Path, out: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, save: Callable[..., None], *arrays: np.ndarray, **named: np.ndarray) -> None:
-    """Write an array file. numpy stamps a constant time on archive members, so equal arrays give equal bytes."""
-    with atomic_path(path) as temporary, temporary.open("w+b") as stream:
-        save(stream, *arrays, **named)

@@ -2,24 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from polygrain.evaluate.given import Encoder, encoder_of
 from polygrain.evaluate.store import SPLITS, Features, FeatureSet, Split
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Shown
     from polygrain.provenance.stage import Stage
 
 
 def run(stage: "Stage") -> None:
     """Do the features stage. Raises UserError as `extract` does."""
     data = {path.parent.name: path.parent for path in stage.manifests}
-    extract(stage.config, stage.inputs[0], data, stage.outputs[0])
+    extract(cast("Shown", stage.config), stage.inputs[0], data, stage.outputs[0])
 
 
-def extract(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:
+def extract(config: "Shown", checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:
     """Write the features of every data set in `data` (name -> packed folder) to `out`.
 
     config: see `encoder_of`. Raises UserError as that does, on an empty split and on features that are not finite;

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from polygrain.data.packed import DataSet
 from polygrain.evaluate.store import ALL, Integers
 from polygrain.provenance.errors import UserError
 from polygrain.views.apply import plain_view
+
+if TYPE_CHECKING:
+    from polygrain.config.typed import Shown
 
 METADATA = "polygrain"
 _NAMED = 4  # tensors that an error message names before it counts
@@ -132,7 +135,7 @@ class Encoder:
             yield rows, as_channels(images, len(self.mean))
 
 
-def encoder_of(config: Mapping[str, Any], checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
+def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
     """Load a checkpoint's encoder and open the data sets that it is judged on.
 
     config: `backbone` (its name and values), `datasets`, `pretrained` (the data set of pre-training; by default the

@@ -1,13 +1,11 @@
 """Weighted k-nearest-neighbour classification of frozen features.
 
-Each image asks its k most similar train images, by cosine; neighbour j votes for its class with weight
-exp(cos_j / temperature) (Wu et al. 2018; the protocol of Mugs, and of the small-scale rows of the other
-methods). k is selected on the validation split and reported once on test.
+The k most similar train images of each image, by cosine, vote for their classes with weight exp(cos / temperature) (Wu
+et al. 2018). k is selected on the validation split and reported once on test.
 
 Ties have one outcome: equal similarities are taken in train order, equal votes go to the smaller class, equal
-validation accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`, which does the same in
-torch for methods: rows are rounded to whole multiples of 2^-26, so every sum of products fits a float64. Here numpy
-does it, because a process that imports torch starts later by more than the whole protocol takes on small data.
+validation accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`. Here numpy computes
+them, because importing torch takes longer than the whole protocol on small data.
 
 Legend: Q queries, N train rows, D width, K neighbours, C classes, R rows of a block.
 """

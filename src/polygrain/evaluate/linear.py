@@ -1,16 +1,12 @@
 """Linear probe: softmax regression on frozen features, every learning rate in one pass.
 
-SGD with momentum and a cosine to zero over the steps (as Mugs, SMoG and WCL probe), on standardised features
-(mean 0, deviation 1 over all extracted train rows; no label is used), so that one grid of rates serves
-encoders of any scale. Weights start at zero: the problem is convex. The last step is reported. Rate and
-weight decay are selected on the validation split (accuracy, then loss, then the smaller rate, then the
-smaller decay); the test split is looked at once, with what was selected.
+SGD with momentum and a cosine to zero over the steps (as Mugs, SMoG and WCL probe), on features standardised over all
+extracted train rows, so that one grid of rates serves encoders of any scale. Weights start at zero: the problem is
+convex. The last step is reported. Rate and weight decay are selected on the validation split (accuracy, then loss, then
+the smaller rate, then the smaller decay); the test split is looked at once, with what was selected.
 
-All settings see the same minibatches, and each gets the bits that it would get alone, because the settings
-are columns of one matrix product: that makes a grid cost little more than one setting.
-
-A label subset is a prefix of the train rows. Small subsets get `minimum_steps` steps, or else they would stop
-far from a minimum.
+All settings are columns of one matrix product: they see the same minibatches, and each gets the bits that it would get
+alone. Small label subsets (prefixes of the train rows) get `minimum_steps`, or they would stop far from a minimum.
 
 Legend: B batch, N rows, D width + 1 (the last input is the constant 1, whose weight is the bias), R settings,
 C classes.
@@ -67,11 +63,10 @@ def evaluate(
 ) -> Result:
     """Train and test a probe for every data set and label subset.
 
-    labels: `all` or names of label subsets. rates: learning rates at the first step. decays: weight decays
-    (not of the bias). epochs: passes over the labelled rows, but at least minimum_steps steps. batch: rows of
-    a step. seed: of the minibatch order, the same for every run, so that runs differ by their features only.
-    Raises UserError on values that make no sense, a label subset that does not exist and when no setting
-    converges.
+    labels: `all` or names of label subsets. rates: learning rates at the first step. decays: weight decays (not of the
+    bias). epochs: passes over the labelled rows, but at least minimum_steps steps. batch: rows of a step. seed: of the
+    order, the same for every run. Raises UserError on values that make no sense, an unknown label subset and when no
+    setting converges.
     """
     settings = [ProbeSetting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
     _check(settings, labels, epochs, minimum_steps, batch, momentum)
@@ -95,8 +90,7 @@ def evaluate(
 def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], schedule: Schedule, *, classes: int) -> Tensor:
     """Weights [R, D, C] after the last step, in the type of `x_ND`; the last row of each matrix is the bias.
 
-    A step is torch's SGD: v <- momentum v + gradient + decay w; w <- w - rate (1 + cos(pi step / steps)) / 2
-    v.
+    A step is torch's SGD: v <- momentum v + gradient + decay w; w <- w - rate (1 + cos(pi step / steps)) / 2 v.
     """
     columns = [*settings, *[settings[-1]] * max(0, math.ceil(_FEWEST_COLUMNS / classes) - len(settings))]
     rates_R1 = x_ND.new_tensor([setting.rate for setting in columns]).unsqueeze(1)

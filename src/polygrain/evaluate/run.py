@@ -1,12 +1,13 @@
 """One protocol on one checkpoint: load what it needs, judge, save."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from polygrain.evaluate.result import Result
 from polygrain.evaluate.store import Features
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Protocol, Shown
     from polygrain.provenance.stage import Stage
 
 
@@ -15,20 +16,21 @@ def run(stage: "Stage") -> None:
 
     Values were checked when the job graph was built. Raises UserError on bad features, checkpoints and data.
     """
-    name, values = stage.config["protocol"], stage.config["values"]
+    config = cast("Protocol", stage.config)
+    name = config["protocol"]
     module = f"polygrain.evaluate.{name.replace('-', '_')}"
-    result: Result = import_module(module).evaluate(_given(stage), **values)
+    result: Result = import_module(module).evaluate(_given(stage, config), **config["values"])
     result.save(stage.outputs[0].parent, name)
 
 
-def _given(stage: "Stage") -> Any:
+def _given(stage: "Stage", config: "Protocol") -> Any:
     """What the protocol needs: frozen features, or the encoder with its data sets.
 
     The encoder's code is loaded by name: a protocol that reads features alone starts without torch, and no change in
     how images are shown to a network makes it stale.
     """
-    if stage.config["needs"] == "features":
-        return Features.load(stage.inputs[0], stage.config["datasets"])
+    if config["needs"] == "features":
+        return Features.load(stage.inputs[0], config["datasets"])
     data = {path.parent.name: path.parent for path in stage.manifests}
     encoder_of = import_module("polygrain.evaluate.given").encoder_of
-    return encoder_of(stage.config, stage.inputs[0], data, stage.device)
+    return encoder_of(cast("Shown", stage.config), stage.inputs[0], data, stage.device)

@@ -1,8 +1,7 @@
 """Frozen features on disk: written once per checkpoint, read by every protocol.
 
-The file is safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key (several are
-written in random order, and the file's bytes are a claim). Needs numpy only, so that a protocol loads neither
-a backbone nor an image library.
+The file is safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key (several would be
+written in random order). Needs numpy only, so that a protocol loads neither torch nor an image library.
 """
 
 import json
@@ -50,9 +49,8 @@ class Split:
 class FeatureSet:
     """The features of one data set.
 
-    Train rows are in a class-balanced order, so a subset of the labels is a prefix of them. Raises UserError
-    on creation when a split is empty, ill-shaped, has a label outside the classes or a feature that is not
-    finite.
+    Train rows are in a class-balanced order, so a subset of the labels is a prefix of them. Raises UserError when a
+    split is empty, ill-shaped, has a label outside the classes or a feature that is not finite.
     """
 
     name: str

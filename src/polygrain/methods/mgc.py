@@ -162,9 +162,9 @@ class MGC(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute each grain's term over the global batch.
 
-        Monitors: `spread` and `rank` of the pooled features of view 1, `purity`, how often the nearest of them within
-        the batch is of the same class; and of each window c `padded_c`, the share of slots without a pair, `weight_c`,
-        the mean weight of the others, and `repeated_c`, the share of those whose cell of view 1 an earlier pair has.
+        Monitors: `spread` and `rank` of view 1, `purity`, how often its nearest one in the batch is of the same class;
+        of each window c `padded_c`, the share of slots without a pair, `weight_c`, the mean weight of the others,
+        `repeated_c`, the share of those whose cell of view 1 an earlier pair has.
         """
         online = [self.backbone(view) for view in batch.views]
         with torch.no_grad():

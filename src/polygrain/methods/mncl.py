@@ -13,18 +13,17 @@ Equations. Trained network f, g with predictor h; moving average f', g'. For vie
     L = w L_region + a L_instance
 
 All rows at unit length; c, k without gradient. e_3 enters the queue after the look-ups. f', g' <- m (f', g') + (1 - m)
-(f, g): the release does so between the trained passes and the passes of parts, here the step opens with it, which is
-the same since no parameter moves in between. Batch norm is per pass, in the order v_1, v_2, v_3, parts of v_1, of v_2.
-`local_gradient: tiles` is Fast-MoCo instead: with z_a = e_a and gradient through h, g and f,
-L_region = 1/(2J) sum_j [ CE_T1(h(c_1(j)), z_2) + CE_T1(h(c_2(j)), z_1) ].
+(f, g) opens the step, equivalent to the release's place between the passes. Batch norm is per pass, in the order v_1,
+v_2, v_3, parts of v_1, of v_2. `local_gradient: tiles` is Fast-MoCo instead: with z_a = e_a and gradient through h, g
+and f, L_region = 1/(2J) sum_j [ CE_T1(h(c_1(j)), z_2) + CE_T1(h(c_2(j)), z_1) ].
 
-Deviations (specification 3 to 5), described: as the authors' figure draws it, the papers' body could not be read.
-* `local_gradient`: described `predictor`, L_region trains p; released `none`, it is a constant, as p is detached.
+Deviations (specification 3 to 5); described is what the authors' figure shows, the paper's body could not be read.
+* `local_gradient`: described `predictor`, L_region trains p; released `none`, p is detached.
 * `queue_wrap`: described `ring`; released `cut` loses the rows of a batch that do not fit the end of the queue.
 * `search`: described `written`, past embeddings (before the first, k_a = e_a); released `all`, at first also noise.
-* `head_norm_scale`, `ema_init`: described `one` and `copy`; released `uniform` in (0, 1) and `independent`.
+* `head_norm_scale`, `ema_init`: described `one` and `copy`; released `uniform` in (0, 1) and `independent` (here the
+  copy with the entries of each tensor shuffled).
 Reconstructed: all values not at the paper's scale, biases and norms without weight decay there, and the ablations (9).
-An independent start is the copy with each tensor's entries shuffled: the same law, whatever the backbone.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 82.9 ± 0.1 on Fashion-MNIST,
 86.6 ± 1.2 in transfer to Animal-MNIST.
@@ -63,17 +62,15 @@ Terms = tuple[dict[str, Tensor], Monitors]
 class MNCL(nn.Module):
     """Trained network with predictor, its moving average, and a queue of past embeddings.
 
-    backbone: the network that is evaluated. images, batch: pre-training images and those of a step, of all processes.
+    backbone: the network that is evaluated. images, batch: of pre-training and of a step, of all processes.
     grains: `region`, `instance` or both; what the others need alone is neither built nor run.
     local_gradient: `predictor` through p; `none`; `tiles` is Fast-MoCo, whose one grain is region.
-    hidden, embedding, predictor_hidden: widths inside and at the end of g, inside h.
+    hidden, embedding, predictor_hidden: widths inside and at the end of g, inside h. momentum: m.
     region_weight, instance_weight: w and a. region_temperature, instance_temperature: T1 and T2.
-    splits, combined: n and r. parts: `tiles` of the view, or n^2 small `crops` of the image in their place.
-    combine: average `before` g or `after` it.
+    splits, combined: n and r. parts: `tiles` of the view, or n^2 small `crops`. combine: average `before` or `after` g.
     local_norm: parts move the running statistics of batch norm (`shared`), none (`no_track`), or some of their own.
     neighbour: k_a from the queue, or k_a = e_a. queue: Q, as a share of the images if below 1; at least a batch.
-    queue_wrap, search, head_norm_scale, ema_init: deviations, see above. momentum: m.
-    third_view: v_3 is a view of its `own`, or the `first` or `second` in that role too.
+    queue_wrap, search, head_norm_scale, ema_init: see above. third_view: v_3 is its `own`, or the `first` or `second`.
     predictor_constant: h keeps the base learning rate. decay_all: biases and norms are decayed too.
 
     Raises UserError for values that do not fit each other.
@@ -178,11 +175,9 @@ class MNCL(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> Terms:
         """Compute each grain's term over the global batch. The queue is written in `after_step`.
 
-        Monitors: `region_top1` and `instance_top1`, the share of images whose own key is the most similar of the
-        batch's keys, chance and collapse 1 / N; `neighbour_agreement`, the share of labelled images whose nearest other
-        one in the batch (e_1 to e_3) has their label, as the queue holds no labels lest the state depend on them;
-        `neighbour_self`, the share of neighbours that show their own image, from an earlier epoch; `spread` and
-        `rank` of the features of view 1, in Fast-MoCo of the mean of its parts.
+        Monitors: `region_top1`, `instance_top1`, the share of images whose own key is the most similar of the batch
+        (chance 1 / N); `neighbour_agreement`, of labelled images whose nearest other one in the batch has their label;
+        `neighbour_self`, of neighbours that show their own image; `spread`, `rank` of view 1 or of its parts' mean.
         """
         view, crops = dict(zip(self.shown, batch.views, strict=False)), batch.views[len(self.shown) :]
         if self.local_gradient == "tiles":

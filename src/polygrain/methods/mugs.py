@@ -15,24 +15,20 @@ the class token of Y (the mean of the map where a network has none).
                  l(t, s) = mean_b -sum_j P_t[j] log softmax(o_s/tau_s)[j]
     each         L = ( mean of l(1, 2), l(2, 1)  +  mean of l(t, s) over t and s > 2 ) / 2;  total sum w L / sum w
 
-Student and teacher have a memory each: the mean patch token of Y of their first global crop, of the student's only
-where it was weakly augmented. Queues take the keys of view 1, then of view 2. Centre and all these are written at the
-end of `forward`, which no gradient and no optimiser step can tell from after it. theta' <- m theta' + (1 - m) theta
-follows the optimiser's step, m rising to 1. The teacher stays in training mode, without drop path.
+Student and teacher have a memory each of the mean patch token of Y of their first global crop, of the student's only
+where it was weakly augmented. Queues take the keys of view 1, then of view 2. Queues, memories and centre are written
+at the end of `forward`, equivalent to updating after the step. theta' <- m theta' + (1 - m) theta follows the
+optimiser's step, m rising to 1. The teacher stays in training mode, without drop path.
 
-Described against released (only abstract, framework figure and code could be read; places in brackets are sections of
-the specification):
-* `query` [3.3]: u is the mean patch token of Y, as in the memory (consistent), or the mean of all tokens of X
-  (asymmetric). Without a class token and a final norm, as in a ResNet, the two are one.
+Described against released (sections of the specification in brackets; abstract, figure and code could be read):
+* `query` [3.3]: u is the mean patch token of Y (consistent), or the mean of all tokens of X (asymmetric); the same
+  where a network has no class token and no final norm.
 * `pointer` [3.4]: a ring, or the release's write pointer that moves twice as far as it should.
-* `unfilled` [10.2]: rows of a memory that hold noise still are masked, or retrieved like others.
+* `unfilled` [10.2]: rows of a memory that still hold noise are masked, or retrieved like others.
 * `weighting` [4.3]: w are factors, or switches: sum L / sum w over the w above 0.
 * Backbone `vit`, `resample` [2.1]: position tables of small crops resized, or sampled with the release's factor.
-Reconstructed: values not at the paper's scale; the ablations of section 9; batch norm in heads, where the release's
-switch was not run; as patch embedding, whose learning rate is scaled, a ResNet's first convolution.
-
-One memory serves search and retrieval; the release's second copy differs by its initial noise. `purity` compares images
-of the batch, since a memory of labels would make the checkpoint depend on them.
+Reconstructed: values not at the paper's scale; the ablations of section 9; batch norm in heads; a ResNet's first
+convolution in place of the patch embedding, whose learning rate is scaled. One memory serves search and retrieval.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 81.4 ± 1.0 on Fashion-MNIST,
 85.5 ± 1.1 in transfer to Animal-MNIST.
@@ -51,17 +47,17 @@ from torch.nn.functional import normalize
 
 from polygrain.backbones.contract import Backbone
 from polygrain.backbones.droppath import DropPath
-from polygrain.backbones.grains import Features, Network
+from polygrain.backbones.grains import CropFeatures, Network
 from polygrain.backbones.relation import Relation
 from polygrain.nn import ema
 from polygrain.nn.clock import Clock
 from polygrain.nn.distributed import gather_rows, mean_over_processes
 from polygrain.nn.graph import nearest_neighbour
-from polygrain.nn.groups import occupancy
+from polygrain.nn.groups import assignment_monitors
 from polygrain.nn.heads import Head
 from polygrain.nn.local_group import LocalGroup
 from polygrain.nn.monitors import effective_rank, spread
-from polygrain.nn.optim import split_by_decay
+from polygrain.nn.optim import split_by_decay, with_own_rate
 from polygrain.nn.pairs import cross_entropies, info_nce, over_pairs
 from polygrain.nn.phases import phase
 from polygrain.nn.prototypes import Prototypes
@@ -76,22 +72,18 @@ GRAINS = ("instance", "local-group", "group")
 class Mugs(nn.Module):
     """Student, teacher, predictors, queues, memories and centre; what the grains do not need is not built.
 
-    backbone: the student's; the teacher's copy of it is evaluated. images, batch: pre-training images and those of a
-    step, of all processes.
-    grains: those that are contrasted. weights, weighting: w of each, factors of the losses or mere switches.
-    pairs: see `over_pairs`. local_crops: V.
-    student_views: global crops of the student's own, of recipes `mixed_*`, or the teacher's very tensors, all weak.
+    backbone: the student's; the teacher's copy is evaluated. images, batch: of pre-training and of a step, in all.
+    grains: those that are contrasted. weights, weighting: w, factors of the losses or mere switches.
+    pairs: see `over_pairs`. local_crops: V. student_views: own crops of recipes `mixed_*`, or the teacher's tensors.
     remember: the student's weak global crops, or all. memory, pointer: rows of a memory (None: one per image), and how
     its pointer moves. unfilled: what becomes of its noise.
-    neighbours, query, aggregation: k, u, and what makes y* of them: the block, their mean, or u alone.
-    relation_heads: attention heads of the block.
+    neighbours, query, aggregation: k, u, and what makes y* of them: the block of `relation_heads`, their mean, or u.
     queue, temperature: Q (None: one per image) and tau of instance and local group.
-    prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which c and g stand still.
+    prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which c and g are not trained.
     student_temperature: tau_s. teacher_temperature, final_teacher_temperature, teacher_warmup: tau_t on a line over so
     many epochs, both ends included. centre_momentum: of the centre.
     hidden, prediction_hidden, embedding, bottleneck: widths inside projectors and predictors, of queries and keys, and
-    before the prototypes. head_norm: batch norm in heads.
-    prediction, norm_before_prediction: whether there is p, and the inner unit of q.
+    before the prototypes. head_norm: batch norm in heads. prediction, norm_before_prediction: p, and the inner unit.
     momentum: m at the start. embedding_lr: factor of the patch embedding's learning rate.
 
     Raises UserError for values that do not fit each other.
@@ -199,19 +191,11 @@ class Mugs(nn.Module):
         return ("weak_a", "weak_b", *own) + ("mixed_local",) * self.local_crops
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train the student and its predictors; biases and tensors of one axis without decay (section 6.2).
-
-        The patch embedding, or a ResNet's first convolution, makes groups of its own learning rate.
-        """
+        """Train student and predictors; no decay of biases and of one axis [6.2]; the embedding has its own rate."""
         backbone = self.student.backbone
         embed = getattr(backbone, "embed", None) or getattr(backbone, "stem", None)
         first = {id(parameter) for parameter in embed.parameters()} if isinstance(embed, nn.Module) else set()
-        groups: list[dict[str, Any]] = []
-        for group in split_by_decay(self):
-            for name, scale, inside in (("", 1.0, False), ("_embedding", self.embedding_lr, True)):
-                chosen = [parameter for parameter in group["params"] if (id(parameter) in first) == inside]
-                groups.append({**group, "params": chosen, "name": group["name"] + name, "lr_scale": scale})
-        return [group for group in groups if group["params"]]
+        return with_own_rate(split_by_decay(self), first, "embedding", self.embedding_lr)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute a term per grain over the global batch, and how the teacher fares; write queues, memories, centre."""
@@ -271,7 +255,7 @@ class Mugs(nn.Module):
         temperature = linear_closed(*self.teacher_temperature[:2], clock.epoch, self.teacher_temperature[2])
         return ((logits_TBP - self.centre) / temperature).softmax(dim=2)
 
-    def _write(self, target: Features, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
+    def _write(self, target: CropFeatures, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
         """Keep this step's keys, logits and features, those of all processes in one order."""
         for grain in self.queues:
             for keys_BD in targets[grain]:
@@ -295,20 +279,16 @@ class Mugs(nn.Module):
         return gather_rows(weak_B.to(torch.uint8)).bool()
 
     def _monitors(
-        self, target: Features, targets: dict[str, Tensor], student: Features, labels_B: Tensor, clock: Clock
+        self, target: CropFeatures, targets: dict[str, Tensor], student: CropFeatures, labels_B: Tensor, clock: Clock
     ) -> dict[str, Tensor]:
-        """How the teacher fares, before this step is written: features of view 1, assignments of both, neighbours.
+        """How the teacher fares before this step is written.
 
-        `purity` is the share of images whose nearest other one in the batch, by what the memory holds, has their label.
+        `purity`: share of images whose nearest other one in the batch, by what the memory takes, has their label.
         """
         pooled_BD, labels_B = gather_rows(target.pooled[: len(labels_B)]), gather_rows(labels_B)
         monitors = {"spread": spread(pooled_BD), "rank": effective_rank(pooled_BD)}
         if "group" in targets:
-            share_TBP = self._assignments(targets["group"], clock)
-            mean_P = mean_over_processes(share_TBP.mean(dim=(0, 1)))
-            monitors["batch_entropy"] = torch.special.entr(mean_P).sum()
-            monitors["sample_entropy"] = mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean())
-            monitors["occupancy"], _ = occupancy(gather_rows(share_TBP[0].argmax(dim=1)), len(mean_P))
+            monitors |= assignment_monitors(self._assignments(targets["group"], clock))
         if self.teacher_memory is not None:
             same_B = labels_B[nearest_neighbour(gather_rows(target.memory))] == labels_B
             monitors["purity"] = (same_B & (labels_B >= 0)).sum() / (labels_B >= 0).sum().clamp(min=1)

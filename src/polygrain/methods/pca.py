@@ -5,11 +5,9 @@ mean,
 
     C = 1/n sum_i (x_i - m)(x_i - m)^T = U diag(l) U^T,  l_1 >= l_2 >= ...,  feature(x) = (x - m) [u_1 .. u_d]
 
-in float64, components not whitened, each sign such that its entry of largest absolute value is positive. The
-number d is chosen among `dimensions` by the accuracy of k-nearest-neighbour votes (cosine) of the training
-images on the validation split; of equal accuracies the smaller d. Labels are used for this choice only: PCA
-is a control, and `uses_labels` says so. The feature keeps the backbone's width: what is beyond d is zero, and
-changes neither a cosine nor a linear probe.
+in float64, not whitened, each sign such that the entry of largest absolute value is positive. The number d is chosen
+among `dimensions` by k-nearest-neighbour votes (cosine) of the training images on the validation split; of equal
+accuracies the smaller. Labels are used for this choice only. The feature keeps the backbone's width, zero beyond d.
 
 Measured at cpu scale (`snakemake --cores all reports/table1.pdf`): linear probe 82.6 on Fashion-MNIST, 78.1 in transfer
 to Animal-MNIST; nothing is drawn, so seeds agree.

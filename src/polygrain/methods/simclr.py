@@ -1,17 +1,15 @@
 """SimCLR (Chen, Kornblith, Norouzi, Hinton; ICML 2020): the single-grain baseline.
 
-Grain: instance. Two views of an image attract each other, all other views in the global batch are pushed
-away.
+Grain: instance. Two views of an image attract each other, all other views in the global batch are pushed away.
 
 Equations. h = f(x) pooled; z = W2 relu(BN(W1 h)) (a head of `layers` linear layers); for the 2B rows z_i of
 two views with cosine similarity s and temperature t, NT-Xent (equation 1):
 
     l(i) = -log( exp(s(z_i, z_p(i)) / t) / sum_{j != i} exp(s(z_i, z_j) / t) ),   L = mean_i l(i)
 
-As in the original, both views of all images go through the network in one batch, so that batch-norm
-statistics are joint over the views (WCL, by contrast, takes them per view), and negatives come from all
-processes. Deviations: the head's last layer is not followed by batch norm (WCL's head g has none either, so
-the two are comparable); crops, budget and optimiser are those of the scale.
+As in the original, both views of all images go through the network in one batch, so batch norm is joint over the
+views, and negatives come from all processes. Deviations: no batch norm behind the head's last layer, as in WCL; crops,
+budget and optimiser are those of the scale.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 84.9 ± 0.3 on Fashion-MNIST,
 90.2 ± 0.7 in transfer to Animal-MNIST.

@@ -1,7 +1,6 @@
 """SMoG (Pang, Zhang, Li, Cai, Lu; ECCV 2022, arXiv 2207.06167): synchronous momentum grouping.
 
-Grain: group. A crop is contrasted with K groups of images in place of other images, and the groups move in the same
-step in which they are used.
+Grain: group. A crop is contrasted with K groups of images, which move in the same step in which they are used.
 
 Equations. Online network f, p with predictor r; momentum network f', p'. For crops x_r of an image (online) and x'_s
 (momentum): e_r = unit(p(f(x_r))), o_r = unit(r(p(f(x_r)))), t_s = unit(p'(f'(x'_s))). For each of H banks of K unit
@@ -15,13 +14,9 @@ beta falls on a line and is lowered before it is used; theta' <- m theta' + (1 -
 holds e of every image's (at most two) large crops; before step 0 a pass without gradient fills it. Every
 `reset_epochs`, first at step 0, spherical k-means of the memory replaces the groups, and theta' <- theta.
 
-Described: gradient also flows through the moved groups (`group_grad`). Released: it does not. Reconstructed (only the
-released code could be read, not the paper's body): every value not at the paper's scale; that only the last of several
-`micro_batches` has this gradient; how batch norm runs in the pass of `clean`; without `joint_norm` the momentum network
-is not shown small crops, which could then change nothing in it but unused running statistics.
-
-The lightly library differs: gradient through the groups, moved by vectors of any length and not scaled back; constant
-beta; random groups for 300 steps; a ring buffer with Euclidean k-means; one crop on either side.
+Described: gradient also flows through the moved groups (`group_grad`). Released: it does not. Reconstructed, as only
+the released code could be read: every value not at the paper's scale; that only the last of several `micro_batches`
+has this gradient; batch norm in the pass of `clean`; no small crops for the momentum network without `joint_norm`.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 83.4 ± 0.3 on Fashion-MNIST,
 86.6 ± 0.5 in transfer to Animal-MNIST.
@@ -61,19 +56,16 @@ class Embedded(NamedTuple):
 class SMoG(nn.Module):
     """Online and momentum network, groups, and a memory of an epoch's embeddings.
 
-    backbone: the network that is evaluated. images, batch: pre-training images and those of a step, of all processes.
+    backbone: the network that is evaluated. images, batch: of pre-training and of a step, of all processes.
     groups, heads: K (None: one per image of an epoch, which is instance discrimination) and H. temperature: tau.
-    momentum: m; with 0 both networks share their weights.
-    beta_start, beta_end: momentum of the groups; both 1: they stand still between resets.
-    reset: what is renewed every `reset_epochs`; the first groups come from k-means in any case.
-    kmeans_iterations: rounds of k-means. hidden, embedding: widths of the heads; activation: the projection's.
+    momentum: m; 0: equal weights. beta_start, beta_end: momentum of the groups; both 1: fixed between resets.
+    reset: what is renewed every `reset_epochs`, after the first groups, by `kmeans_iterations` rounds of k-means.
+    hidden, embedding: widths of the heads; activation: the projection's.
     predictor: whether there is r, or o = e. truncated_init: linear layers of the heads as in Swin, or as in torch.
-    group_features: what moves the groups (e, t or o, each to its nearest); the memory holds e in any case.
-    logit_groups: G' (new) or G (old) in the loss.
+    group_features: what moves the groups (e, t or o, each to its nearest). logit_groups: new or old G in the loss.
     large, targets, small: large crops of the online and of the momentum network; small crops.
-    asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; or one recipe, and the
-    same small crops, for both. joint_norm: crops of both sizes share batch-norm statistics, in both networks.
-    clean: take e from a second pass without drop path and gradient (Swin).
+    asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; or one for both.
+    joint_norm: crops of both sizes share batch-norm statistics. clean: e from a pass without drop path and gradient.
     micro_batches: parts with batch norm of their own, of which all but the last meet the old groups in the loss.
     decay_all: decay (and LARC) for all parameters, or not for biases, norms and tables of relative positions.
 
@@ -203,10 +195,7 @@ class SMoG(nn.Module):
         ema.update(self.momentum_projector, self.projector, self.momentum)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the group term over the global batch, and how the groups of head 0 fare.
-
-        Groups and memory are written in `after_step`.
-        """
+        """Compute the group term over the global batch; groups and memory are written in `after_step`."""
         beta = linear(self.beta_start, self.beta_end, clock.step + 1, clock.steps)
         micro = zip(*(view.chunk(self.micro_batches) for view in batch.views), strict=True)
         parts = [self._embed(views) for views in micro]

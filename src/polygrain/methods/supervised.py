@@ -5,10 +5,9 @@ true label y:
 
     L = mean_i -log softmax(W h_i + b)[y_i]
 
-It is no self-supervised method and no upper bound for transfer: it says what the same backbone, budget and
-augmentation reach when the classes of the pre-training set are known. The view is that of the self-supervised
-methods ("global"), so that only the objective differs. An image costs half of what two-view methods spend on
-it, so at equal compute it is seen twice as often.
+It says what the same backbone, budget and augmentation reach when the classes of the pre-training set are known; it is
+no upper bound for transfer. The view is "global" as for the other methods. An image costs half of what two-view methods
+spend, so at equal compute it is seen twice as often.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 89.4 ± 0.2 on Fashion-MNIST,
 85.3 ± 0.4 in transfer to Animal-MNIST.

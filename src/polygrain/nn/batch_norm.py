@@ -19,8 +19,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class SynchronisedBatchNorm(_BatchNorm):
     """Batch norm over channels, axis 1 of [B, C, ...], with mean and variance over the rows of all processes.
 
-    In training mode the gradient flows through the shared statistics, so that averaged parameter gradients equal those
-    of one process with the whole batch. Running statistics (unbiased variance) are equal on all processes.
+    In training mode gradient flows through the shared statistics; running ones are equal on all processes.
     """
 
     def forward(self, x: Tensor) -> Tensor:

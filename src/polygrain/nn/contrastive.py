@@ -12,12 +12,9 @@ def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float, *, block: int | 
     """Compute NT-Xent of SimCLR (Chen et al. 2020, equation 1) over the 2B rows of two views, a scalar.
 
     Rows are scaled to unit length. Row i's positive is the other view of its image; its denominator holds all
-    2B - 1 rows but itself, so collapsed rows give ln(2B - 1). Mean over the 2B rows. Gradient reaches
-    every row both as anchor and as key.
-
-    Row i of `z_1_BD` and row i of `z_2_BD` are of one image; `temperature` divides the cosine similarities.
-    With `block` gradient reaches a row as key only from anchors of the same run of `block` images (both views), the
-    value stays: this is what comes of keys that other processes send without gradient (WCL section 4.1).
+    2B - 1 rows but itself, so collapsed rows give ln(2B - 1). Gradient reaches every row as anchor and as key; with
+    `block` as key only from anchors of the same run of `block` images, as if other processes sent their keys without
+    gradient (WCL section 4.1). The value stays.
     """
     z_RD = normalize(torch.cat([z_1_BD, z_2_BD]), dim=1)
     product_RR = z_RD @ z_RD.T
@@ -46,8 +43,7 @@ def sup_con(z_BD: Tensor, positive_BB: Tensor, temperature: float, *, keys_grad:
 
     Rows are scaled to unit length. Anchor i's term is the mean over its positives j (True in `positive_BB[i]`, bool)
     of -log( exp(s_ij / t) / sum_{a != i} exp(s_ia / t) ); a row is never its own positive. Anchors without a positive
-    are left out of the mean over anchors; if none has one, the loss is 0. Collapsed rows give ln(B - 1). B is at least
-    2.
+    are left out of the mean; if none has one, the loss is 0. Collapsed rows give ln(B - 1).
 
     keys_grad: whether gradient reaches rows as keys too. WCL's release lets it through the anchor only.
     """

@@ -52,9 +52,8 @@ def links(neighbours_AK: Tensor, nodes: int) -> Tensor:
 def pointer_components(neighbour_N: Tensor) -> Tensor:
     """Label the components of a graph in which every node has one link, to `neighbour_N[i]`, int64 [N].
 
-    Links count in both directions; a link to itself is none. Following links ends in one cycle per component (for
-    nearest neighbours a mutual pair). ceil(log2 N) rounds, fixed, each doubling the steps followed, bring every node
-    to a place on it and know the smallest node within so many steps from there: the cycle's smallest.
+    Links count in both directions; a link to itself is none. Following links ends in one cycle per component. After
+    ceil(log2 N) rounds, each doubling the steps followed, every node knows the smallest node of its cycle.
     """
     nodes = len(neighbour_N)
     place_N, least_N = neighbour_N, torch.arange(nodes, device=neighbour_N.device)
@@ -67,9 +66,8 @@ def pointer_components(neighbour_N: Tensor) -> Tensor:
 def components(linked_NN: Tensor) -> Tensor:
     """Label the components of any graph, int64 [N]; i and j are linked where bool [N, N] says so in either direction.
 
-    Rounds, until nothing changes, of: every node takes the smallest label around it and hands it to the node that it
-    was named after, then all names are looked up once more. Few rounds suffice (about log N, for chains too), and when
-    nothing changes no node has a smaller label beside it, so a component has one label, its smallest node.
+    Repeated until nothing changes: every node takes the smallest label around it and hands it to the node that it was
+    named after, then all names are looked up once more. About log N rounds suffice, for chains too.
     """
     linked_NN = linked_NN | linked_NN.T
     own_N = torch.arange(len(linked_NN), device=linked_NN.device)

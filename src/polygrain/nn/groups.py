@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from polygrain.nn.distributed import sum_over_processes
+from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes
 
 # Rows of one block of similarities [block, K]. On one CPU core 60,000 x 300 similarities take 71 ms in blocks of 1024
 # rows, which stay in the cache, 85 ms in blocks of 16,384 and 104 ms at once.
@@ -57,6 +57,16 @@ def occupancy(assignment_R: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     count_K = torch.bincount(assignment_R, minlength=groups)
     entropy = torch.special.entr(count_K / len(assignment_R)).sum()
     return entropy.exp() / groups, (count_K == 0).double().mean()
+
+
+def assignment_monitors(share_TBP: Tensor) -> dict[str, Tensor]:
+    """How T views of B images are assigned to P groups: entropy of the mean, mean entropy, occupancy by view 1."""
+    mean_P = mean_over_processes(share_TBP.mean(dim=(0, 1)))
+    return {
+        "batch_entropy": torch.special.entr(mean_P).sum(),
+        "sample_entropy": mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean()),
+        "occupancy": occupancy(gather_rows(share_TBP[0].argmax(dim=1)), len(mean_P))[0],
+    }
 
 
 @torch.no_grad()

@@ -13,18 +13,12 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 class Head(nn.Sequential):
     """A chain of `layers` linear layers; after each but the last: batch norm if asked for, activation.
 
-    Input [R, inputs], output [R, outputs], not normalised to unit length.
+    Input [R, inputs], output [R, outputs], not of unit length. Linear layers start as torch's do.
 
-    inputs, hidden, outputs: widths of a row that comes in, of every inner layer, of a row that goes out.
-    layers: at least 1; with 1 `hidden` is not used.
+    inputs, hidden, outputs: widths of rows that come in, of every inner layer, of rows that go out.
     batch_norm: affine batch norm between a linear layer and its activation.
-    final_norm: what follows the last linear layer: `none`, `batch` (batch norm without scale and shift: MGC,
-    SMoG) or `batch_affine` (MNCL).
+    final_norm: what follows the last linear layer: `none`, `batch` (without scale and shift) or `batch_affine`.
     bias, final_bias: whether the inner linear layers, and the last one, have a bias.
-
-    The papers' heads: WCL 3 layers, all biases, no final norm; MNCL 3 layers, all biases, `batch_affine`; MGC
-    3 and 2 layers, no bias, `batch`; SMoG 2 layers, all biases, `batch` (projector) or `none` (predictor);
-    Mugs 3 and 2 layers, no norm, no bias, GELU. Linear layers keep torch's default initialisation.
     """
 
     def __init__(

@@ -38,8 +38,7 @@ class LocalGroup(nn.Module):
     def forward(self, tokens_RND: Tensor, patches_RPD: Tensor, memory: Queue) -> tuple[Tensor, Tensor]:
         """Join all tokens before the final norm, or patch tokens after it, with neighbours.
 
-        Returns the group's feature [R, D], before the final norm, and which share of the wanted neighbours no image
-        stands behind, a scalar.
+        Returns the group's feature [R, D], before the final norm, and the share of wanted neighbours that are noise.
         """
         u_RD = (patches_RPD if self.query == "consistent" else tokens_RND).mean(dim=1)
         with phase("rest"):

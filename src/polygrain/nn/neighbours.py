@@ -1,11 +1,9 @@
 """Exact nearest neighbours by cosine, in row blocks of bounded memory.
 
-Rows are scaled to unit length in float64 and rounded to whole multiples of 2^-26. A product of two such
-numbers is a whole multiple of 2^-52, and every partial sum of a dot product stays below 2 in absolute value,
-so it fits the 53 bits of a float64: the matrix product is exact. A similarity is therefore one number,
-whatever the block size, the other rows, the order of summation, the instruction set or the device; and equal
-rows tie exactly. Against the unrounded cosine the error is below 2^-26 sqrt(width) (under 3e-7 for 300
-columns), the size of a float32 product's own.
+Rows are scaled to unit length in float64 and rounded to whole multiples of 2^-26. Products are then whole multiples of
+2^-52, and partial sums below 2 fit the 53 bits of a float64: the matrix product is exact. So a similarity is the same
+for any block size, order of summation, instruction set and device, and equal rows tie exactly. The error against the
+unrounded cosine is below 2^-26 sqrt(width), the size of a float32 product's own.
 
 Legend: M queries, Q bank rows, D width, K neighbours, R rows of a block.
 """
@@ -26,11 +24,9 @@ def _on_grid(rows: Tensor) -> Tensor:
 def topk_cosine(queries_MD: Tensor, bank_QD: Tensor, k: int, *, byte_budget: int) -> tuple[Tensor, Tensor]:
     """Find the k rows of the bank most similar to each query: larger cosine first, then smaller index.
 
-    queries_MD, bank_QD: rows of any length, on one device; no gradient flows.
-    byte_budget: bytes for one block of float64 similarities [R, Q]; at least one row is taken at a time. It
-    changes memory and speed, never a bit of the result.
-
-    Returns similarities float64 [M, k] and bank indices int64 [M, k]. Raises ValueError for k outside 1..Q.
+    Rows may have any length; no gradient flows. byte_budget: of one block of similarities [R, Q]; it changes memory
+    and speed, never a bit of the result. Returns similarities float64 [M, k] and bank indices int64 [M, k]. Raises
+    ValueError for k outside 1..Q.
     """
     if not 1 <= k <= len(bank_QD):
         raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank_QD)} rows")

@@ -23,7 +23,7 @@ _FUSED = True
 def split_by_decay(module: nn.Module) -> list[Group]:
     """Sort trainable parameters into groups `decayed` and `not_decayed` (biases and tensors of one axis).
 
-    Parameters that need no gradient are left out, and a group without parameters too.
+    Parameters that need no gradient and empty groups are left out.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -35,6 +35,16 @@ def split_by_decay(module: nn.Module) -> list[Group]:
         {"params": others, "name": "not_decayed", "decay": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def with_own_rate(groups: list[Group], chosen: set[int], name: str, scale: float) -> list[Group]:
+    """Give the parameters whose `id` is among `chosen` groups of their own, with `lr_scale` and a name that ends so."""
+    split: list[Group] = []
+    for group in groups:
+        for ending, factor, inside in (("", 1.0, False), (f"_{name}", scale, True)):
+            params = [parameter for parameter in group["params"] if (id(parameter) in chosen) == inside]
+            split.append({**group, "params": params, "name": group["name"] + ending, "lr_scale": factor})
+    return [group for group in split if group["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, *, base: float, scheduled: float) -> None:
@@ -153,10 +163,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim.Optimizer:
     """Make the optimiser `name`; `values` are the keywords of the function of that name in this module.
 
-    Learning rates start at 0: write them with `set_learning_rate` before every step. The state dict holds the
-    whole state; loaded into a new optimiser over the same groups it continues bit for bit.
-
-    Raises UserError for an unknown name and for groups without any parameter.
+    Learning rates start at 0: write them with `set_learning_rate` before every step. Raises UserError for an unknown
+    name and for groups without any parameter.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"no optimizer {name!r}{nearest(name, OPTIMIZERS)}")

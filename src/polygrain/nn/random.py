@@ -1,8 +1,7 @@
 """Random numbers as a pure function of named counters: no generator, no state, nothing to restore.
 
 A draw is `hash64(seed, purpose, epoch, sample index, view, ...)`: each counter is mixed into a 64-bit word with the
-finaliser of SplitMix64 (Steele, Lea and Flood 2014), whole tensors of counters at once. The same counters
-give the same bits for any worker count, rank or resume point, on CPU and GPU.
+finaliser of SplitMix64 (Steele, Lea and Flood 2014). The same counters give the same bits everywhere.
 """
 
 import hashlib

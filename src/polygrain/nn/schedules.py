@@ -1,11 +1,7 @@
 """Schedules: pure functions of the step, so that a resumed run needs no schedule state.
 
-Steps count from 0 to `steps` - 1. End points, which the papers place differently, are part of each name:
-
-* `linear`, `cosine`: the start is used at step 0; the end belongs to step `steps`, one past the last, so it
-  is approached and never used (the EMA momentum of MGC and Mugs, the weight decay of Mugs).
-* `linear_closed`: both ends are used, the end first at step `steps` - 1 (teacher temperature of Mugs).
-* `learning_rate(name, ...)`: warm-up, then one of the laws in `LEARNING_RATES`.
+Steps count from 0 to `steps` - 1. The papers place the end differently: `linear` and `cosine` reach it at step `steps`,
+one past the last, so it is never used; `linear_closed` uses it at step `steps` - 1.
 """
 
 import math
@@ -73,8 +69,7 @@ def _cosine_closed_warmup(start: float, base: float, final: float, warmup: int, 
 def _cosine_to_final(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
     """MNCL: warm-up as in `cosine_closed_warmup`; then half a cosine that uses `final` in the last step.
 
-    As in MNCL's release a warm-up has at least 2 steps. With its start = base the rate is base in steps 0 and 1, then
-    base (1 + cos(pi (t - 1) / (steps - 2))) / 2, which is 0 at t = steps - 1.
+    As in MNCL's release a warm-up has at least 2 steps.
     """
     warmup = max(warmup, 2)
     if step < warmup:
@@ -98,13 +93,10 @@ def learning_rate(
 ) -> float:
     """Compute the learning rate of one optimiser step under the law `name`, a key of `LEARNING_RATES`.
 
-    base: highest rate, reached at the end of the warm-up; where exactly is told in each law's docstring.
-    final: rate at the end of the run (not used by `constant`).
-    warmup: optimiser steps of warm-up, 0 for none; start: rate at step 0 of a warm-up.
-    step: optimiser steps done, 0 .. steps - 1; steps: optimiser steps of the run.
+    base: highest rate, at the end of the warm-up. final: rate at the end of the run (not used by `constant`). warmup:
+    steps of warm-up, 0 for none. start: rate at its step 0. step: steps done. steps: of the run.
 
-    Raises UserError for an unknown law or a warm-up longer than the run, ValueError for a step outside the
-    run.
+    Raises UserError for an unknown law or a warm-up longer than the run, ValueError for a step outside the run.
     """
     if name not in LEARNING_RATES:
         raise UserError(f"no learning-rate schedule {name!r}{nearest(name, LEARNING_RATES)}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polygrain.data.encoded import CHANNELS, Encoded
+from polygrain.data.encoded import CHANNELS, EncodedData
 from polygrain.views.crop import central_view, cut
 from polygrain.views.draw import RandAugmentDraw
 from polygrain.views.load import load_randaugment
@@ -36,16 +36,16 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Job:
+class CutJob:
     """What to cut out of the images at `positions` of the data set, int64 [B]."""
 
     positions: np.ndarray
     cuts: tuple[Cut, ...]
 
-    def part(self, start: int, stop: int) -> "Job":
+    def part(self, start: int, stop: int) -> "CutJob":
         """The images from `start` to `stop`."""
         rows = slice(start, stop)
-        return Job(self.positions[rows], tuple(one.part(rows) for one in self.cuts))
+        return CutJob(self.positions[rows], tuple(one.part(rows) for one in self.cuts))
 
     @property
     def image_bytes(self) -> int:
@@ -53,7 +53,7 @@ class Job:
         return sum(CHANNELS * one.size**2 for one in self.cuts)
 
 
-def cut_job(data: Encoded, job: Job, views: Sequence[Tensor]) -> None:
+def cut_job(data: EncodedData, job: CutJob, views: Sequence[Tensor]) -> None:
     """Fill `views`, uint8 [B, 3, size, size] each. Raises UserError on a damaged image."""
     for row, position in enumerate(job.positions.tolist()):
         image = data.decode(position)

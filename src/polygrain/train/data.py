@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from polygrain.train.images.contract import Images, Request, Setting
 from polygrain.views.batch import Batch
 from polygrain.views.recipe import ViewRecipe, read_recipes
 
+if TYPE_CHECKING:  # types decide no output: they stay out of the code hash
+    from polygrain.config.typed import Pretrain
+
 Views = Callable[[Clock], tuple[str, ...]]
 
 
@@ -31,7 +34,7 @@ class PretrainingData:
     subset is its first `pretrain.images` images.
     """
 
-    def __init__(self, root: Path, config: dict[str, Any]) -> None:
+    def __init__(self, root: Path, config: "Pretrain") -> None:
         pretrain = config["pretrain"]
         self.data: DataSet = open_data(root)
         self.positions = torch.from_numpy(chosen(self.data, pretrain["split"], pretrain["images"]))

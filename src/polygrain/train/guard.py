@@ -37,8 +37,8 @@ def locked(directory: Path) -> Iterator[None]:
 def exit_with_parent(seconds: float = 0.5) -> None:
     """End this process when the one that started it ends, so that a killed workflow leaves no training behind.
 
-    A thread looks at the parent every `seconds`. (The kernel's parent-death signal is bound to the starting *thread*,
-    which a workflow engine may end while the job should go on.)
+    A thread looks at the parent every `seconds`: the kernel's parent-death signal is bound to the starting *thread*,
+    which a workflow engine may end while the job goes on.
     """
     parent = os.getppid()
 

@@ -1,11 +1,9 @@
 """Views cut out of encoded images, ahead of their use, by worker processes.
 
-Decoding, cropping, resizing and flipping an image is a pure function of the image and its boxes, which are drawn
-beforehand; so the pixels do not depend on how many workers there are, nor on when they work. A job is split into
-chunks; workers write a chunk's pixels into a slot of memory that they share with this process and send back a word.
-
-The memory is anonymous and the workers are forks: nothing is copied through pipes, no name is left behind in /dev/shm,
-and a worker whose parent is gone finds its pipe closed and ends.
+Boxes are drawn beforehand, so the pixels do not depend on how many workers there are, nor on when they work. A job is
+split into chunks; workers write a chunk's pixels into a slot of memory that they share with this process. The memory is
+anonymous and the workers are forks: nothing is copied through pipes, no name is left behind in /dev/shm, and a worker
+whose parent is gone finds its pipe closed and ends.
 """
 
 import gc
@@ -26,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polygrain.data.encoded import CHANNELS, Encoded
+from polygrain.data.encoded import CHANNELS, EncodedData
 from polygrain.provenance.errors import UserError
-from polygrain.train.cut import Job, cut_job
+from polygrain.train.cut import CutJob, cut_job
 
 CHUNK = 32  # images that a worker cuts at once, fewer where their views would not fit into a slot
 SLOT_BYTES = 16 * 2**20
@@ -42,11 +40,11 @@ class Loader:
     a CUDA device copies without waiting.
     """
 
-    def __init__(self, data: Encoded, workers: int, batch: int, *, pin: bool = False) -> None:
+    def __init__(self, data: EncodedData, workers: int, batch: int, *, pin: bool = False) -> None:
         self.data, self.pin = data, pin
         self.pool = Pool(data, workers, slots=2 * workers + -(-batch // CHUNK)) if workers else None
 
-    def stream(self, jobs: Iterable[Job]) -> Iterator[list[Tensor]]:
+    def stream(self, jobs: Iterable[CutJob]) -> Iterator[list[Tensor]]:
         """Yield the views of each job, uint8 [B, 3, size, size] per cut.
 
         Jobs are asked for ahead, as far as there are free slots. Several streams may be open at once. Raises UserError
@@ -97,7 +95,7 @@ class Loader:
         finally:
             self.pool.free.append(ticket.slot)
 
-    def _empty(self, job: Job) -> list[Tensor]:
+    def _empty(self, job: CutJob) -> list[Tensor]:
         shapes = [(len(job.positions), CHANNELS, one.size, one.size) for one in job.cuts]
         return [torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin) for shape in shapes]
 
@@ -106,10 +104,10 @@ class Loader:
 class _Chunk:
     """Images `start` to `stop` of a job, with `work` to do for them."""
 
-    job: Job
+    job: CutJob
     start: int
     stop: int
-    work: Job
+    work: CutJob
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class _Ticket:
     slot: int
 
 
-def _chunks(jobs: Iterable[Job]) -> Iterator[_Chunk]:
+def _chunks(jobs: Iterable[CutJob]) -> Iterator[_Chunk]:
     for job in jobs:
         step = max(1, min(CHUNK, SLOT_BYTES // job.image_bytes))
         for start in range(0, len(job.positions), step):
@@ -133,7 +131,7 @@ class Pool:
     Chunks go to the workers in turn, so each pipe brings its answers in the order in which they were asked for.
     """
 
-    def __init__(self, data: Encoded, workers: int, slots: int) -> None:
+    def __init__(self, data: EncodedData, workers: int, slots: int) -> None:
         memory = mmap.mmap(-1, slots * SLOT_BYTES)
         self.memory = torch.frombuffer(memory, dtype=torch.uint8).view(slots, SLOT_BYTES)
         self.free = list(range(slots))
@@ -153,7 +151,7 @@ class Pool:
             self.processes.append(process)
         self.close = weakref.finalize(self, _stop, os.getpid(), self.connections, self.processes)
 
-    def submit(self, work: Job) -> _Ticket:
+    def submit(self, work: CutJob) -> _Ticket:
         """Have a chunk cut into a free slot. Raises UserError when the worker whose turn it is has died."""
         worker = self._sent % len(self.processes)
         ticket = _Ticket(self._sent, worker, self.free.pop())
@@ -164,7 +162,7 @@ class Pool:
             raise self._dead(worker) from None
         return ticket
 
-    def wait(self, ticket: _Ticket, work: Job | None) -> list[Tensor]:
+    def wait(self, ticket: _Ticket, work: CutJob | None) -> list[Tensor]:
         """The pixels of a chunk, in its slot. Raises UserError on a damaged image and when the worker has died."""
         while ticket.number not in self._answers:
             try:
@@ -186,7 +184,7 @@ class Pool:
         )
 
 
-def _carve(slot: Tensor, work: Job) -> list[Tensor]:
+def _carve(slot: Tensor, work: CutJob) -> list[Tensor]:
     """The views of a chunk, one after the other in the memory of a slot."""
     views, start = [], 0
     for one in work.cuts:
@@ -210,7 +208,7 @@ def _stop(owner: int, connections: Sequence[Connection], processes: Sequence[Bas
             process.join()
 
 
-def _work(data: Encoded, memory: Tensor, connection: Connection) -> None:
+def _work(data: EncodedData, memory: Tensor, connection: Connection) -> None:
     """What a worker does until its pipe closes. It leaves interrupts to its parent, which closes the pipe then."""
     gc.freeze()  # what the parent left is never collected here: its files would be closed twice
     _close_inherited(connection.fileno())
@@ -223,7 +221,7 @@ def _work(data: Encoded, memory: Tensor, connection: Connection) -> None:
             connection.send((number, _cut_or_fault(data, work, memory[slot])))
 
 
-def _cut_or_fault(data: Encoded, work: Job, slot: Tensor) -> str | None:
+def _cut_or_fault(data: EncodedData, work: CutJob, slot: Tensor) -> str | None:
     """Cut a chunk into its slot; returns what went wrong, in one line, or None."""
     try:
         cut_job(data, work, _carve(slot, work))

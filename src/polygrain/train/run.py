@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ from polygrain.train.data import PretrainingData
 from polygrain.train.guard import locked
 from polygrain.train.state import Identity, State, load_state, save_state
 
-if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
+if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
+    from polygrain.config.typed import Pretrain
     from polygrain.provenance.stage import Stage
 
 
@@ -40,11 +41,12 @@ def run(stage: "Stage", *, resume: bool = False) -> None:
         data=sha256_file(stage.manifests[0]),
     )
     data = stage.manifests[0].parent
-    pretrain(stage.config, data=data, run=stage.directory, timing=stage.timing, identity=identity, resume=resume)
+    config = cast("Pretrain", stage.config)
+    pretrain(config, data=data, run=stage.directory, timing=stage.timing, identity=identity, resume=resume)
 
 
 def pretrain(
-    config: dict[str, Any], *, data: Path, run: Path, timing: Path, identity: Identity, resume: bool = False
+    config: "Pretrain", *, data: Path, run: Path, timing: Path, identity: Identity, resume: bool = False
 ) -> None:
     """Train the run that `config` describes and write `checkpoint.safetensors` and `metrics.jsonl` into `run`.
 
@@ -58,7 +60,7 @@ def pretrain(
 class Training:
     """Everything that a run holds while it is going on."""
 
-    def __init__(self, config: dict[str, Any], data: Path, state: Path, identity: Identity, resume: bool) -> None:
+    def __init__(self, config: "Pretrain", data: Path, state: Path, identity: Identity, resume: bool) -> None:
         self.config = config
         self.device = torch.device(config["pretrain"]["device"])
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -171,7 +173,7 @@ class Training:
         """Shorten the gradients as configured; returns their joint norm before that."""
         rule, maximum = self.config["optimizer"]["clip"]["rule"], self.config["optimizer"]["clip"]["maximum"]
         clip = clip_each if rule == "each" else clip_global
-        return clip(self.method.parameters(), math.inf if rule == "none" else maximum)
+        return clip(self.method.parameters(), math.inf if maximum is None else maximum)
 
     def _hook(self, name: str, *arguments: Any) -> None:
         hook: Callable[..., None] | None = getattr(self.method, name, None)

@@ -29,10 +29,8 @@ def crop_box(recipe: Recipe, key_B: Tensor, size_B2: Tensor) -> Tensor:
 def overlapping_box(recipe: Recipe, key_B: Tensor, size_B2: Tensor, first_B4: Tensor | None) -> Tensor:
     """Boxes [B, 4]: the first of the same tries that fits and whose IoU with `first_B4` is above the minimum.
 
-    MGC's law for its second view (specification section 4.2): no central crop after ten tries, tries go on. Where all
-    1000 fail the whole image is taken, whatever its IoU; that is sure where one side of the image is more than
-    1 / (0.2 * 0.75) of the other, as no crop fits. Deviation: MGC then still goes on until a try does not fit.
-    Raises UserError without a first view.
+    MGC's law for its second view (specification section 4.2). Where all 1000 tries fail, as in very long images, the
+    whole image is taken. Deviation: MGC then goes on until a try does not fit. Raises UserError without a first view.
     """
     if first_B4 is None or recipe.overlap is None:
         raise UserError("augmentation: the first view has a recipe with 'overlap', which refers to the first view")

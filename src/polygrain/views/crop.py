@@ -67,8 +67,8 @@ def crop_resize_flip(
 def cut(image_CHW: Tensor, box: Sequence[int], flip: bool, size: int, interpolation: str = "bilinear") -> Tensor:
     """Cut `box` = top, left, height, width out of a uint8 image, resize it to [C, size, size], mirror it on `flip`.
 
-    The same weights as in `crop_resize_flip`, but the pixels of the view are rounded to 8 bits again, as those of the
-    papers' own pipelines are: several times faster, and a quarter of the bytes to hand on.
+    The same weights as in `crop_resize_flip`, but pixels are rounded to 8 bits, as in the papers' own pipelines:
+    several times faster, and a quarter of the bytes.
     """
     top, left, height, width = box
     view = _resized(image_CHW[:, top : top + height, left : left + width], size, size, interpolation)

@@ -21,9 +21,8 @@ _MOVES = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
 def randaugment(images_BCHW: Tensor, drawn: RandAugmentDraw, flip_B: Tensor, fill: Sequence[int]) -> Tensor:
     """Do each image's operations in turn: uint8 [B, C, H, W] to the same; the argument is left as it is.
 
-    The papers flip first, then do the operations, then crop. Here the crop mirrors at the end, so that a box means one
-    thing; images come and go as they are stored, and only what moves is turned over where `flip_B` is set, and back.
-    `fill`: one value per channel.
+    The papers flip first, then do the operations, then crop. Here the crop mirrors at the end, so images that are moved
+    are mirrored before and after where `flip_B` is set. `fill`: one value per channel.
     """
     images_BCHW = images_BCHW.clone(memory_format=torch.contiguous_format)
     fill_C = torch.tensor(list(fill), dtype=torch.uint8, device=images_BCHW.device)
@@ -32,9 +31,8 @@ def randaugment(images_BCHW: Tensor, drawn: RandAugmentDraw, flip_B: Tensor, fil
         _look_up(images_BCHW, operation_B, magnitude_B, present)
         for name in present & set(_BLENDS):
             rows = _rows(operation_B, name)
-            images_BCHW[rows] = _blended(
-                images_BCHW[rows], _BLENDS[name](images_BCHW[rows]), _factor(magnitude_B[rows])
-            )
+            other_NCHW = _BLENDS[name](images_BCHW[rows])
+            images_BCHW[rows] = _blend(images_BCHW[rows], other_NCHW, _factor(magnitude_B[rows])).to(torch.uint8)
         if present & set(_MOVES):
             _move(images_BCHW, operation_B, magnitude_B, cubic_B, flip_B, fill_C)
     return images_BCHW
@@ -145,10 +143,6 @@ def _factor(magnitude_N: Tensor) -> Tensor:
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """In single precision and cut down to whole numbers, as Pillow does."""
     return (other.float() + factor.float() * (images.float() - other.float())).clamp(0.0, 255.0).floor()
-
-
-def _blended(images_NCHW: Tensor, other_NCHW: Tensor, factor_N111: Tensor) -> Tensor:
-    return _blend(images_NCHW, other_NCHW, factor_N111).to(torch.uint8)
 
 
 def _luma(images_NCHW: Tensor) -> Tensor:

@@ -1,26 +1,24 @@
 """Animal-MNIST 0.4: 10,000 grey images of 28 px, mostly silhouettes, ten animals of 1,000; the transfer set.
 
 The wheel is fetched by pip and read by path, never imported; its pickles are loaded by an unpickler that knows numpy
-arrays only. The authors give no split, and one image in twenty has a near twin. Twins (intersection over union of
-the silhouettes above 0.98, mirrored or not) are reduced to the first of their group before any split is made; groups
-whose members carry different labels are left out. In 0.4 these are 284 byte-equal copies, none mirrored, none of
-mixed labels: 9,716 images remain, and no two of them share more than 0.955.
+arrays only. The authors give no split. Of twins (intersection over union of the silhouettes above 0.98, mirrored or
+not) the first is kept, none where labels differ. In 0.4 these are 284 byte-equal copies: 9,716 images remain, and no
+two of them share more than 0.955.
 """
 
 import gzip
 import zipfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from polygrain.data.archives import check_wheel, download_wheel, load_pickle, local_wheel
-from polygrain.data.raw import Raw, Source, fetch_first
+from polygrain.data.archives import download_wheel, fetch_wheel, load_pickle
+from polygrain.data.raw import Raw
 from polygrain.provenance.errors import UserError
 
 WHEEL = "animal_mnist-0.4-py3-none-any.whl"
 WHEEL_SHA256 = "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
-REQUIREMENT = "animal-mnist==0.4"
+_index = partial(download_wheel, "animal-mnist==0.4")
 IMAGES = "animal_mnist/data/Animal_MNIST/animal_data_version_3.gz"
 LABELS = "animal_mnist/data/Animal_MNIST/animal_label_version_3.gz"
 CLASSES = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
@@ -32,14 +30,7 @@ TWIN = 0.98
 
 def read() -> Raw:
     """Fetch, verify, decode and remove near-duplicates. Raises UserError that lists the sources when none answers."""
-    folder = fetch_first(
-        "animal-mnist",
-        partial(local_wheel, "animal-mnist", WHEEL),
-        (Source("package index", _index),),
-        check,
-        f"Set POLYGRAIN_DATA to a folder that holds {WHEEL}, or give this machine a package index.",
-    )
-    with zipfile.ZipFile(folder / WHEEL) as wheel:
+    with zipfile.ZipFile(fetch_wheel("animal-mnist", WHEEL, WHEEL_SHA256, _index)) as wheel:
         images = load_array(IMAGES, wheel.read(IMAGES))
         labels = load_array(LABELS, wheel.read(LABELS)).astype(np.int64)
     kept = without_twins(images.astype(np.uint8), labels)
@@ -54,11 +45,6 @@ def read() -> Raw:
         licence="MIT",
         source="Animal-MNIST 0.4, 10,000 images, near-duplicates removed",
     )
-
-
-def check(folder: Path) -> None:
-    """Compare the wheel with its pinned hash. Raises UserError when it differs or is missing."""
-    check_wheel(folder / WHEEL, WHEEL_SHA256)
 
 
 def load_array(name: str, packed: bytes) -> np.ndarray:
@@ -108,7 +94,3 @@ def _root(parent: np.ndarray, position: int) -> int:
 def _join(parent: np.ndarray, one: int, other: int) -> None:
     one, other = _root(parent, one), _root(parent, other)
     parent[max(one, other)] = min(one, other)
-
-
-def _index(scratch: Path) -> Path:
-    return download_wheel(REQUIREMENT, scratch)

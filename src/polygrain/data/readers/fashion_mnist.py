@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey images of 28 px, ten classes of clothing, 10,000 for test.
 
-Read from whichever answers first: a local folder, what was fetched before, the mirrors that torchvision knows, the
-Debian package `dataset-fashion-mnist`. The decompressed contents are verified, so the source cannot matter.
+Read from a local folder, the cache, torchvision's mirrors or the Debian package `dataset-fashion-mnist`, whichever
+answers first. The decompressed contents are verified, so the source cannot matter.
 """
 
 import gzip

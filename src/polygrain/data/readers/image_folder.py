@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,13 +17,16 @@ from polygrain.data.raw import fetch_first, local_folders
 from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.provenance.errors import UserError
 
+if TYPE_CHECKING:
+    from polygrain.config.typed import Dataset
+
 KEYS = ("folder", "classes", "expected", "licence", "source")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TRAIN, UNLABELLED = "train", "unlabelled"
 TEST = ("val", "test")  # the first that is there; ImageNet's own test part has no labels
 
 
-def read(config: dict[str, Any]) -> EncodedRaw:
+def read(config: "Dataset") -> EncodedRaw:
     """List the files. Raises UserError when the folder is not found or does not hold what the YAML says."""
     missing = [key for key in KEYS if key not in config]
     if missing:
@@ -51,7 +54,7 @@ def read(config: dict[str, Any]) -> EncodedRaw:
         coarse_names=("all",),
         coarse_of_class=(0,) * len(classes),
         hashes={},
-        licence=config["licence"],
+        licence=config["licence"] or "not stated",
         source=config["source"] or f"images of {name} by class folder",
         root=root,
         names=names,
@@ -120,7 +123,7 @@ def _test_part(root: Path) -> list[str]:
 
 
 def _check_whole(
-    config: dict[str, Any], root: Path, classes: Sequence[str], labels: np.ndarray, test: np.ndarray | None
+    config: "Dataset", root: Path, classes: Sequence[str], labels: np.ndarray, test: np.ndarray | None
 ) -> None:
     """Raise UserError on a test class that train lacks, and when the folder holds more or fewer than a whole copy."""
     for part in _test_part(root) if config["classes"] is None else []:

@@ -1,8 +1,7 @@
 """Imagenette 2 (Howard 2019): ten easily told classes of ImageNet, 9,469 images to train on and 3,925 for test.
 
 `folder` in the data set's YAML chooses the edition: imagenette2-160 and imagenette2-320 (shorter side, px), imagenette2
-(original sizes). Read from whichever answers first: a local folder or archive, what was fetched before, the authors'
-site. The lists of noisy labels that come with it are ignored.
+(original sizes). The lists of noisy labels that come with it are ignored.
 """
 
 import os
@@ -11,13 +10,16 @@ import tempfile
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from polygrain.data.archives import download, md5_file
-from polygrain.data.raw import Source, cache_folder, fetch_first, local_folders
+from polygrain.data.raw import Source, cache_folder, fetch_first, local_folder
 from polygrain.data.readers.image_folder import images_below, listing
 from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.provenance.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from polygrain.config.typed import Dataset
 
 DATASET = "imagenette"
 # torchvision's MD5 of each archive
@@ -41,7 +43,7 @@ COARSE = ("animal", "machine", "other")
 COARSE_OF_CLASS = (0, 0, 1, 1, 2, 2, 1, 1, 2, 2)
 
 
-def read(config: dict[str, Any]) -> EncodedRaw:
+def read(config: "Dataset") -> EncodedRaw:
     """Fetch, verify and list the files. Raises UserError that lists the sources when none answers."""
     edition = config["folder"]
     if edition not in ARCHIVES:
@@ -108,10 +110,10 @@ def unpacked(archive: Path, edition: str) -> Path:
 
 
 def _local(edition: str) -> Path:
-    for place in local_folders(DATASET):
-        if (place / edition).is_dir() or (place / f"{edition}.tgz").is_file():
-            return place
-    raise OSError(f"no {edition} and no {edition}.tgz in {local_folders(DATASET)[-1]}")
+    def holds(place: Path) -> bool:
+        return (place / edition).is_dir() or (place / f"{edition}.tgz").is_file()
+
+    return local_folder(DATASET, holds, f"{edition} and no {edition}.tgz")
 
 
 def _download(edition: str, scratch: Path) -> Path:

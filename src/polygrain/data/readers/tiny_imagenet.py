@@ -1,9 +1,8 @@
 """Tiny ImageNet (Stanford CS231n): colour images of 64 px, 200 classes of ImageNet; 100,000 train, 10,000 for test.
 
-Read from the zip or the folder it unpacks to. The authors' test images carry no labels and are not read: their
-validation images are our test split, and our validation images are held out of train. Some files are grey and are
-decoded to three equal channels. No hashes of single files are published, so of the folder only the structure can be
-checked: names, counts, sizes. The manifest says what was read, whichever it was.
+Read from the zip or the folder it unpacks to. The authors' test images carry no labels: their validation images are our
+test split. Grey files are decoded to three equal channels. No hashes of single files are published, so of the folder
+only names, counts and sizes are checked. The manifest says what was read.
 """
 
 import hashlib

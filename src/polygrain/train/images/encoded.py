@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from polygrain.data.encoded import Encoded
-from polygrain.train.cut import Cut, Job
+from polygrain.data.encoded import EncodedData
+from polygrain.train.cut import Cut, CutJob
 from polygrain.train.images.contract import Images, Request, Setting
 from polygrain.train.loader import Loader
 from polygrain.views.apply import fill_of, plain_view
@@ -19,7 +19,7 @@ from polygrain.views.recipe import ViewRecipe
 _WHOLE = 256 / 224
 
 
-def images_of(data: Encoded, setting: Setting, workers: int, batch_size: int) -> Images:
+def images_of(data: EncodedData, setting: Setting, workers: int, batch_size: int) -> Images:
     """The subset of `setting`, which `workers` processes decode ahead."""
     return EncodedImages(data, setting, workers, batch_size)
 
@@ -27,7 +27,7 @@ def images_of(data: Encoded, setting: Setting, workers: int, batch_size: int) ->
 class EncodedImages:
     """Encoded images of any sizes: the loader decodes, cuts, resizes and flips; the rest is done in whole batches."""
 
-    def __init__(self, data: Encoded, setting: Setting, workers: int, batch_size: int) -> None:
+    def __init__(self, data: EncodedData, setting: Setting, workers: int, batch_size: int) -> None:
         self.data, self.setting = data, setting
         self.loader = Loader(data, workers, batch_size, pin=setting.device.type == "cuda")
 
@@ -36,14 +36,14 @@ class EncodedImages:
         setting = self.setting
         begun: deque[tuple[Request, list[Drawn], Tensor]] = deque()
 
-        def jobs() -> Iterator[Job]:
+        def jobs() -> Iterator[CutJob]:
             for request in requests:
                 positions = setting.positions[request.rows]
                 source = torch.from_numpy(self.data.sizes(positions.numpy()))
                 drawn = draw_views(request.recipes, positions, seed=setting.seed, epoch=request.epoch, source=source)
                 begun.append((request, drawn, source))
                 cuts = (_cut(*each, setting.mean) for each in zip(request.recipes, drawn, strict=True))
-                yield Job(positions.numpy(), tuple(cuts))
+                yield CutJob(positions.numpy(), tuple(cuts))
 
         for cuts in self.loader.stream(jobs()):
             request, drawn, source = begun.popleft()
@@ -61,7 +61,7 @@ class EncodedImages:
     def plain(self, parts: Sequence[Tensor], *, subset: bool) -> Iterator[Tensor]:
         """Yield the central squares."""
         size = self.setting.size
-        jobs = (Job(part.numpy(), (Cut(size, resize=round(size * _WHOLE)),)) for part in parts)
+        jobs = (CutJob(part.numpy(), (Cut(size, resize=round(size * _WHOLE)),)) for part in parts)
         for cuts in self.loader.stream(jobs):
             view = cuts[0].to(self.setting.device, non_blocking=True)
             yield plain_view(view, size, self.setting.mean, self.setting.std)
