@@ -160,7 +160,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
     """Yield the fields that carry meaning, sorted by name; absent and empty ones are left out."""
     worded = _without_words(node)
-    for name in _names(type(node)):
+    for name in _names(node._fields):
         if name == "body" and _is_type_checking(node):
             continue
         value = worded[name] if name in worded else getattr(node, name, None)
@@ -172,8 +172,8 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
 
 
 @cache
-def _names(kind: type[ast.AST]) -> list[str]:
-    return sorted(set(kind._fields) - _SKIPPED_FIELDS)
+def _names(fields: tuple[str, ...]) -> list[str]:
+    return sorted(set(fields) - _SKIPPED_FIELDS)
 
 
 def _without_words(node: ast.AST) -> dict[str, Any]:
