@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from polygrain.config.inputs import write_inputs
+from polygrain.config.compose import one_look, stamp
+from polygrain.config.inputs import input_texts, write_inputs
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
 from polygrain.provenance.errors import UserError
@@ -31,6 +33,24 @@ def edited(project: Project) -> Stage:
     params = project.params / "method/simclr.yaml"
     params.write_text(params.read_text().replace("temperature: 0.2", "temperature: 0.31"))
     return stage_of(project, "pretrain", RUN)
+
+
+def test_the_configuration_is_written_as_plain_yaml_writes_it(project):
+    """libyaml breaks lines and quotes texts as Python's own emitter does, long texts of other scripts included."""
+    for verb, target in (("pretrain", RUN), ("table", "reports/ledger.pdf")):
+        stage = stage_of(project, verb, target)
+        plain = yaml.safe_dump(stage.config, sort_keys=True, allow_unicode=True, width=120)
+        assert input_texts(project, stage)[stage.config_path] == plain
+
+
+def test_within_one_look_an_edit_is_not_seen_and_behind_it_it_is(project):
+    before = stamp(project.params)
+    with one_look():
+        assert stamp(project.params) == before
+        (project.params / "method/simclr.yaml").touch()
+        with one_look():
+            assert stamp(project.params) == before
+    assert stamp(project.params) > before
 
 
 def test_inputs_that_stay_the_same_touch_nothing(project):

@@ -11,7 +11,7 @@ import pytest
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_text
 from polygrain.report.build import footer_of
-from polygrain.report.cells import Table
+from polygrain.report.cells import TableContent
 from polygrain.report.measured import Results
 from polygrain.report.pdf import pdf_source, render_pdf
 from polygrain.report.render import render_csv, render_latex, render_markdown
@@ -24,7 +24,7 @@ HEALTHY = {"spread": 0.98, "rank": 9.5, "loss": 1.0}
 LEGEND = "Collapsed (spread below 0.1 or effective rank below 2 at the last step; both 0 for equal embeddings)."
 
 
-def built(config: Config, root: Path) -> Table:
+def built(config: Config, root: Path) -> TableContent:
     spec = parse(config)
     records = read_reported(root / path for path in spec.reported_sources)
     return make_table(spec, Results(root), records, footer_of(spec, root))
@@ -35,7 +35,7 @@ def log(project: Path, method: str, seed: int, *lines: Any) -> None:
     write_text(project / f"runs/cpu/toy/{method}/base/seed{seed}/metrics.jsonl", text)
 
 
-def judged(table: Table) -> dict[str, str]:
+def judged(table: TableContent) -> dict[str, str]:
     return {row.label: row.collapsed for group in table.groups for row in group.rows if row.collapsed}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from polygrain.provenance.errors import UserError
 from polygrain.report.build import build_table, footer_of
-from polygrain.report.cells import Table
+from polygrain.report.cells import TableContent
 from polygrain.report.escape import latex, markdown, typst
 from polygrain.report.measured import Results
 from polygrain.report.pdf import pdf_source, render_pdf
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 AWKWARD = 'a_b & 50% #x $y [z] <w> | *v* \\ "q" {r} ~ ^ `s`'
 
 
-def built(config: Config, root: Path) -> Table:
+def built(config: Config, root: Path) -> TableContent:
     spec = parse(config)
     records = read_reported(root / path for path in spec.reported_sources)
     return make_table(spec, Results(root), records, footer_of(spec, root))

@@ -9,7 +9,7 @@ import pytest
 
 from polygrain.provenance.errors import UserError
 from polygrain.report.build import footer_of
-from polygrain.report.cells import Cell, Table
+from polygrain.report.cells import Cell, TableContent
 from polygrain.report.measured import Results
 from polygrain.report.pdf import pdf_source, render_pdf
 from polygrain.report.render import render_csv, render_latex, render_markdown
@@ -20,13 +20,13 @@ from polygrain.report.table import make_table, setting_text
 Config = dict[str, Any]
 
 
-def built(config: Config, root: Path) -> Table:
+def built(config: Config, root: Path) -> TableContent:
     spec = parse(config)
     records = read_reported(root / path for path in spec.reported_sources)
     return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
-def cells(table: Table, column: str) -> dict[str, Cell]:
+def cells(table: TableContent, column: str) -> dict[str, Cell]:
     place = [known.id for known in table.columns].index(column)
     return {row.label: row.cells[place] for group in table.groups for row in group.rows}
 

@@ -14,7 +14,7 @@ from polygrain.provenance.claim import claim_id
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes, write_text
 from polygrain.report.build import footer_of
-from polygrain.report.cells import Cell, Table, letters
+from polygrain.report.cells import Cell, TableContent, letters
 from polygrain.report.measured import Results
 from polygrain.report.reported import read_reported
 from polygrain.report.spec import parse
@@ -23,13 +23,13 @@ from polygrain.report.table import count, make_table
 Config = dict[str, Any]
 
 
-def built(config: Config, root: Path) -> Table:
+def built(config: Config, root: Path) -> TableContent:
     spec = parse(config)
     records = read_reported(root / path for path in spec.reported_sources)
     return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
-def cell(table: Table, label: str, column: str) -> Cell:
+def cell(table: TableContent, label: str, column: str) -> Cell:
     place = [known.id for known in table.columns].index(column)
     return next(row.cells[place] for group in table.groups for row in group.rows if row.label == label)
 

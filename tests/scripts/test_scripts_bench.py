@@ -248,6 +248,9 @@ CELLS = [*((method, "base") for method in METHODS if method not in ("pca", "rand
 @pytest.mark.parametrize(("method", "variant"), CELLS, ids=lambda part: part)
 def test_every_method_spends_the_passes_that_it_declares(method: str, variant: str, there: None) -> None:
     config = config_of(method, variant)
+    config["pretrain"]["batch"] = 32
+    if "batch" in config["method"]["values"]:
+        config["method"]["values"]["batch"] = 32
     cost = measure(config, steps=1)
     assert cost.passes == pytest.approx(config["method"]["encoder_passes"], abs=0.01)
     assert cost.start_passes == pytest.approx(config["method"]["start_passes"], abs=0.01)

@@ -13,7 +13,7 @@ import portability
 import pytest
 from common import side_by_side
 from operations import digest, expressions
-from portability import NATIVE, Seen, command, main, pin_lines, run, table, variables
+from portability import NATIVE, Findings, command, main, pin_lines, run, table, variables
 
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
@@ -22,12 +22,12 @@ from polygrain.provenance.pins import PINS
 PROJECT = Project(Path(__file__).resolve().parents[2])
 
 
-def seen(**changed: str) -> Seen:
+def seen(**changed: str) -> Findings:
     hashes = {"MKL": {"mm": "a1", "svd": "b2"}, "table": {"pdf": "c3"}}
     changed_hashes = {
         group: {**names, **{n: changed[n] for n in names if n in changed}} for group, names in hashes.items()
     }
-    return Seen("AVX2 FMA3", "torch AVX2, MKL COMPATIBLE", changed_hashes, {"MKL": 2.0, "table": 1.0})
+    return Findings("AVX2 FMA3", "torch AVX2, MKL COMPATIBLE", changed_hashes, {"MKL": 2.0, "table": 1.0})
 
 
 def test_identical_bytes_are_called_so_and_a_difference_names_operation_file_and_processor() -> None:

@@ -70,8 +70,7 @@ def pack_bars(folder: Path, labels: np.ndarray | None = None) -> Path:
 def test_a_run_is_the_same_bits_twice_and_in_pieces(method, variant, data, tmp_path):
     config = config_of(method, variant)
     straight = run(config, data, tmp_path / "straight")
-    assert run(config, data, tmp_path / "again") == straight
-    folder = tmp_path / "pieces"
+    folder = tmp_path / "pieces"  # the second time, each step once more
     (folder / "scratch").mkdir(parents=True)
     for stop in (1, 4, 9) if config["steps"] else ():
         training = Training(config, data, folder / "scratch/state.pt", IDENTITY, resume=False)
@@ -114,6 +113,7 @@ def test_labels_do_not_touch_what_claims_to_learn_without_them(method, data, tmp
     labels = np.random.default_rng(1).permutation(np.load(data / "labels.npy"))
     other = pack_bars(tmp_path / "relabelled", labels)
     config = config_of(method)
+    config["steps"] = min(4, config["steps"])
     backbone = load_backbone(**config["backbone"], channels=1)
     uses_labels = load_method(method, backbone, config["method"]["values"]).uses_labels
     same = sha(run(config, data, tmp_path / "a")) == sha(run(config, other, tmp_path / "b"))

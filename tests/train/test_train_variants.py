@@ -31,9 +31,9 @@ def test_a_cell_takes_steps_at_the_cost_and_on_the_grains_that_it_declares(
     method: str, variant: str, noise: Path
 ) -> None:
     """Forwards of every copy of the network, weighted by area; one that carries gradient counts 3."""
-    if variant != "base":
-        assert config_of("cpu", method, variant) != config_of("cpu", method, "base"), "the cell changes nothing"
     config = config_of("smoke", method, variant)
+    if variant != "base" and config == config_of("smoke", method, "base"):  # smoke may have that value
+        assert config_of("cpu", method, variant) != config_of("cpu", method, "base"), "the cell changes nothing"
     batch = 64 if (method, variant) == ("wcl", "kmeans") else 32  # its 32 clusters need more images than that
     config["pretrain"]["batch"] = batch
     if "batch" in config["method"]["values"]:

@@ -97,6 +97,12 @@ def test_a_change_since_the_record_is_told_without_training(copied, file, old, n
     done = copied.run("polygrain", "check-lock", SMOKE, check=False)
     assert done.returncode == 1
     assert words in done.stdout
+
+
+def test_a_stale_table_is_marked_and_the_mark_goes_with_the_change(copied):
+    path = copied.root / "params/method/simclr.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("temperature: 0.2", "temperature: 0.7"))
     marked = copied.run("polygrain", "check-lock", "--mark", SMOKE)
     assert marked.stdout.strip().endswith("marked stale")
     table = copied.root / "reports/published/smoke-seeds1/table1.md"

@@ -3,6 +3,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from polygrain.config.compose import one_look
 from polygrain.config.inputs import write_inputs
 from polygrain.config.models import WorkflowModel
 from polygrain.config.project import Project
@@ -13,6 +14,9 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
 from snakemake.exceptions import WorkflowError
 
+# The job graph is built once, from params/ and src/ as they are now: each is looked at once.
+LOOK = one_look()
+LOOK.__enter__()
 PROJECT = Project(Path(workflow.basedir))
 TOGETHER = ("pretrain", "features")
 RUN = "runs/{scale}/{dataset}/{method}/{variant}/seed{seed}"

@@ -46,7 +46,7 @@ FEATURES = (
 
 
 @dataclass
-class Seen:
+class Findings:
     """What was found on one processor: its features, the libraries' choices, hashes by library or job, their seconds.
 
     The hashes are those of a library's operations, or of a job's files.
@@ -57,7 +57,7 @@ class Seen:
     hashes: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def unequal(self, other: "Seen", group: str) -> list[str]:
+    def unequal(self, other: "Findings", group: str) -> list[str]:
         """What differs in a group, or is on one side only."""
         first, second = self.hashes.get(group, {}), other.hashes.get(group, {})
         return [name for name in {**first, **second} if first.get(name) != second.get(name)]
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str], folder: Path, pins: Mapping[str, str], log: Pa
         raise UserError(f"{' '.join(arguments)}: {status}: {last_line(log.read_text(errors='replace'))} (see {log})")
 
 
-def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop: threading.Event) -> Seen:
+def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop: threading.Event) -> Findings:
     """Ask one processor for its features and, with these pins, for the hash of every operation."""
     mkl, said = place / "mkl.txt", place / "operations.txt"
     free = variables(project, ["NPY_DISABLE_CPU_FEATURES"])  # numpy hides what a pin forbids
@@ -104,20 +104,20 @@ def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop:
     return read_operations((place / "features.txt").read_text().splitlines()[-1], said, mkl)
 
 
-def read_operations(features: str, said: Path, mkl: Path) -> Seen:
+def read_operations(features: str, said: Path, mkl: Path) -> Findings:
     """Read what `operations.py` printed, and which branch MKL reported. Raises UserError where it printed nothing."""
     lines = [json.loads(line) for line in said.read_text().splitlines() if line.startswith(("{", "["))]
     branch = re.search(r"\bCNR:(\S+)", mkl.read_text() if mkl.is_file() else "")
     if not lines or branch is None:
         raise UserError(f"{said}: holds no operations, or MKL reported none of its calls")
-    seen = Seen(features, ", ".join(f"{name} {choice}" for name, choice in {**lines[0], "MKL": branch[1]}.items()))
+    seen = Findings(features, ", ".join(f"{name} {choice}" for name, choice in {**lines[0], "MKL": branch[1]}.items()))
     for library, name, digest, seconds in lines[1:]:
         seen.hashes.setdefault(library, {})[name] = digest
         seen.seconds[library] = seen.seconds.get(library, 0.0) + seconds
     return seen
 
 
-def table(groups: Sequence[str], found: Mapping[str, Seen]) -> str:
+def table(groups: Sequence[str], found: Mapping[str, Findings]) -> str:
     """A line per library or job: how many things were compared, native seconds, verdict and seconds elsewhere."""
     native, columns = found[NATIVE], pd.DataFrame(index=pd.Index(groups))
     columns["number"] = [len(native.hashes[group]) for group in groups]
@@ -128,7 +128,7 @@ def table(groups: Sequence[str], found: Mapping[str, Seen]) -> str:
     return columns.drop(columns=NATIVE).to_string()
 
 
-def pin_lines(pinned: Seen, others: Mapping[str, Seen]) -> list[str]:
+def pin_lines(pinned: Findings, others: Mapping[str, Findings]) -> list[str]:
     """A table in Markdown: what was left out, whose results are then other bits, and what the libraries choose."""
     total = sum(map(len, pinned.hashes.values()))
     rows = [f"| left out | other bits of {total} | by library | choices |", "| --- | ---: | --- | --- |"]
@@ -156,7 +156,7 @@ def checkout(project: Project, place: Path) -> None:
         (place / source).symlink_to(project.root / source)
 
 
-def build(project: Project, cpu: str, place: Path, stages: Sequence[Stage], seen: Seen) -> None:
+def build(project: Project, cpu: str, place: Path, stages: Sequence[Stage], seen: Findings) -> None:
     """Let Snakemake make everything in a checkout at `place`; what it calls `polygrain` runs on that processor."""
     checkout(project, place)
     wrapper, job = place / "bin" / "polygrain", command(cpu, str(SCRIPTS / "portability.py"), "--child", cpu)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from polygrain.config.compose import stamp
+from polygrain.config.compose import Config, one_look, stamp
 from polygrain.config.project import Project
 from polygrain.provenance.code import Module, modules_of
 from polygrain.provenance.environment import environment, packages_of
@@ -44,12 +44,19 @@ def _modules(entries: tuple[str, ...], source: Path, stamp: int) -> dict[str, Mo
     return modules_of(entries, source)
 
 
+def _yaml(config: Config) -> str:
+    """As `yaml.safe_dump` writes it, by libyaml: five times as fast, and the same bytes."""
+    return yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True, width=120)
+
+
 def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
     """What the staleness files of a stage must contain: path -> text."""
+    with one_look():
+        code, packages = code_of(project, stage), environment_of(project, stage)
     return {
-        stage.config_path: yaml.safe_dump(stage.config, sort_keys=True, allow_unicode=True, width=120),
-        stage.code_path: canonical_json(code_of(project, stage)),
-        stage.environment_path: canonical_json(environment_of(project, stage)),
+        stage.config_path: _yaml(stage.config),
+        stage.code_path: canonical_json(code),
+        stage.environment_path: canonical_json(packages),
     }
 
 

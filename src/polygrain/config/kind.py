@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polygrain.config.compose import stamp
+from polygrain.config.compose import one_look, stamp
 from polygrain.config.project import Project
 from polygrain.provenance.stage import Stage
 
@@ -26,7 +26,8 @@ class Kind:
 
     def stage(self, project: Project, directory: Path, task: str) -> Stage:
         """What `choose` says, remembered while params/ does not change."""
-        return _remembered(self, project, directory, task, stamp(project.params))
+        with one_look():
+            return _remembered(self, project, directory, task, stamp(project.params))
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from polygrain.config import run_stages, tables
+from polygrain.config.compose import one_look
 from polygrain.config.kind import Kind
 from polygrain.config.project import Project
 from polygrain.config.resolved import protocols
@@ -76,9 +77,10 @@ def stages_behind(project: Project, targets: Iterable[str | Path]) -> list[Stage
     """
     found: dict[str, Stage] = {}
     made: dict[Path, Stage | None] = {}
-    for target in targets:
-        for stage in _asked(project, Path(target)):
-            _collect(project, stage, found, made)
+    with one_look():
+        for target in targets:
+            for stage in _asked(project, Path(target)):
+                _collect(project, stage, found, made)
     return list(found.values())
 
 

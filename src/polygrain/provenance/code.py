@@ -159,15 +159,21 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
     """Yield the fields that carry meaning, sorted by name; absent and empty ones are left out."""
-    skipped = _SKIPPED_FIELDS | ({"body"} if _is_type_checking(node) else set())
     worded = _without_words(node)
-    for name in sorted(set(node._fields) - skipped):
+    for name in _names(node._fields):
+        if name == "body" and _is_type_checking(node):
+            continue
         value = worded[name] if name in worded else getattr(node, name, None)
         if isinstance(value, list):
             value = _join_texts(value) if isinstance(node, ast.JoinedStr) else _without_bare_texts(value)
         if value is None or value == [] or _is_empty_text(value):
             continue
         yield name, value
+
+
+@cache
+def _names(fields: tuple[str, ...]) -> list[str]:
+    return sorted(set(fields) - _SKIPPED_FIELDS)
 
 
 def _without_words(node: ast.AST) -> dict[str, Any]:

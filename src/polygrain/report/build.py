@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from polygrain.provenance.claim import claim_id
 from polygrain.provenance.errors import UserError, nearest
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes
-from polygrain.report.cells import Footer, Table
+from polygrain.report.cells import Footer, TableContent
 from polygrain.report.measured import Results
 from polygrain.report.pdf import render_pdf
 from polygrain.report.render import render_csv, render_latex, render_markdown
@@ -18,7 +18,7 @@ from polygrain.report.table import make_table
 if TYPE_CHECKING:  # what a stage says of itself decides no output: it stays out of the code hash
     from polygrain.provenance.stage import Stage
 
-RENDERERS: Mapping[str, Callable[[Table], bytes]] = {
+RENDERERS: Mapping[str, Callable[[TableContent], bytes]] = {
     "pdf": render_pdf,
     "csv": lambda table: render_csv(table).encode(),
     "md": lambda table: render_markdown(table).encode(),

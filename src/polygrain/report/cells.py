@@ -90,7 +90,7 @@ class Footer:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableContent:
     """Everything that a renderer needs."""
 
     name: str

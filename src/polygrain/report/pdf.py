@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import typst as compiler
 
-from polygrain.report.cells import ABSENT, Cell, Table, TableRow
+from polygrain.report.cells import ABSENT, Cell, TableContent, TableRow
 from polygrain.report.escape import typst, typst_string
 from polygrain.report.render import column_groups, marks, paired, row_marks
 
@@ -34,12 +34,12 @@ _FRAME = """\
 """
 
 
-def render_pdf(table: Table) -> bytes:
+def render_pdf(table: TableContent) -> bytes:
     """Typeset a table. Equal cells give equal bytes."""
     return bytes(compiler.compile(pdf_source(table).encode(), format="pdf", ignore_system_fonts=True))
 
 
-def pdf_source(table: Table) -> str:
+def pdf_source(table: TableContent) -> str:
     """The Typst source of the page."""
     title = typst_string(f"{table.name}. {table.title}")
     heading = typst(f"{table.name}. {table.title}.")
@@ -57,7 +57,7 @@ def pdf_source(table: Table) -> str:
     )
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: TableContent) -> Iterator[str]:
     pairs = paired(table)
     aligns, lefts, rights = ["left"], ["0pt"], ["8pt"]
     for column, pair in zip(table.columns, pairs, strict=True):
@@ -77,7 +77,7 @@ def _table(table: Table) -> Iterator[str]:
     yield "table.hline(stroke: thick),"
 
 
-def _heads(table: Table, pairs: Sequence[bool]) -> Iterator[str]:
+def _heads(table: TableContent, pairs: Sequence[bool]) -> Iterator[str]:
     widths = {column.id: 2 if pair else 1 for column, pair in zip(table.columns, pairs, strict=True)}
     if any(column.group for column in table.columns):
         yield "[],"
@@ -98,13 +98,13 @@ def _mark(text: str) -> str:
     return f"#mark[{typst(text)}]" if text else ""
 
 
-def _row(table: Table, row: TableRow, pairs: Sequence[bool]) -> Iterator[str]:
+def _row(table: TableContent, row: TableRow, pairs: Sequence[bool]) -> Iterator[str]:
     yield f"[{typst(row.label)}{_mark(row_marks(table, row))}],"
     for cell, pair in zip(row.cells, pairs, strict=True):
         yield from _cell(table, cell, pair)
 
 
-def _cell(table: Table, cell: Cell, pair: bool) -> Iterator[str]:
+def _cell(table: TableContent, cell: Cell, pair: bool) -> Iterator[str]:
     main = f"*{typst(cell.main)}*" if cell.best else typst(cell.main)
     after = "#h(1pt)".join(_mark(text) for text in (cell.arrow, marks(table, cell.notes)) if text)
     if not pair:
@@ -116,7 +116,7 @@ def _cell(table: Table, cell: Cell, pair: bool) -> Iterator[str]:
         yield f"[{main}], [{spread}{after}],"
 
 
-def _notes(table: Table) -> Iterator[str]:
+def _notes(table: TableContent) -> Iterator[str]:
     for text, mark in table.footnotes.items():
         yield f"par[{_mark(mark)}#h(1.5pt){typst(text)}]"
     yield "v(2pt)"

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from polygrain.report.cells import ABSENT, Cell, Table, TableRow
+from polygrain.report.cells import ABSENT, Cell, TableContent, TableRow
 from polygrain.report.escape import latex, markdown
 from polygrain.report.spec import Column
 
@@ -16,13 +16,13 @@ CSV_HEADER = (
 RECONSTRUCTED, COLLAPSED = "‡", "†"
 
 
-def marks(table: Table, notes: Sequence[str]) -> str:
+def marks(table: TableContent, notes: Sequence[str]) -> str:
     """The footnote marks of some notes, such as `a,b`."""
     known = table.footnotes
     return ",".join(known[note] for note in notes)
 
 
-def row_marks(table: Table, row: TableRow) -> str:
+def row_marks(table: TableContent, row: TableRow) -> str:
     """The marks behind a row's label."""
     symbols = (COLLAPSED if row.collapsed else "", RECONSTRUCTED if row.reconstructed else "")
     return ",".join(part for part in (*symbols, marks(table, row.notes)) if part)
@@ -34,12 +34,12 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]
         yield label, list(members)
 
 
-def paired(table: Table) -> list[bool]:
+def paired(table: TableContent) -> list[bool]:
     """For each column, whether it takes two of the typeset table: numbers, then spreads and marks."""
     return [bool(column.protocol) for column in table.columns]
 
 
-def render_csv(table: Table) -> str:
+def render_csv(table: TableContent) -> str:
     """Tidy CSV, one line per cell. Means, deviations and differences are in the unit of the line."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -66,7 +66,7 @@ def _csv_cell(cell: Cell) -> tuple[str | int, ...]:
     return (cell.unit, number(cell.mean), number(cell.sd), cell.n, cell.text, int(cell.best), *compared)
 
 
-def render_markdown(table: Table) -> str:
+def render_markdown(table: TableContent) -> str:
     """GitHub Markdown: caption, table, notes."""
     heads = [_markdown_head(table, column) for column in table.columns]
     lines = [
@@ -84,7 +84,7 @@ def render_markdown(table: Table) -> str:
     return "\n".join([*lines, "", "<br>\n".join(notes)]) + "\n"
 
 
-def _markdown_head(table: Table, column: Column) -> str:
+def _markdown_head(table: TableContent, column: Column) -> str:
     group = f"{markdown(column.group)}<br>" if column.group else ""
     return group + markdown(column.label) + _markdown_marks(marks(table, [column.note] if column.note else []))
 
@@ -97,7 +97,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_row(table: Table, row: TableRow) -> str:
+def _markdown_row(table: TableContent, row: TableRow) -> str:
     cells = [markdown(row.label) + _markdown_marks(row_marks(table, row))]
     for cell in row.cells:
         main = f"**{cell.main}**" if cell.best else markdown(cell.main)
@@ -106,12 +106,12 @@ def _markdown_row(table: Table, row: TableRow) -> str:
     return _markdown_line(cells)
 
 
-def _after(table: Table, cell: Cell) -> str:
+def _after(table: TableContent, cell: Cell) -> str:
     """What stands behind a number: the arrow, then footnote marks."""
     return " ".join(part for part in (cell.arrow, marks(table, cell.notes)) if part)
 
 
-def render_latex(table: Table) -> str:
+def render_latex(table: TableContent) -> str:
     """A `table` environment to include in a paper; needs booktabs only. Means and spreads are aligned."""
     pairs = paired(table)
     total = 1 + sum(2 if pair else 1 for pair in pairs)
@@ -146,7 +146,7 @@ def _label(name: str) -> str:
     return "".join(character for character in name.lower() if character.isascii() and character.isalnum())
 
 
-def _latex_heads(table: Table, pairs: Sequence[bool]) -> Iterator[str]:
+def _latex_heads(table: TableContent, pairs: Sequence[bool]) -> Iterator[str]:
     """The spanning heads with their rules when any group has a name, then the heads of the columns."""
     widths = {column.id: 2 if pair else 1 for column, pair in zip(table.columns, pairs, strict=True)}
     spans, rules, start = [""], [], 2
@@ -170,7 +170,7 @@ def _latex_marks(text: str) -> str:
     return rf"\textsuperscript{{{latex(text)}}}" if text else ""
 
 
-def _latex_row(table: Table, row: TableRow, pairs: Sequence[bool]) -> str:
+def _latex_row(table: TableContent, row: TableRow, pairs: Sequence[bool]) -> str:
     cells = [latex(row.label) + _latex_marks(row_marks(table, row))]
     for cell, pair in zip(row.cells, pairs, strict=True):
         main = latex(cell.main)

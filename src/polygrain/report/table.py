@@ -10,7 +10,7 @@ from typing import Any
 
 from polygrain.evaluate.result import Measure
 from polygrain.provenance.errors import UserError
-from polygrain.report.cells import ABSENT, Cell, Footer, Table, TableGroup, TableRow
+from polygrain.report.cells import ABSENT, Cell, Footer, TableContent, TableGroup, TableRow
 from polygrain.report.collapse import LIMITS, collapsed
 from polygrain.report.marks import mark_best, mark_differences
 from polygrain.report.measured import MissingError, Results
@@ -19,7 +19,7 @@ from polygrain.report.spec import Citation, Column, Row, Spec
 from polygrain.report.statistics import mean_and_spread
 
 
-def make_table(spec: Spec, results: Results, records: Mapping[str, Record], footer: Footer) -> Table:
+def make_table(spec: Spec, results: Results, records: Mapping[str, Record], footer: Footer) -> TableContent:
     """Fill a specification from result files and reported records. Raises UserError on malformed files."""
     cells = {row.label: [_cell(spec, row, column, results, records) for column in spec.columns] for row in spec.rows}
     _name_units(spec, results, cells)
@@ -36,7 +36,7 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
         TableGroup(group.label, tuple(_row(row, cells[row.label], fallen[row.label]) for row in group.rows))
         for group in spec.groups
     )
-    return Table(
+    return TableContent(
         name=spec.name,
         title=spec.title,
         caption=spec.caption,
