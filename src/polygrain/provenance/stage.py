@@ -61,6 +61,11 @@ class Stage:
         return tuple(path for path in self.outputs if path.suffix == ".json") if self.verb == "evaluate" else ()
 
     @property
+    def curves(self) -> tuple[Path, ...]:
+        """The outputs that `dvc plots show` draws: the metrics of a training. A control has none: it takes no step."""
+        return tuple(path for path in self.outputs if path.suffix == ".jsonl") if self.config.get("steps") else ()
+
+    @property
     def target(self) -> Path:
         """What the verb is given: the directory where it is one job's alone, else the first output."""
         return self.directory if self.task == self.verb else self.outputs[0]
