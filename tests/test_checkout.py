@@ -28,7 +28,9 @@ def test_every_tracked_file_has_the_bytes_that_git_holds(clone: Path):
         assert (clone / name).read_bytes() == stored
 
 
-@pytest.mark.parametrize("name", ["data", "runs", "inputs", "records", "logs", "benchmarks", "reports/table1.pdf", ".venv"])
+@pytest.mark.parametrize(
+    "name", ["data", "runs", "inputs", "records", "logs", "benchmarks", "reports/table1.pdf", ".venv"]
+)
 def test_a_link_in_place_of_outputs_is_not_offered_to_git(clone: Path, name: str):
     (clone / name).symlink_to("/elsewhere")
     assert git(clone, "status", "--porcelain", "--", name) == ""

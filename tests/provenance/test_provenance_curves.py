@@ -1,6 +1,7 @@
 """Curves of trainings as files that `dvc plots` draws."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from polygrain.provenance.curves import ROWS, curve_path, curve_table, plots, publish_curves
@@ -30,7 +31,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_step():
     kept = [int(row.split(",")[0]) for row in curve_table(lines(3 * ROWS + 7)).splitlines()[1:]]
     assert len(kept) <= ROWS
     assert kept[-1] == 3 * ROWS + 6
-    assert len({after - before for before, after in zip(kept, kept[1:], strict=False)}) == 1
+    assert len({after - before for before, after in pairwise(kept)}) == 1
 
 
 def test_seeds_share_a_plot_and_a_control_without_steps_has_none():

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polygrain.evaluate.result import ACCURACY, Examples, Measure, Number, Result, npz_bytes
+from polygrain.evaluate.result import ACCURACY, Examples, Measure, Number, Result
 from polygrain.provenance.claim import claim_id
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes, write_text
+from polygrain.provenance.npz import npz_bytes
 from polygrain.report.build import footer_of
 from polygrain.report.cells import Cell, TableContent, letters
 from polygrain.report.measured import Results

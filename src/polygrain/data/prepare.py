@@ -12,7 +12,8 @@ from polygrain.data.packed import ARRAYS, MANIFEST
 from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_text
+from polygrain.provenance.files import atomic_path, canonical_json, sha256_file, write_bytes, write_text
+from polygrain.provenance.npz import npz_bytes
 
 if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
     from polygrain.config.typed import Dataset
@@ -41,9 +42,9 @@ def prepare(config: "Dataset", out: Path) -> None:
     check_sizes(raw, config)
     splits = split(raw, config)
     check_splits(config["name"], raw, splits)
-    write_array(out / "images.npy", np.save, raw.images)
-    write_array(out / "labels.npy", np.save, raw.labels)
-    write_array(out / "splits.npz", np.savez, **splits)
+    write_array(out / "images.npy", raw.images)
+    write_array(out / "labels.npy", raw.labels)
+    write_bytes(out / "splits.npz", npz_bytes(splits))
     mean_std = statistics(raw.images, splits["train"])
     files = [out / name for name in ARRAYS]
     write_text(out / MANIFEST, canonical_json(manifest(config["name"], raw, splits, mean_std, files)))
@@ -174,11 +175,11 @@ def check_splits(name: str, raw: Raw, splits: dict[str, np.ndarray]) -> None:
             )
 
 
-def write_array(path: Path, save: Any, *arrays: np.ndarray, **named: np.ndarray) -> None:
-    """Stream an array file to disk. numpy stamps a constant time on archive members, so equal arrays give equal bytes.
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Stream an array to disk as .npy.
 
-    Opened for update, because numpy writes an array through C into a file opened for writing only, and the error of a
-    full disk then loses its number.
+    The file is opened for update: into one opened for writing only numpy writes through C, and the error of a full disk
+    then loses its number.
     """
     with atomic_path(path) as temporary, temporary.open("w+b") as stream:
-        save(stream, *arrays, **named)
+        np.save(stream, array)

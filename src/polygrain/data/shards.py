@@ -34,7 +34,8 @@ from polygrain.data.prepare import (
 from polygrain.data.raw import Raw
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import atomic_path, canonical_json, write_text
+from polygrain.provenance.files import atomic_path, canonical_json, write_bytes, write_text
+from polygrain.provenance.npz import npz_bytes
 
 if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
     from polygrain.config.typed import Dataset
@@ -85,9 +86,9 @@ def prepare(config: "Dataset", out: Path) -> None:
         with _scratch(out) as scratch:
             packing = Packing(raw, sample, scratch)
             packing.run(config["name"])
-            write_array(scratch / "index.npz", np.savez, **packing.index)
-            write_array(scratch / "labels.npy", np.save, raw.labels)
-            write_array(scratch / "splits.npz", np.savez, **splits)
+            write_bytes(scratch / "index.npz", npz_bytes(packing.index))
+            write_array(scratch / "labels.npy", raw.labels)
+            write_bytes(scratch / "splits.npz", npz_bytes(splits))
             mean_std = moments(packing.counts) if given is None else (given["mean"], given["std"])
             described = manifest(config["name"], raw, splits, mean_std, [scratch / file for file in SMALL])
             described |= {

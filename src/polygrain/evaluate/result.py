@@ -8,7 +8,6 @@ number that is a mean over them `{name}.score`, int64 or float64 [n]; and where 
 `{key}.predicted` and `{key}.label`, int64 [n]. Both files are claims: equal content gives equal bytes.
 """
 
-import io
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,11 +21,11 @@ import numpy.typing as npt
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, read_json, write_bytes, write_text
+from polygrain.provenance.npz import npz_bytes
 
 FORMAT = 2
 FRACTION = "fraction"
 DIRECTIONS = ("higher", "lower", "none")
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip file can name
 _ROUNDING = 1e-9  # between a number and the mean of its scores, relative to the larger of it and 1
 
 Integers = npt.NDArray[np.int64]
@@ -151,7 +150,7 @@ class Result:
             "note": self.note,
         }
         arrays = dict(pair for key, rows in self.examples.items() for pair in rows.arrays(key))
-        write_bytes(folder / f"{protocol}.npz", npz_bytes(arrays))
+        write_bytes(folder / f"{protocol}.npz", npz_bytes(dict(sorted(arrays.items()))))
         write_text(folder / f"{protocol}.json", canonical_json(about))
 
     @classmethod
@@ -218,19 +217,6 @@ def macro(predicted: Integers, label: Integers) -> float:
     hits = np.bincount(label[predicted == label], minlength=len(present))
     shares = [Fraction(int(hit), int(of)) for hit, of in zip(hits, present, strict=True) if of]
     return float(sum(shares, Fraction()) / len(shares))
-
-
-def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Pack an uncompressed .npz with sorted members and a constant time: equal arrays, equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
-            info.create_system = 3
-            archive.writestr(info, member.getvalue())
-    return buffer.getvalue()
 
 
 def _read_arrays(path: Path) -> dict[str, Examples]:

@@ -1,8 +1,8 @@
 """Archives of arrays whose bytes depend on the arrays alone.
 
-`numpy.savez` leaves the zip headers to Python's zipfile, which writes them differently from Python 3.11.4 on. Here every
-header is written out: no compression, no time, sizes twice (as zip64 and, in the directory, as 32 bits), which is what
-`numpy.savez` writes under Python 3.11.4 and later. Any zip reader opens them, `numpy.load` too.
+`numpy.savez` leaves the zip headers to Python's zipfile, which writes other ones from Python 3.11.4 on. Here every
+header is written out, as `numpy.savez` has them under Python 3.11.4 and later: no compression, no time, sizes of 64
+bits before each member and of 32 bits in the directory. Any zip reader opens them, `numpy.load` too.
 """
 
 import io
@@ -32,7 +32,7 @@ def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
         if offset + size >= _LIMIT:
             raise ValueError("an archive of arrays must be smaller than 4 GiB")
         checksum = zlib.crc32(member)
-        # signature, version, flags, method, time, date, checksum, sizes (see the extra field), lengths of name and extra
+        # signature, version, flags, method, time, date, checksum, sizes (in the extra field), lengths of both
         content.write(
             struct.pack("<4s5H3L2H", b"PK\3\4", _ZIP64, 0, 0, 0, _FIRST_DAY, checksum, _LIMIT, _LIMIT, len(file), 20)
         )

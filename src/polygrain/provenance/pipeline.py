@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polygrain.provenance.curves import plots
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.lock import printed
 from polygrain.provenance.stage import Stage
@@ -42,7 +43,8 @@ def dvc_yaml(stages: Sequence[Stage], root: Path) -> str:
         if listed["do"] != entry:
             raise ValueError(f"{stage.name}: differs from the other stages of {group} in more than {stage.item}")
         listed["foreach"][key] = stage.item
-    return HEADER + dump_yaml({"stages": entries}, width=_UNFOLDED)
+    drawn = plots(stages)
+    return HEADER + dump_yaml({"stages": entries, **({"plots": drawn} if drawn else {})}, width=_UNFOLDED)
 
 
 def _entry(stage: Stage) -> dict[str, Any]:

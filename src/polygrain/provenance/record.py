@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polygrain.provenance.attestations import read_attestations, write_attestations
+from polygrain.provenance.curves import publish_curves
 from polygrain.provenance.dvccommand import complaint, dvc, settings
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_bytes, write_if_changed
@@ -22,7 +23,7 @@ from polygrain.provenance.yaml12 import dump_yaml, load_yaml
 
 
 def record(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) -> None:
-    """Record the outputs of `stages` in DVC and copy the published files.
+    """Record the outputs of `stages` in DVC, copy the published files and write the curves of the trainings.
 
     `published` maps an output to its copy; all paths are relative to `root`. Every output must still be what
     its stage made, from inputs that are still in place. Afterwards `dvc.lock` lists exactly these stages. Raises
@@ -39,6 +40,7 @@ def record(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) 
         content = (root / source).read_bytes()
         if not ((root / copy).is_file() and (root / copy).read_bytes() == content):
             write_bytes(root / copy, content)
+    publish_curves(stages, root)
 
 
 def _check(stages: Sequence[Stage], root: Path) -> None:
