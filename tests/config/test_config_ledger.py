@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from polygrain.cli.claims import jobs_of
+from polygrain.cli.claims import current_stages
 from polygrain.config.inputs import input_texts
 from polygrain.config.ledger import arms, read_ledger
 from polygrain.config.project import Project
@@ -124,5 +124,5 @@ def test_the_ledger_is_a_target_without_runs() -> None:
 def test_it_can_be_put_on_record(project: Project) -> None:
     for name in ("src", "requirements.lock"):
         (project.root / name).symlink_to(PROJECT.root / name)
-    (job,) = jobs_of(project, ["reports/ledger.pdf"])
+    (job,) = current_stages(project, ["reports/ledger.pdf"])
     assert set(published(["reports/ledger.pdf"])) == set(job.outputs)

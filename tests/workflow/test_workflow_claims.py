@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polygrain.cli.claims import jobs_of, recorded_targets, short_table
+from polygrain.cli.claims import current_stages, recorded_targets, short_table
 from polygrain.config.project import Project
 from polygrain.config.tables import Table
 from polygrain.provenance.checklock import is_marked_stale
@@ -49,7 +49,9 @@ def test_recording_leaves_nothing_to_do_and_touches_no_git_file_but_its_own(reco
     names = sorted(line[3:] for line in changed if line)
     copies = [f"reports/published/smoke-seeds1/table1.{kind}" for kind in ("csv", "md", "pdf", "tex")]
     crate = "reports/published/smoke-seeds1/ro-crate-metadata.json"
-    assert sorted(names) == sorted(["dvc.lock", "dvc.yaml", *copies, crate])
+    trainings = ("mgc", "mncl", "mugs", "simclr", "smog", "supervised", "wcl")
+    curves = [f"reports/published/curves/smoke/fashion-mnist/{method}/base/seed0.csv" for method in trainings]
+    assert sorted(names) == sorted(["dvc.lock", "dvc.yaml", *copies, *curves, crate])
     assert recorded.run("dvc", "status").stdout.strip().endswith("up to date.")
     assert recorded.run("polygrain", "check-lock", SMOKE).stdout.strip().endswith("holds")
 
@@ -135,4 +137,4 @@ def test_the_claim_in_this_repository_stands():
     assert done.returncode == 0, done.stdout + done.stderr
     lock = yaml.safe_load((REPOSITORY.root / "dvc.lock").read_text())
     if not is_marked_stale(REPOSITORY.root / "reports/published/table1.md"):
-        assert set(lock["stages"]) == {job.name for job in jobs_of(REPOSITORY, recorded_targets(REPOSITORY))}
+        assert set(lock["stages"]) == {job.name for job in current_stages(REPOSITORY, recorded_targets(REPOSITORY))}

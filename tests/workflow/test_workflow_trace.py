@@ -40,6 +40,19 @@ def traced(checkout, capsys, column="knn", row="mugs") -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
+def test_dvc_itself_shows_results_and_curves(recorded):
+    """Results are its metrics, the losses of the trainings its plots; a commit before shows what changed."""
+    said = json.loads(recorded.run("dvc", "metrics", "show", "--json").stdout)
+    results = json.loads((recorded.root / RUN / "results/linear.json").read_text())["values"]
+    assert said[""]["data"][f"{RUN}/results/linear.json"]["data"]["values"] == results
+    recorded.run("dvc", "plots", "diff", "HEAD", "--out", "plots")
+    page = (recorded.root / "plots/index.html").read_text()
+    shutil.rmtree(recorded.root / "plots")
+    steps = [json.loads(line) for line in (recorded.root / RUN / "metrics.jsonl").read_text().splitlines()]
+    assert "mugs, base: training loss (smoke, fashion-mnist)" in page
+    assert f'"loss": "{steps[-1]["loss"]:.6g}"' in page
+
+
 def test_records_name_config_code_data_commit_and_kernels(recorded):
     """What the table's footer prints as its data is what every record of a run's results says."""
     records = {path: json.loads(path.read_text()) for path in (recorded.root / "records").rglob("*.json")}

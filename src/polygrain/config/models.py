@@ -93,6 +93,13 @@ class ClipChoice(Strict):
 
     rule: Literal["none", "global", "each"]
     maximum: Positive | None
+    """Of the joint norm, or of each tensor's; null, and only then, with rule `none`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.rule == "none") != (self.maximum is None):
+            raise ValueError("rule none needs maximum: null, and every other rule a number")
+        return self
 
 
 class OptimizerChoice(Strict):
