@@ -45,6 +45,8 @@ def test_dvc_itself_shows_results_and_curves(recorded):
     said = json.loads(recorded.run("dvc", "metrics", "show", "--json").stdout)
     results = json.loads((recorded.root / RUN / "results/linear.json").read_text())["values"]
     assert said[""]["data"][f"{RUN}/results/linear.json"]["data"]["values"] == results
+    for kind in ("metrics", "params"):
+        assert recorded.run("dvc", kind, "diff", "HEAD").stdout == ""
     recorded.run("dvc", "plots", "diff", "HEAD", "--out", "plots")
     page = (recorded.root / "plots/index.html").read_text()
     shutil.rmtree(recorded.root / "plots")

@@ -75,7 +75,7 @@ def written(stage: Stage) -> list[str]:
 def decided_by(verb: str):
     """Input function: the configuration, code and environment files of a stage, brought up to date in the main process.
 
-    Those that share a folder are written together: Snakemake takes stock of a folder once and would miss what comes later.
+    Those that share a folder are written together: Snakemake lists a folder once and would miss what comes later.
     """
 
     def paths(wildcards) -> list[str]:
