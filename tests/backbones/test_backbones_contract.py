@@ -171,7 +171,7 @@ def test_views_of_a_wrong_size_are_refused(name: str, values: dict[str, Any], si
 
 def _published_size(path: Path) -> Backbone:
     """The network whose parameters its Cost line counts: small ones for grey images of 32 px, others for 224 px."""
-    grey = "one channel" in path.read_text()
+    grey = "one channel" in path.read_text(encoding="utf-8")
     config = OmegaConf.create({"input_size": 32 if grey else 224, "backbone": OmegaConf.load(path)})
     values: Any = OmegaConf.to_container(config, resolve=True)
     with torch.device("meta"):
@@ -190,7 +190,7 @@ def test_each_yaml_builds(path: Path) -> None:
         backbone = load_backbone(**values["backbone"], channels=1).eval()
     images = torch.empty(2, 1, 32, 32, device="meta")
     assert backbone(images).pooled.shape == (2, backbone.width)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "# Cost" in text
     count = sum(parameter.numel() for parameter in _published_size(path).parameters())
     assert f"{count or 'no trained'} parameter" in text.replace(",", "")

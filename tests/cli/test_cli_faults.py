@@ -78,12 +78,12 @@ def test_a_verb_that_meets_a_fault_says_one_line_and_exits_with_2():
 def test_output_that_nobody_takes_is_no_traceback():
     """A full disk behind a redirection is told in one line; a reader that has seen enough is not told anything."""
     command = [sys.executable, "-m", "polygrain.cli.main", *PLAN]
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("polygrain plan: reports/table1.pdf: no space left on device; free some space")
     assert len(done.stderr.splitlines()) == 1
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run([*command[:-1], "x.pdf"], cwd=REPOSITORY, stderr=full)
     assert done.returncode == 2
     reader, writer = os.pipe()

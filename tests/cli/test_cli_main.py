@@ -1,4 +1,5 @@
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,15 @@ def test_doctor_names_the_run_that_a_live_process_holds(tmp_path, capsys):
     assert "runs/cpu/fashion-mnist/simclr/base/seed0: process" in capsys.readouterr().out
     assert examine(Project(tmp_path), unlock=False) == 0
     assert "snakemake --unlock" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("ledger", "mncl"), ("show", "runs/cpu/fashion-mnist/wcl/base/seed0")])
+def test_text_is_utf8_in_any_locale(words: tuple[str, ...]):
+    """Files and output, also where the locale knows ASCII alone."""
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "polygrain.cli.main", *words]
+    printed = [
+        subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **variables}, capture_output=True, check=True).stdout
+        for variables in ({"PYTHONUTF8": "1"}, ascii_only)
+    ]
+    assert printed[0] == printed[1]

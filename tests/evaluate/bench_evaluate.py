@@ -35,7 +35,8 @@ def main() -> None:
     from polygrain.evaluate.store import Features
 
     values = {
-        name: yaml.safe_load(Path(f"params/evaluate/{name}.yaml").read_text()) for name in ("features", "knn", "linear")
+        name: yaml.safe_load(Path(f"params/evaluate/{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("features", "knn", "linear")
     }
     backbone = {
         "name": "resnet",

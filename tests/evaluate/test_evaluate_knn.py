@@ -155,5 +155,5 @@ def test_values_that_make_no_sense_are_refused(features) -> None:
 
 
 def test_the_published_values_run(features) -> None:
-    values = yaml.safe_load(Path("params/evaluate/knn.yaml").read_text())["values"]
+    values = yaml.safe_load(Path("params/evaluate/knn.yaml").read_text(encoding="utf-8"))["values"]
     assert knn.evaluate(features(), **values).values["toy/top1"].value > 0.5

@@ -219,6 +219,6 @@ def test_an_unknown_label_subset_is_refused(features) -> None:
 
 
 def test_the_published_values_run(features) -> None:
-    values = yaml.safe_load(Path("params/evaluate/linear.yaml").read_text())["values"]
+    values = yaml.safe_load(Path("params/evaluate/linear.yaml").read_text(encoding="utf-8"))["values"]
     result = linear.evaluate(features(), **{**values, "minimum_steps": 100, "epochs": 2})
     assert result.values["toy/top1"].value > 0.5

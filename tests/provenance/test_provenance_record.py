@@ -77,7 +77,7 @@ def test_recording_again_changes_no_byte_and_drops_what_is_no_job_any_more(recor
 def _edit(path: Path, content: str) -> None:
     """Change a file's bytes and nothing that its size or time gives away."""
     before = path.stat()
-    path.write_text(content[: before.st_size].ljust(before.st_size))
+    path.write_text(content[: before.st_size].ljust(before.st_size), encoding="utf-8")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

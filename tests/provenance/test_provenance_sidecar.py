@@ -22,7 +22,7 @@ from polygrain.provenance.sidecar import git_state, recorded
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("in.bin").write_bytes(b"in")
-    Path("config.yaml").write_text("a: 1\n")
+    Path("config.yaml").write_text("a: 1\n", encoding="utf-8")
     return tmp_path
 
 
@@ -40,7 +40,7 @@ def _job(folder: Path, content: bytes = b"out", seconds: float = 0.0) -> dict[st
         while time.process_time() < end:
             pass
         outputs[0].write_bytes(content)
-    record: dict[str, Any] = json.loads(Path("records/x.json").read_text())
+    record: dict[str, Any] = json.loads(Path("records/x.json").read_text(encoding="utf-8"))
     return record
 
 
@@ -93,7 +93,7 @@ def test_a_failure_leaves_no_record_not_even_the_old_one(folder: Path) -> None:
 def test_inputs_are_described_as_they_were_at_the_start(folder: Path) -> None:
     with recorded(Path("x.json"), stage="x", inputs=[Path("in.bin")], outputs=[], config=None):
         Path("in.bin").write_bytes(b"changed by somebody")
-    record = json.loads(Path("x.json").read_text())
+    record = json.loads(Path("x.json").read_text(encoding="utf-8"))
     assert record["inputs"] == {"in.bin": _entry(b"in")}
     assert record["config"] is None
 
@@ -108,8 +108,8 @@ def test_missing_files_are_named_and_leave_no_record(folder: Path) -> None:
 
 
 def test_what_decided_a_job_is_named_apart(folder: Path) -> None:
-    Path("code.json").write_text("{}")
-    Path("environment.json").write_text("[]")
+    Path("code.json").write_text("{}", encoding="utf-8")
+    Path("environment.json").write_text("[]", encoding="utf-8")
     with recorded(
         Path("x.json"),
         stage="x",
@@ -120,7 +120,7 @@ def test_what_decided_a_job_is_named_apart(folder: Path) -> None:
         environment=Path("environment.json"),
     ):
         pass
-    record = json.loads(Path("x.json").read_text())
+    record = json.loads(Path("x.json").read_text(encoding="utf-8"))
     assert record["code"] == {"code.json": _entry(b"{}")}
     assert record["environment"] == {"environment.json": _entry(b"[]")}
     assert record["inputs"] == {**record["code"], **record["environment"]}
@@ -138,11 +138,11 @@ def test_the_data_hash_is_that_of_the_manifests_read_or_made(folder: Path) -> No
             config=None,
             manifests=[Path(name) for name in manifests],
         ):
-            Path("made.json").write_text("made")
-            Path("read.json").write_text("changed by somebody")
-        return json.loads(Path("x.json").read_text())["data"]
+            Path("made.json").write_text("made", encoding="utf-8")
+            Path("read.json").write_text("changed by somebody", encoding="utf-8")
+        return json.loads(Path("x.json").read_text(encoding="utf-8"))["data"]
 
-    Path("read.json").write_text("read")
+    Path("read.json").write_text("read", encoding="utf-8")
     found = data("read.json", "made.json")
     assert found["manifests"] == {"made.json": _entry(b"made"), "read.json": _entry(b"read")}
     hashes = {name: entry["sha256"] for name, entry in found["manifests"].items()}
@@ -155,7 +155,7 @@ def test_what_kernels_were_chosen_for_is_told_apart_from_what_the_processor_offe
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = _job(folder)["machine"]
-    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].split("\n", 1)[0].split()
     assert machine["instructions"] == [name for name in INSTRUCTIONS if name in flags]
     assert "avx2" in machine["instructions"]
     assert machine["vendor"]

@@ -16,7 +16,7 @@ from polygrain.provenance.unchanged import hashed, remove_leftovers, unchanged
 def job(inputs: Sequence[Path], output: Path, change: Callable[[], object]) -> None:
     """Make an output from the first input, which changes meanwhile."""
     with unchanged(inputs, [output, output.with_name("absent")]):
-        output.write_text("made from a")
+        output.write_text("made from a", encoding="utf-8")
         change()
 
 

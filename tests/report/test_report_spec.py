@@ -96,7 +96,7 @@ def test_reported_values_keep_the_decimals_of_the_source(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", sorted((PARAMS / "table").glob("*.yaml")), ids=lambda path: path.stem)
 def test_tables_of_the_repository(path: Path) -> None:
     """Every table parses once its runs are filled in, and every citation has its record."""
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     for group in config["groups"]:
         for row in group["rows"]:
             row |= {"runs": [f"seed{seed}" for seed in config["seeds"]], "inputs": {}, "facts": {}}

@@ -52,7 +52,7 @@ def test_a_job_ends_with_the_process_that_started_it(tmp_path):
 
 def _alive(process: int) -> bool:
     try:
-        with open(f"/proc/{process}/stat") as stream:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as stream:
             return stream.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -88,7 +88,7 @@ def test_two_protocols_of_two_files_each_are_printed_as_they_say(project):
 
 
 def read_cells(path: Path) -> dict[tuple[str, str], dict[str, str]]:
-    with path.open(newline="") as stream:
+    with path.open(encoding="utf-8", newline="") as stream:
         return {(line["row"], line["column"]): line for line in csv.DictReader(stream)}
 
 

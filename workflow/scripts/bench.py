@@ -197,7 +197,7 @@ def seconds_of(project: Project, side: str, run: str, steps: int) -> float:
     without, kernels = SIDES[side]
     code, variables = f"import bench; bench.measured({run!r}, {steps}, {kernels!r})", environment(project, without)
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=project.root, env=variables, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project.root, env=variables, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise UserError(f"{run}: a measured process failed: {last_line(done.stderr)}")
     return float(done.stdout)

@@ -91,7 +91,8 @@ def run(arguments: Sequence[str], folder: Path, pins: Mapping[str, str], log: Pa
         made.kill()
     if made.returncode:
         status = f"ended by {signal.Signals(-made.returncode).name}" if made.returncode < 0 else "failed"
-        raise UserError(f"{' '.join(arguments)}: {status}: {last_line(log.read_text(errors='replace'))} (see {log})")
+        said = last_line(log.read_text(encoding="utf-8", errors="replace"))
+        raise UserError(f"{' '.join(arguments)}: {status}: {said} (see {log})")
 
 
 def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop: threading.Event) -> Findings:
@@ -106,8 +107,8 @@ def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop:
 
 def read_operations(features: str, said: Path, mkl: Path) -> Findings:
     """Read what `operations.py` printed, and which branch MKL reported. Raises UserError where it printed nothing."""
-    lines = [json.loads(line) for line in said.read_text().splitlines() if line.startswith(("{", "["))]
-    branch = re.search(r"\bCNR:(\S+)", mkl.read_text() if mkl.is_file() else "")
+    lines = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines() if line.startswith(("{", "["))]
+    branch = re.search(r"\bCNR:(\S+)", mkl.read_text(encoding="utf-8") if mkl.is_file() else "")
     if not lines or branch is None:
         raise UserError(f"{said}: holds no operations, or MKL reported none of its calls")
     seen = Findings(features, ", ".join(f"{name} {choice}" for name, choice in {**lines[0], "MKL": branch[1]}.items()))
@@ -142,7 +143,7 @@ def pin_lines(pinned: Findings, others: Mapping[str, Findings]) -> list[str]:
 
 def child(cpu: str, arguments: Sequence[str]) -> int:
     """A job's process: refuse to work natively where an emulator was meant, or unpinned; then do the verb."""
-    emulated = Path("/proc/self/comm").read_text().startswith("qemu")
+    emulated = Path("/proc/self/comm").read_text(encoding="utf-8").startswith("qemu")
     if emulated != (cpu != NATIVE) or not all_pins():
         raise UserError(f"expected {cpu} with all pins; emulated: {emulated}, pinned: {all_pins()}")
     return verb(arguments)

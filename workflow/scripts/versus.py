@@ -47,7 +47,7 @@ class Rounds(NamedTuple):
 def ask(job: Job) -> Job:
     """One measurement in a process of its own. Raises UserError with its last line when it fails."""
     command, variables = [sys.executable, str(SCRIPTS / "versus_sides.py")], environment(Project.here())
-    done = subprocess.run(command, input=json.dumps(job), env=variables, capture_output=True, text=True)
+    done = subprocess.run(command, input=json.dumps(job), env=variables, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise UserError(f"{job['side']} {job['part']}: exit {done.returncode}: {last_line(done.stderr)}")
     return dict(json.loads(done.stdout))

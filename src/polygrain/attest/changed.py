@@ -186,7 +186,7 @@ class _Comparison:
 @cache
 def _file(path: Path) -> tuple[list[str], set[Region]]:
     """The lines of a file, and where its instructions stand."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     return text.splitlines(), set(_positions(compile(text, str(path), "exec", dont_inherit=True)))
 
 

@@ -109,10 +109,10 @@ class Laboratory:
         """Run a module of the new code under the tracer."""
         with tempfile.TemporaryDirectory(prefix="polygrain-attest-") as folder:
             task, result = Path(folder, "task.json"), Path(folder, "result.json")
-            task.write_text(json.dumps({"files": self._files, "result": str(result)}))
+            task.write_text(json.dumps({"files": self._files, "result": str(result)}), encoding="utf-8")
             ended = self.children.python(self.new.root, executed.__file__, str(task), module, *arguments)
             if result.is_file():
-                said = json.loads(result.read_text())
+                said = json.loads(result.read_text(encoding="utf-8"))
                 source = self.new.source.resolve()
                 for path, positions in said["positions"].items():
                     name = Path(path).relative_to(source).as_posix()

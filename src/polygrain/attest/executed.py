@@ -102,7 +102,7 @@ class Watch:
 
 def main(task: Path, module: str, arguments: list[str]) -> None:
     """Run `module` under watch; the result is written however it ends, except by a kill."""
-    said = json.loads(task.read_text())
+    said = json.loads(task.read_text(encoding="utf-8"))
     watch = Watch(said["files"])
     sys.argv = [module, *arguments]
     watch.start()
@@ -111,7 +111,9 @@ def main(task: Path, module: str, arguments: list[str]) -> None:
     finally:
         watch.stop()
         modules = sorted({name.partition(".")[0] for name in list(sys.modules)})
-        Path(said["result"]).write_text(json.dumps({"modules": modules, "positions": watch.positions()}))
+        Path(said["result"]).write_text(
+            json.dumps({"modules": modules, "positions": watch.positions()}), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

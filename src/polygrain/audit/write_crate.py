@@ -45,7 +45,7 @@ def _tells_of(crate: Path, tables: Sequence[Path]) -> bool:
     """Whether a crate holds the hashes of tables; each names all that it was made from, by its claim id."""
     if not crate.is_file():
         return False
-    text = crate.read_text()
+    text = crate.read_text(encoding="utf-8")
     return all(sha256_file(table) in text for table in tables)
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 
 from polygrain.cli.faults import explain  # at once: with a full disk nothing more can be loaded
 from polygrain.cli.verbs import build, claims, doubt
@@ -13,6 +14,9 @@ from polygrain.provenance.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, or 2 after one line that says what is wrong and what to do."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # no locale decides what can be printed
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     options = parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.function
     try:

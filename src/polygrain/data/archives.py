@@ -169,7 +169,7 @@ def download_wheel(requirement: str, scratch: Path) -> Path:
     """Fetch a wheel and only a wheel: building a source release would run its code. Raises OSError with the reason."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=10"]
     command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", str(scratch), requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise OSError(f"pip download failed: {lines[-1] if lines else 'no message'}")

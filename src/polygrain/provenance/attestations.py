@@ -52,7 +52,7 @@ def read_attestations(root: Path) -> tuple[Attestation, ...]:
 @cache
 def _read(path: Path, mtime_ns: int, size: int) -> tuple[Attestation, ...]:
     """Read once per process and state of the file, which the last two arguments stand for."""
-    return parse_attestations(path.read_text(), str(path))
+    return parse_attestations(path.read_text(encoding="utf-8"), str(path))
 
 
 def parse_attestations(text: str, place: str) -> tuple[Attestation, ...]:

@@ -12,7 +12,7 @@ def dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run one DVC command. On a terminal its progress bars and warnings are shown as they come."""
     errors = None if sys.stderr.isatty() else subprocess.PIPE
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=errors, text=True)
+    return subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace")
 
 
 def complaint(done: "subprocess.CompletedProcess[str]") -> str:

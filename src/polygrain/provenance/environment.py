@@ -66,7 +66,7 @@ def environment(lock: Path, packages: Sequence[str]) -> dict[str, Any]:
 def _locked(lock: Path, mtime_ns: int, size: int) -> dict[str, str]:
     """Every package's version; read once per process and state of the file, which the last two arguments stand for."""
     versions: dict[str, set[str]] = {}
-    for name, version in _REQUIREMENT.findall(lock.read_text()):
+    for name, version in _REQUIREMENT.findall(lock.read_text(encoding="utf-8")):
         versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
     return {name: _ALTERNATIVE.join(sorted(found)) for name, found in versions.items()}
 

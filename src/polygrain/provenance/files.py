@@ -76,7 +76,7 @@ def json_line(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises UserError when it is missing or broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 def _cpuinfo() -> dict[str, str]:
     """The first processor's lines of /proc/cpuinfo; nothing on systems without it."""
     try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

@@ -167,7 +167,7 @@ def _stamp(stages: Sequence[Stage], root: Path, findings: Mapping[str, Finding])
     before = {path: (root / path).lstat().st_mtime_ns for paths in proven.values() for path in paths}
     targets = [str(paths[0]) for paths in proven.values()]
     command = [sys.executable, "-m", "snakemake", *TOUCH, "--", *targets]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise UserError(

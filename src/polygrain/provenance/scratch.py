@@ -119,7 +119,8 @@ def start(folder: Path, *command: str) -> "subprocess.Popen[str]":
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,
     )
 

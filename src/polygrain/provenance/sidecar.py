@@ -92,7 +92,7 @@ def _git(*arguments: str, folder: Path | None) -> str | None:
     try:
         # without optional locks a status beside a running commit disturbs nobody
         command = ["git", "--no-optional-locks", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -33,7 +33,7 @@ def collapsed(root: Path, row: Row, seeds: Sequence[int]) -> str:
 
 
 def _monitors(path: Path) -> dict[str, float]:
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if not lines:
         return {}
     try:

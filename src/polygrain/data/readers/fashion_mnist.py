@@ -153,7 +153,8 @@ def _debian(scratch: Path) -> Path:
 
 
 def _call(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    plain = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", env=plain)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise OSError(f"{command[0]} failed: {lines[-1] if lines else 'no message'}")
