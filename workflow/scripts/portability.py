@@ -102,7 +102,7 @@ def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop:
     run(command(cpu, "-c", FEATURES), project.root, free, place / "features.txt", stop)
     asked = {**pins, "MKL_VERBOSE": "1", "MKL_VERBOSE_OUTPUT_FILE": str(mkl)}
     run(command(cpu, str(SCRIPTS / "operations.py")), project.root, asked, said, stop)
-    return read_operations((place / "features.txt").read_text().splitlines()[-1], said, mkl)
+    return read_operations((place / "features.txt").read_text(encoding="utf-8").splitlines()[-1], said, mkl)
 
 
 def read_operations(features: str, said: Path, mkl: Path) -> Findings:
@@ -162,7 +162,7 @@ def build(project: Project, cpu: str, place: Path, stages: Sequence[Stage], seen
     checkout(project, place)
     wrapper, job = place / "bin" / "polygrain", command(cpu, str(SCRIPTS / "portability.py"), "--child", cpu)
     wrapper.parent.mkdir()
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(job)} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(job)} "$@"\n', encoding="utf-8")
     wrapper.chmod(0o755)
     path = {"PATH": os.pathsep.join((str(wrapper.parent), os.environ["PATH"]))}
     outputs = [str(stage.outputs[0]) for stage in stages]
@@ -171,7 +171,7 @@ def build(project: Project, cpu: str, place: Path, stages: Sequence[Stage], seen
     for stage in stages:
         seen.hashes[stage.name] = {str(path): sha256_file(place / path) for path in stage.outputs}
         timed = place / "benchmarks" / stage.sidecar.relative_to("records").with_suffix(".tsv")
-        seen.seconds[stage.name] = float(timed.read_text().splitlines()[1].split()[0])
+        seen.seconds[stage.name] = float(timed.read_text(encoding="utf-8").splitlines()[1].split()[0])
 
 
 def main(project: Project, options: argparse.Namespace) -> int:

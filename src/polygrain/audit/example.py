@@ -59,10 +59,10 @@ def _start(root: Path) -> None:
 
 
 def _replace(name: str, old: str, new: str, root: Path) -> None:
-    text = (root / name).read_text()
+    text = (root / name).read_text(encoding="utf-8")
     if text.count(old) != 1:
         raise UserError(f"{root / name}: the example expects {old!r} there once; this tree has changed")
-    (root / name).write_text(text.replace(old, new))
+    (root / name).write_text(text.replace(old, new), encoding="utf-8")
 
 
 def _tamper(root: Path) -> None:

@@ -108,7 +108,7 @@ def _build(clone: Path, target: str) -> None:
         run(clone, "snakemake", "--quiet", "--cores", "1", target)
     except UserError as error:
         logs = sorted(clone.glob("logs/**/*.log"), key=lambda path: path.stat().st_mtime)
-        words = logs[-1].read_text(errors="replace").strip().splitlines() if logs else []
+        words = logs[-1].read_text(errors="replace", encoding="utf-8").strip().splitlines() if logs else []
         raise UserError(f"{target}: could not be rebuilt: {words[-1] if words else error}") from None
 
 

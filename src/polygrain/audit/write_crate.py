@@ -87,7 +87,7 @@ def _by_folder(targets: Sequence[str]) -> dict[Path, list[str]]:
 
 
 def _about(project: Project, targets: Sequence[str]) -> About:
-    described = tomllib.loads((project.root / "pyproject.toml").read_text())["project"]
+    described = tomllib.loads((project.root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     date = commit_date(project.root)
     if date is None:
         raise UserError(f"{project.root}: no git repository with a commit; a crate belongs to one")

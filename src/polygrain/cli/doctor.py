@@ -71,7 +71,7 @@ def _running(root: Path) -> list[tuple[str, str]]:
     """Runs whose lock a live process holds: (run directory, process id)."""
     held = []
     for path in sorted(root.glob("runs/*/*/*/*/*/scratch/lock")):
-        with path.open("r") as stream:
+        with path.open("r", encoding="utf-8") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

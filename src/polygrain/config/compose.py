@@ -113,7 +113,7 @@ def origins(run: Run, params: Path) -> dict[str, str]:
     for layer in layers:
         path = params / f"{layer.config_path}.yaml"
         if layer.config_path and path.is_file():
-            node = yaml.compose(path.read_text())
+            node = yaml.compose(path.read_text(encoding="utf-8"))
             prefix = layer.package or ""
             if node is not None:
                 found.update(_lines(node, prefix, f"{params.name}/{layer.config_path}.yaml"))

@@ -84,7 +84,7 @@ def _refuse_while_running(root: Path, directory: Path, path: Path) -> None:
     lock = root / directory / "scratch" / "lock"
     if not (root / path).is_file() or not lock.is_file():
         return
-    with lock.open() as stream:
+    with lock.open(encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

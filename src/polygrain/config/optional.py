@@ -48,7 +48,9 @@ def _texts(method: str) -> str:
     An f-string that begins with what is filled in names nothing, or `f"{grain}_{monitor}"` would name every recipe.
     """
     found = set()
-    for node in ast.walk(ast.parse(SOURCE.joinpath("polygrain", "methods", f"{method}.py").read_text())):
+    for node in ast.walk(
+        ast.parse(SOURCE.joinpath("polygrain", "methods", f"{method}.py").read_text(encoding="utf-8"))
+    ):
         if isinstance(node, ast.JoinedStr):
             parts = [re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in node.values]
             if parts[:1] != [".*"]:

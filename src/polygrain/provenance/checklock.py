@@ -106,7 +106,7 @@ def find_problems(stages: Sequence[Stage], root: Path, published: Mapping[Path, 
         return [Problem(f"{LOCK}: missing or empty; {AGAIN}", None, stale=True)]
     pipeline = root / PIPELINE
     problems = []
-    if not pipeline.is_file() or pipeline.read_text() != dvc_yaml(stages, root):
+    if not pipeline.is_file() or pipeline.read_text(encoding="utf-8") != dvc_yaml(stages, root):
         problems.append(Problem(f"{PIPELINE}: differs from the generated text; {AGAIN}", None, stale=True))
     known = {locked.name for stage in stages if (locked := lock.find(stage))}
     for name in sorted(set(lock.stages) - known):

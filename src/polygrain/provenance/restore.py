@@ -124,7 +124,7 @@ def _alone(root: Path) -> Iterator[None]:
     """Hold the operating system's lock against a second restore; it is gone with this process, however that ends."""
     path = root / ".dvc/tmp/polygrain-restore.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

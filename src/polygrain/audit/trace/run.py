@@ -45,7 +45,11 @@ def _head(project: Project, cell: CellAddress, evidence: Evidence) -> tuple[list
     notes: dict[str, None] = {}
     source = cell.table.folder / f"{cell.table.name}.csv"
     for path in (source, Path(PUBLISHED, *source.parts[1:])):
-        line = printed_cell((project.root / path).read_text(), cell) if (project.root / path).is_file() else None
+        line = (
+            printed_cell((project.root / path).read_text(encoding="utf-8"), cell)
+            if (project.root / path).is_file()
+            else None
+        )
         if line is None:
             lines.append(labelled("printed", f"{_why_not(project, path)}: {path}"))
         else:

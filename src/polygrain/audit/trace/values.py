@@ -119,7 +119,7 @@ def _keys(project: Project, cell: CellAddress, config: Config, keys: Sequence[st
 def _written(project: Project, place: str) -> str:
     """The line `file:number` of params."""
     file, _, number = place.rpartition(":")
-    return (project.root / file).read_text().splitlines()[int(number) - 1] if file else ""
+    return (project.root / file).read_text(encoding="utf-8").splitlines()[int(number) - 1] if file else ""
 
 
 def _values(config: Config, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:

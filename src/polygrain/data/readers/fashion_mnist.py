@@ -130,7 +130,7 @@ def _debian(scratch: Path) -> Path:
     for part in ("lists/partial", "archives/partial"):
         (scratch / part).mkdir(parents=True)
     hooks = scratch / "no-hooks.conf"
-    hooks.write_text("".join(f"#clear APT::Update::{hook};\n" for hook in APT_HOOKS))
+    hooks.write_text("".join(f"#clear APT::Update::{hook};\n" for hook in APT_HOOKS), encoding="utf-8")
     options = {
         "Dir::State": scratch,
         "Dir::State::Lists": scratch / "lists",
