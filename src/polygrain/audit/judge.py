@@ -162,7 +162,7 @@ class _Auditor:
         """Copies in git that are not what the lock of the same commit says."""
         tree = self._copies[state.commit.id]
         for name, blob in sorted(self._repository.files(tree).items()):
-            if Path(name).name in self._layout.records:
+            if self._layout.records & set(Path(name).parts):
                 continue
             output = (self._layout.outputs / name).as_posix()
             copy = (self._layout.published / name).as_posix()

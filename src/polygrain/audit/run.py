@@ -22,6 +22,7 @@ from polygrain.config.stages import KINDS
 from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.compare import TOLERANCE
 from polygrain.provenance.dvccommand import cache_folder, object_path
+from polygrain.provenance.curves import CURVES
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.lock import Locked
 from polygrain.provenance.scratch import git, run, scratch_clone, switch
@@ -80,7 +81,7 @@ LAYOUT = Layout(
     outputs=Path("reports"),
     sources=sources_of,
     entries=entries_of,
-    records=frozenset({CRATE, ATTESTATIONS.name, "determinism.md"}),
+    records=frozenset({CRATE, ATTESTATIONS.name, CURVES.name, "determinism.md"}),
 )
 
 

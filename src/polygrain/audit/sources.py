@@ -36,7 +36,7 @@ class Layout:
     entries: Callable[[Locked, str], Sequence[str]] = lambda _, __: ()
     """Stage and path of an input -> modules whose import closure decides it, where that is less than the package."""
     records: frozenset[str] = frozenset()
-    """Names of published files that are no output of a job and may change as they like."""
+    """Names of published files, and of folders of them, that are no output of a job and may change as they like."""
 
 
 class Sources:
