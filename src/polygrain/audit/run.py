@@ -21,8 +21,8 @@ from polygrain.config.published import PUBLISHED
 from polygrain.config.stages import KINDS
 from polygrain.provenance.attestations import FILE as ATTESTATIONS
 from polygrain.provenance.compare import TOLERANCE
-from polygrain.provenance.dvccommand import cache_folder, object_path
 from polygrain.provenance.curves import CURVES
+from polygrain.provenance.dvccommand import cache_folder, object_path
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.lock import Locked
 from polygrain.provenance.scratch import git, run, scratch_clone, switch
