@@ -1,5 +1,6 @@
 """`restore` in real clones with real DVC and Snakemake: what comes back, what is left to run, and what it refuses."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -36,6 +37,15 @@ NAMES = {job.name for job in toy_jobs()}
 def add_remote(root: Path, store: Path) -> Path:
     dvc(root, "remote", "add", "--default", "--local", "store", str(store))
     return root
+
+
+def test_where_dvc_fails_its_reason_is_told(recorded_project: Path) -> None:
+    """Here another process of DVC holds its lock."""
+    (recorded_project / CHECKPOINT).unlink()
+    with (recorded_project / ".dvc/tmp/lock").open("a+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"dvc \w+( \w+)? failed \(ERROR: .*lock"):
+            restored(recorded_project)
 
 
 @pytest.mark.parametrize("cache_type", ["copy", "symlink"])

@@ -64,7 +64,7 @@ def _place(wanted: Mapping[Path, str], root: Path, hashes: Hashes) -> dict[Path,
     """Check files out of the cache, verify them and move them to their places; return those with other bytes."""
     entries = [{"path": (SCRATCH / path).as_posix(), "md5": md5, "hash": "md5"} for path, md5 in wanted.items()]
     write_text(root / POINTER, dump_yaml({"outs": entries}))
-    done = dvc(root, "checkout", "--quiet", "--force", "--allow-missing", str(POINTER))
+    done = dvc(root, "checkout", "--force", "--allow-missing", str(POINTER))
     if done.returncode:
         raise UserError(f"{root}: dvc checkout failed ({complaint(done)}); correct that and restore again")
     hashes.read_ahead(SCRATCH / path for path in wanted)
