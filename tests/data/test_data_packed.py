@@ -239,7 +239,7 @@ def test_the_error_of_a_disk_that_fills_keeps_its_number(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
         with pytest.raises(OSError) as caught:
-            prepare_module.write_array(tmp_path / "images.npy", np.save, np.zeros(3 << 20, np.uint8))
+            prepare_module.write_array(tmp_path / "images.npy", np.zeros(3 << 20, np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
