@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from polygrain.attest.pieces import Piece, head_hash, pieces
-from polygrain.provenance.code import absolute_base, node_hash, places
+from polygrain.provenance.code import absolute_base, node_hash, places, syntax_tree
 from polygrain.provenance.errors import UserError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -61,7 +61,7 @@ class Tree:
                 )
             self.paths[name], self.effects[name] = path, []
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            self._add(name, ast.parse(path.read_bytes()).body, package)
+            self._add(name, syntax_tree(path.read_bytes()).body, package)
 
     def _add(self, module: str, body: Sequence[ast.stmt], package: str) -> None:
         """File each statement of a module under what it defines."""

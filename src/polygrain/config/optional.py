@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from polygrain.config.project import SOURCE
+from polygrain.provenance.code import syntax_tree
 
 UNTOUCHED, RANDAUGMENT = "polygrain.views.untouched", "polygrain.views.randaugment"
 
@@ -49,7 +50,7 @@ def _texts(method: str) -> str:
     """
     found = set()
     for node in ast.walk(
-        ast.parse(SOURCE.joinpath("polygrain", "methods", f"{method}.py").read_text(encoding="utf-8"))
+        syntax_tree(SOURCE.joinpath("polygrain", "methods", f"{method}.py").read_text(encoding="utf-8"))
     ):
         if isinstance(node, ast.JoinedStr):
             parts = [re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in node.values]

@@ -14,6 +14,7 @@ from pydantic import Field, create_model
 
 from polygrain.config.check import Strict
 from polygrain.config.project import SOURCE
+from polygrain.provenance.code import syntax_tree
 from polygrain.provenance.errors import UserError
 
 
@@ -61,7 +62,7 @@ def values_model(module: str, name: str, *, without: tuple[str, ...] = ()) -> ty
 @cache
 def _parsed(module: str) -> tuple[Path, ast.Module]:
     path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
-    return path, ast.parse(path.read_text(encoding="utf-8"))
+    return path, syntax_tree(path.read_text(encoding="utf-8"))
 
 
 def _parameters(node: ast.stmt | None) -> Iterator[tuple[str, str, bool]]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from polygrain.provenance.errors import UserError
@@ -28,6 +29,7 @@ from polygrain.provenance.errors import UserError
 PACKAGE = "polygrain"
 # Derived from the rest of the tree, or only filled by some Python versions or parser flags.
 _SKIPPED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+_one_at_a_time = Lock()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def closure(entries: Sequence[str], find: Callable[[str], Module | None], source
 
 def tree_hash(text: str) -> str:
     """SHA-256 (hex) of the canonical syntax tree of one source text."""
-    return node_hash(ast.parse(text))
+    return node_hash(syntax_tree(text))
 
 
 def _unknown(name: str, importer: str, source: Path) -> str:
@@ -111,10 +113,16 @@ def places(name: str) -> tuple[Path, ...]:
     return base.with_name(f"{base.name}.py"), base / "__init__.py"
 
 
+def syntax_tree(text: str | bytes) -> ast.Module:
+    """`ast.parse` for any thread: before Python 3.13 two threads that build trees at once may end in a SystemError."""
+    with _one_at_a_time:
+        return ast.parse(text)
+
+
 def parse(name: str, path: Path, text: bytes) -> Module:
     """Parse the text of a module that lies at `path`. Raises UserError with file and line where it is not valid."""
     try:
-        tree = ast.parse(text)
+        tree = syntax_tree(text)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         raise UserError(f"{path}:{line}: not valid Python ({error}); correct it") from error
