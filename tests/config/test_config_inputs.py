@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,23 @@ def test_the_inputs_of_a_run_that_is_being_trained_stay_as_they_are(project):
     assert (project.root / stage.config_path).read_text() == text
     write_inputs(project, changed)
     assert "0.31" in (project.root / stage.config_path).read_text()
+
+
+def test_a_look_of_one_thread_ends_though_another_began_within_it(project):
+    begun, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with one_look():
+            begun.set()
+            ended.wait()
+
+    with one_look():
+        thread = threading.Thread(target=other)
+        thread.start()
+        begun.wait()
+    before = stamp(project.params)
+    ended.set()
+    thread.join()
+    path = project.params / "run.yaml"
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+    assert stamp(project.params) > before

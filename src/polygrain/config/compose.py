@@ -11,6 +11,7 @@ Hydra is imported where it composes: a job under the workflow reads what was com
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -51,8 +52,9 @@ def resolve(run: Run, params: Path) -> Config:
 
 def stamp(folder: Path, suffix: str = ".yaml") -> int:
     """Latest modification of the files with a suffix under a folder, ns: what is remembered of them is valid for it."""
-    if _stamps is not None and (folder, suffix) in _stamps:
-        return _stamps[folder, suffix]
+    known = _stamps.get()
+    if known is not None and (folder, suffix) in known:
+        return known[folder, suffix]
     latest, folders = 0, [str(folder)]
     while folders:  # by scandir: twice as fast as a Path's rglob
         with os.scandir(folders.pop()) as entries:
@@ -61,23 +63,24 @@ def stamp(folder: Path, suffix: str = ".yaml") -> int:
                     folders.append(entry.path)
                 elif entry.name.endswith(suffix):
                     latest = max(latest, entry.stat().st_mtime_ns)
-    if _stamps is not None:
-        _stamps[folder, suffix] = latest
+    if known is not None:
+        known[folder, suffix] = latest
     return latest
 
 
-_stamps: dict[tuple[Path, str], int] | None = None
+# of each thread: a look of one must not last longer because another began within it
+_stamps: ContextVar[dict[tuple[Path, str], int] | None] = ContextVar("stamps", default=None)
 
 
 @contextmanager
 def one_look() -> Iterator[None]:
     """While this lasts, `stamp` looks at each folder once: a graph of a thousand jobs asks thousands of times."""
-    global _stamps
-    outer, _stamps = _stamps, {} if _stamps is None else _stamps
+    known = _stamps.get()
+    token = _stamps.set({} if known is None else known)
     try:
         yield
     finally:
-        _stamps = outer
+        _stamps.reset(token)
 
 
 @cache
