@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from polygrain.provenance.checklock import find_problems
-from polygrain.provenance.lock import read_lock
+from polygrain.provenance.lock import CONFIGURATIONS, read_lock
 from polygrain.provenance.restore import restore
 from polygrain.provenance.stage import Stage
 
@@ -37,7 +37,7 @@ class Toy(Stage):
 
     @property
     def name(self) -> str:
-        return self.task
+        return super().name if self.task == CONFIGURATIONS else self.task
 
     @property
     def item(self) -> str:

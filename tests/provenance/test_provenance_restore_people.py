@@ -25,6 +25,7 @@ from provenance_toy import (
 )
 
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import read_lock
 from polygrain.provenance.record import record
@@ -40,6 +41,22 @@ except UserError as error:
 """
 
 
+def write_configurations(root: Path) -> None:
+    """From the files that git holds, as the workflow does at its start."""
+    for path in (root / "params").iterdir():
+        write_if_changed(root / "inputs" / path.stem / "config.yaml", path.read_text())
+
+
+def switch(root: Path, branch: str) -> None:
+    call(root, "git", "checkout", "--quiet", branch)
+    write_configurations(root)
+
+
+def set_rate(root: Path, run: str, rate: str) -> None:
+    edit(root, f"params/{run}.yaml", "0.05", rate)
+    write_configurations(root)
+
+
 def build_and_record(root: Path) -> dict[str, bytes]:
     snakemake(root)
     record(toy_jobs(), root, PUBLISHED)
@@ -50,28 +67,31 @@ def build_and_record(root: Path) -> dict[str, bytes]:
 def test_branches_are_switched_and_merged_without_training(recorded_project: Path) -> None:
     """The recipe of the README: merge, restore, build, record, commit."""
     root = recorded_project
-    edit(root, ".gitignore", "/inputs/\n", "")
+    (root / "params").mkdir()
+    for run in ("run-a", "run-b"):
+        shutil.copy(root / "inputs" / run / "config.yaml", root / "params" / f"{run}.yaml")
     shutil.copy(REPOSITORY / ".gitattributes", root)
     commit_all(root)
     call(root, "git", "checkout", "--quiet", "-b", "main")
     first = outputs(root)
     call(root, "git", "checkout", "--quiet", "-b", "other")
-    edit(root, "inputs/run-b/config.yaml", "0.05", "0.2")
+    set_rate(root, "run-b", "0.2")
     other = build_and_record(root)
-    call(root, "git", "checkout", "--quiet", "main")
+    switch(root, "main")
     restored(root)
     assert outputs(root) == first != other
-    edit(root, "inputs/run-a/config.yaml", "0.05", "0.1")
+    set_rate(root, "run-a", "0.1")
     mine = build_and_record(root)
-    call(root, "git", "checkout", "--quiet", "other")
+    switch(root, "other")
     restored(root)
     assert outputs(root) == other
     assert planned(root) == set()
 
-    call(root, "git", "checkout", "--quiet", "main")
+    switch(root, "main")
     merged = subprocess.run(["git", "merge", "other"], cwd=root, capture_output=True, text=True)
     assert merged.returncode == 1
     assert {"dvc.lock", "published/table1.md"} <= {line.rpartition("reports/")[2] for line in conflicts(root)}
+    write_configurations(root)
     found = restored(root)
     assert found == {"toy": "in place", "run-a": "restored", "run-b": "in place", "table1": "stale"}
     assert planned(root) == {"table1"}

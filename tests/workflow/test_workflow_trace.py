@@ -47,6 +47,12 @@ def test_dvc_itself_shows_results_and_curves(recorded):
     assert said[""]["data"][f"{RUN}/results/linear.json"]["data"]["values"] == results
     for kind in ("metrics", "params"):
         assert recorded.run("dvc", kind, "diff", "HEAD").stdout == ""
+    config = recorded.root / RUN / "config/pretrain.yaml"
+    resolved = config.read_text()
+    config.write_text(resolved.replace("seed: 0", "seed: 7"))
+    (changed,) = json.loads(recorded.run("dvc", "params", "diff", "HEAD", "--json").stdout).values()
+    config.write_text(resolved)
+    assert changed == {"seed": {"old": 0, "new": 7, "diff": 7}}
     recorded.run("dvc", "plots", "diff", "HEAD", "--out", "plots")
     page = (recorded.root / "plots/index.html").read_text()
     shutil.rmtree(recorded.root / "plots")

@@ -22,6 +22,8 @@ from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dotted, one_line, parse_yaml
 
 LOCK = Path("dvc.lock")
+CONFIGURATIONS = "configurations"
+"""Entries with this task keep configurations for `dvc params diff`; they are no jobs."""
 
 T = TypeVar("T")
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
@@ -82,7 +84,8 @@ class LockParser:
         try:
             text = content.decode()
             stages = self._by_stage(text)
-            return Lock({stage.name: stage for stage in (_whole(text) if stages is None else stages)})
+            jobs = [stage for stage in (_whole(text) if stages is None else stages) if _is_job(stage.name)]
+            return Lock({stage.name: stage for stage in jobs})
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"not valid YAML: {one_line(error)}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -117,6 +120,10 @@ def _pieces(text: str, start: int) -> Iterator[str]:
 def _whole(text: str) -> list[Locked]:
     content = parse_yaml(text)
     return [_locked(name, stage) for name, stage in (content["stages"] or {}).items()] if content else []
+
+
+def _is_job(name: str) -> bool:
+    return name.split("-")[0] != CONFIGURATIONS
 
 
 def _locked(name: Any, content: Mapping[str, Any]) -> Locked:

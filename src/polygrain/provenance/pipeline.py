@@ -3,15 +3,20 @@
 Snakemake decides what runs and when; DVC keeps the bytes and their history. The file is generated from the same stages
 that Snakemake runs, so `dvc dag`, `dvc params diff`, `dvc metrics show` and `dvc status` work. Stages that differ only
 in their run are one entry with `foreach`.
+
+DVC reads the parameters of an earlier commit from its files, not from its lock, and git holds no configuration that the
+workflow wrote. So the configurations are outputs too, of stages that do nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from polygrain.provenance.curves import plots
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.lock import printed
+from polygrain.provenance.lock import CONFIGURATIONS, printed
 from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dump_yaml, load_yaml
 
@@ -32,36 +37,61 @@ def dvc_yaml(stages: Sequence[Stage], root: Path) -> str:
     when the stages of a group differ in more than their run.
     """
     entries: dict[str, Any] = {}
-    for stage in sorted(stages, key=lambda stage: stage.name):
+    for stage in stages:
         parameters(root / stage.config_path)
-        group, _, key = stage.name.partition("@")
-        entry = _entry(stage)
+    for name, item, entry in sorted([*map(_job, stages), *_configurations(stages)], key=itemgetter(0)):
+        group, _, key = name.partition("@")
+        filled = _with_item(entry, item)
         if not key:
-            entries[group] = entry
+            entries[group] = filled
             continue
-        listed = entries.setdefault(group, {"foreach": {}, "do": entry})
-        if listed["do"] != entry:
-            raise ValueError(f"{stage.name}: differs from the other stages of {group} in more than {stage.item}")
-        listed["foreach"][key] = stage.item
+        listed = entries.setdefault(group, {"foreach": {}, "do": filled})
+        if listed["do"] != filled:
+            raise ValueError(f"{name}: differs from the other stages of {group} in more than {item}")
+        listed["foreach"][key] = item
     drawn = plots(stages)
     return HEADER + dump_yaml({"stages": entries, **({"plots": drawn} if drawn else {})}, width=_UNFOLDED)
 
 
-def _entry(stage: Stage) -> dict[str, Any]:
-    """The entry of a stage, with `${item}` where the stages of its group differ."""
+def recorded_names(stages: Sequence[Stage]) -> list[str]:
+    """The names of everything that `dvc.lock` holds for `stages`, sorted."""
+    return sorted(name for name, _, _ in [*map(_job, stages), *_configurations(stages)])
 
-    def text(value: str | Path) -> str:
-        return str(value).replace(stage.item, "${item}") if stage.item else str(value)
 
+def _job(stage: Stage) -> tuple[str, str, dict[str, Any]]:
+    """The name, the item and the entry of a stage."""
     entry = {
-        "cmd": text(stage.command),
-        "deps": [text(path) for path in stage.dependencies],
+        "cmd": stage.command,
+        "deps": stage.dependencies,
         # without keys DVC tracks the whole file
-        "params": [{text(stage.config_path): None}],
-        "outs": [text(path) for path in sorted(set(stage.outputs) - set(stage.metrics))],
-        "metrics": [text(path) for path in sorted(stage.metrics)],
+        "params": [{stage.config_path: None}],
+        "outs": sorted(set(stage.outputs) - set(stage.metrics)),
+        "metrics": sorted(stage.metrics),
     }
-    return {name: value for name, value in entry.items() if value}
+    return stage.name, stage.item, entry
+
+
+def _configurations(stages: Sequence[Stage]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The same for what DVC keeps the configurations by: one entry for each directory of the workflow."""
+    together: dict[Path, list[Stage]] = {}
+    for stage in stages:
+        together.setdefault(stage.directory, []).append(stage)
+    for alike in together.values():
+        first = min(alike, key=lambda stage: stage.name)
+        entry = {
+            "cmd": f"snakemake --dry-run {first.outputs[0]}",
+            "outs": sorted(stage.config_path for stage in alike),
+        }
+        yield replace(first, task=CONFIGURATIONS, inputs=()).name, first.item, entry
+
+
+def _with_item(value: Any, item: str) -> Any:
+    """An entry as plain YAML, with `${item}` where the stages of its group differ."""
+    if isinstance(value, Mapping):
+        return {_with_item(key, item): _with_item(part, item) for key, part in value.items() if part or part is None}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_with_item(part, item) for part in value]
+    return value if value is None else str(value).replace(item, "${item}") if item else str(value)
 
 
 def parameters(config: Path) -> dict[str, str]:

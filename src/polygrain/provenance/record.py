@@ -17,7 +17,7 @@ from polygrain.provenance.files import write_bytes, write_if_changed
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import judge, objection_to_inputs, objection_to_outputs
 from polygrain.provenance.lock import LOCK, read_lock, read_merged_lock
-from polygrain.provenance.pipeline import PIPELINE, dvc_yaml
+from polygrain.provenance.pipeline import PIPELINE, dvc_yaml, recorded_names
 from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dump_yaml, load_yaml
 
@@ -26,14 +26,14 @@ def record(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) 
     """Record the outputs of `stages` in DVC, copy the published files and write the curves of the trainings.
 
     `published` maps an output to its copy; all paths are relative to `root`. Every output must still be what
-    its stage made, from inputs that are still in place. Afterwards `dvc.lock` lists exactly these stages. Raises
-    UserError naming the file that does not fit, or what DVC said.
+    its stage made, from inputs that are still in place. Afterwards `dvc.lock` lists exactly these stages and
+    their configurations. Raises UserError naming the file that does not fit, or what DVC said.
     """
     pipeline = dvc_yaml(stages, root)
     _check(stages, root)
     settings(root)
     write_if_changed(root / PIPELINE, pipeline)
-    with _modification_times([root / path for stage in stages for path in stage.outputs]):
+    with _modification_times([root / path for stage in stages for path in (*stage.outputs, stage.config_path)]):
         _commit(root)
     _tidy_lock(stages, root)
     for source, copy in sorted(published.items()):
@@ -110,5 +110,5 @@ def _commit(root: Path) -> None:
 def _tidy_lock(stages: Sequence[Stage], root: Path) -> None:
     """Drop stages that exist no longer, and sort the rest, in DVC's own style."""
     content = load_yaml(root / LOCK)
-    kept = {name: content["stages"][name] for name in sorted(stage.name for stage in stages)}
+    kept = {name: content["stages"][name] for name in recorded_names(stages)}
     write_if_changed(root / LOCK, dump_yaml({**content, "stages": kept}))
