@@ -76,11 +76,11 @@ def test_position_table_reaches_its_patch(side: int) -> None:
     images = torch.randn(2, 1, side, side)
     grid = side // 4
     resized = functional.interpolate(
-        backbone.positions.permute(2, 0, 1)[None], (grid, grid), mode="bicubic", align_corners=False
+        backbone.positions[:, 1:].mT.unflatten(2, (8, 8)), (grid, grid), mode="bicubic", align_corners=False
     )
     expected = functional.layer_norm((backbone.embed(images) + resized).permute(0, 2, 3, 1), (48,), eps=1e-6)
     torch.testing.assert_close(backbone(images).map.permute(0, 2, 3, 1), expected, atol=1e-5, rtol=0)
-    first = functional.layer_norm((backbone.class_token + backbone.class_position)[0, 0], (48,), eps=1e-6)
+    first = functional.layer_norm((backbone.class_token + backbone.positions[:, :1])[0, 0], (48,), eps=1e-6)
     torch.testing.assert_close(backbone(images).pooled, first.expand(2, -1), atol=1e-5, rtol=0)
 
 

