@@ -32,6 +32,11 @@ def shown_images(formats: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"polygrain.evaluate.images.{name}" for name in sorted(set(formats)))
 
 
+def augmented_images(formats: Iterable[str]) -> tuple[str, ...]:
+    """The modules that show crops of images of these formats, for protocols that train on such."""
+    return (*(f"polygrain.train.images.{name}" for name in sorted(set(formats))), UNTOUCHED)
+
+
 def _asked(recipes: Mapping[str, Mapping[str, Any]], method: Mapping[str, Any]) -> Iterator[str]:
     """Names of the recipes that a method may ask for, and of those that they are mixed of."""
     given = {value for value in method["values"].values() if isinstance(value, str)}

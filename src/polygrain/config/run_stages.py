@@ -8,7 +8,7 @@ from typing import Any
 from polygrain.config.budget import steps
 from polygrain.config.compose import Config
 from polygrain.config.kind import Kind
-from polygrain.config.optional import shown_images, training_images
+from polygrain.config.optional import augmented_images, shown_images, training_images
 from polygrain.config.project import Project
 from polygrain.config.resolved import configuration, dataset, evaluated
 from polygrain.config.runs import Run
@@ -123,13 +123,15 @@ def _evaluate(project: Project, directory: Path, task: str) -> Stage:
 
 def _judging(directory: Path, task: str, config: Config) -> Stage:
     frozen = config["needs"] == "features"
-    entries = ("polygrain.evaluate.run", f"polygrain.evaluate.{_module(task)}")
+    entries: tuple[str, ...] = ("polygrain.evaluate.run", f"polygrain.evaluate.{_module(task)}")
+    if not frozen:
+        entries += "polygrain.evaluate.given", *_showing(config), *augmented_images(config["formats"].values())
     return Stage(
         verb="evaluate",
         task=task,
         directory=directory,
         config=config,
-        entries=entries if frozen else (*entries, "polygrain.evaluate.given", *_showing(config)),
+        entries=entries,
         inputs=(directory / FROZEN,) if frozen else (directory / CHECKPOINT, *_packed_all(config)),
         outputs=tuple(directory / name for name in results(task)),
         datasets=tuple(config["datasets"] if frozen else config["formats"]),

@@ -1,0 +1,107 @@
+"""Linear evaluation on augmented views, by a plain re-derivation of LARS and of the schedule, and on known data."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from packing import pack
+
+from polygrain.backbones.load import load_backbone
+from polygrain.config.project import Project
+from polygrain.config.stages import stage_of
+from polygrain.data.packed import open_packed
+from polygrain.evaluate.given import Encoder
+from polygrain.evaluate.linear_augmented import Lars, evaluate, step_rate
+from polygrain.provenance.code import code_hashes
+from polygrain.provenance.errors import UserError
+
+BACKBONE = {"name": "resnet", "widths": [8, 16], "strides": [1, 2], "blocks": [1, 1], "stem_stride": 1}
+SHOWN = {"size": 16, "resize": None, "batch": 32, "workers": 0, "train": None, "validation": None, "test": None}
+VALUES: dict[str, Any] = {
+    "epochs": 12, "batch": 16, "rate": 2.0, "momentum": 0.9, "trust": 0.1, "eps": 1e-8,
+    "scale": [0.5, 1.0], "ratio": [0.75, 4 / 3], "flip": 0.5, "test_every": 5, "seed": 0,
+}  # fmt: skip
+
+
+def _encoder(root: Path, labels: npt.NDArray[np.int64]) -> Encoder:
+    """Six classes of stripes with their own period and direction, under noise."""
+    noise = np.random.default_rng(0).normal(0, 20, (240, 1, 16, 16))
+    row, column = np.indices((16, 16))
+    waves = [np.sin(place * step) for place in (row, column) for step in (0.5, 1.2, 2.4)]
+    images = np.stack([128 + 90 * waves[number % 6] for number in range(240)])[:, None] + noise
+    splits = {"train": np.arange(150), "validation": np.arange(150, 180), "test": np.arange(180, 240)}
+    data = open_packed(
+        pack(root, images.clip(0, 255), labels, splits, classes=list("abcdef"), label_subsets={"10%": 18})
+    )
+    torch.manual_seed(0)
+    network = load_backbone(**BACKBONE, channels=1).eval().requires_grad_(False)
+    return Encoder(network, {"toy": data}, (data.mean, data.std), **SHOWN)
+
+
+def test_lars_buffers_the_raw_gradient_and_scales_afterwards() -> None:
+    """Float64, five steps: a weight, and a bias that starts at zero and so takes one full step."""
+    generator = np.random.default_rng(1)
+    start, steps = [generator.normal(size=(3, 4)), np.zeros(3)], 5
+    gradients = [[generator.normal(size=part.shape) for part in start] for _ in range(steps)]
+    weights = [torch.from_numpy(part.copy()) for part in start]
+    optimiser = Lars(weights, momentum=0.9, trust=0.001, eps=1e-8)
+    for step in range(steps):
+        optimiser.step([torch.from_numpy(part) for part in gradients[step]], rate=0.8 - 0.1 * step)
+    for number, expected in enumerate(start):
+        buffer = np.zeros_like(expected)
+        for step in range(steps):
+            gradient = gradients[step][number]
+            buffer = gradient if step == 0 else 0.9 * buffer + gradient
+            length = math.sqrt((expected**2).sum())
+            ratio = 0.001 * length / (math.sqrt((gradient**2).sum()) + 1e-8) if length else 1.0
+            expected = expected - (0.8 - 0.1 * step) * ratio * buffer
+        np.testing.assert_allclose(weights[number].numpy(), expected, rtol=1e-12)
+
+
+def test_the_rate_has_two_steps_at_the_base_and_ends_at_zero() -> None:
+    rates = [step_rate(0.8, step, 12) for step in range(12)]
+    cosine = [0.8 * (1 + math.cos(math.pi * place / 10)) / 2 for place in range(1, 11)]
+    assert rates == pytest.approx([0.8, 0.8, *cosine])
+    assert rates[-1] == 0.0
+    assert step_rate(0.8, 0, 1) == 0.8
+
+
+def test_it_learns_what_is_there_and_nothing_from_shuffled_labels(tmp_path: Path) -> None:
+    labels = np.arange(240) % 6
+    found = evaluate(_encoder(tmp_path / "true", labels), **VALUES)
+    shuffled = np.random.default_rng(2).permutation(labels)
+    chance = evaluate(_encoder(tmp_path / "shuffled", shuffled), **VALUES)
+    value = {name.removeprefix("toy/"): number.value for name, number in found.values.items()}
+    assert value["top1"] > 0.8
+    assert 1 / 6 - 0.15 < chance.values["toy/top1"].value < 1 / 6 + 0.15
+    assert value["best-top1"] >= value["top1"] == found.examples["toy"].scores["top1"].mean()
+    assert value["best-top5"] >= value["top5"] >= value["top1"]
+    assert found.examples["toy"].index.tolist() == list(range(180, 240))
+
+
+def test_the_same_bits_twice_and_the_crops_count(tmp_path: Path) -> None:
+    encoder = _encoder(tmp_path / "data", np.arange(240) % 6)
+    short = {**VALUES, "epochs": 6}
+    first, again = evaluate(encoder, **short), evaluate(encoder, **short)
+    whole = evaluate(encoder, **{**short, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0})
+    predicted = [result.examples["toy"].predicted for result in (first, again, whole)]
+    assert first.values == again.values
+    assert np.array_equal(predicted[0], predicted[1])
+    assert not np.array_equal(predicted[0], predicted[2])
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"rate": 0.0}, {"momentum": 1.0}, {"test_every": 0}])
+def test_values_that_make_no_sense_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="linear-augmented: epochs"):
+        evaluate(_encoder(tmp_path / "data", np.arange(240) % 6), **{**VALUES, **change})
+
+
+def test_its_code_holds_the_format_of_the_images_and_nothing_else_that_is_loaded_by_name() -> None:
+    project = Project.here()
+    stage = stage_of(project, "evaluate", "runs/smoke/fashion-mnist/mncl/base/seed0/results/linear-augmented")
+    hashed = {f"polygrain.{name}" for name in ("train.images.pixels", "train.images.encoded", "views.randaugment")}
+    assert hashed & code_hashes(stage.entries, project.source).keys() == {"polygrain.train.images.pixels"}
