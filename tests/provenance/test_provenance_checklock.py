@@ -1,12 +1,14 @@
 """`check-lock` in a clone without data: each way to drift gives its own line; stale marks excuse some."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from provenance_toy import PREPARE, PUBLISHED, TABLE, problems, toy_jobs
+from provenance_toy import PREPARE, PUBLISHED, TABLE, problems, snakemake, toy_jobs
 
 from polygrain.provenance.checklock import (
     Problem,
@@ -101,6 +103,26 @@ def _upstream(root: Path) -> None:
 def _put_back(root: Path) -> None:
     (root / PREPARE).parent.mkdir(parents=True)
     (root / PREPARE).write_text("edited")
+
+
+def test_other_bytes_of_the_same_inputs_are_told_from_an_edit(recorded_project: Path) -> None:
+    """As if run-a's job gave other bytes on this machine: its record vouches for them; then the table is made again."""
+    root = recorded_project
+    (job,) = (job for job in toy_jobs() if job.name == "run-a")
+    (root / job.outputs[0]).unlink()
+    (root / job.outputs[0]).write_text("other bytes")
+    said = json.loads((root / job.sidecar).read_text())
+    said["outputs"][str(job.outputs[0])]["sha256"] = hashlib.sha256(b"other bytes").hexdigest()
+    (root / job.sidecar).write_text(json.dumps(said))
+    (line,) = verdict(toy_jobs(), root, PUBLISHED, lambda stage: f"; {stage.name} ran elsewhere").lines
+    same = (
+        "its job made other bytes here than dvc.lock holds of the same inputs; run-a ran elsewhere; look for the cause"
+    )
+    assert line.startswith(f"{job.outputs[0]}: {same}")
+    snakemake(root)
+    lines = problems(root)
+    assert lines[0].startswith(f"{job.outputs[0]}: its job made other bytes here")
+    assert f"{TABLE}: rebuilt from another {job.outputs[0]} than recorded;" in "\n".join(lines)
 
 
 BROKEN_EDITS = {

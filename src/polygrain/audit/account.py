@@ -7,6 +7,7 @@ from typing import Any
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json
+from polygrain.provenance.lock import changes
 from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dotted
 
@@ -53,6 +54,19 @@ def read_account(stage: Stage, root: Path) -> Account | None:
         return _account(stage.sidecar, said)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{stage.sidecar}: not a job's record ({error!r}); rebuild {stage.outputs[0]}") from error
+
+
+def environment_differences(here: Account | None, published: Account | None) -> str:
+    """How the environment of a job's own record differs from the published one's; empty where one is not known."""
+    if here is None or published is None:
+        return ""
+    facts = [
+        f"{name} ({was or 'not said'} recorded, {now or 'not said'} here)"
+        for name, was, now in changes(published.machine, here.machine)
+    ]
+    return (
+        f"; its environment differs in {', '.join(facts)}" if facts else "; its environment differs in no recorded fact"
+    )
 
 
 def _account(source: Path, said: Mapping[str, Any]) -> Account:

@@ -1,13 +1,17 @@
 """The verbs around DVC: put a finished build on record, and check that the record still holds."""
 
 from collections.abc import Sequence
+from functools import cache
 
+from polygrain.audit.account import Account, environment_differences, read_account
+from polygrain.audit.crate_reader import read_crate
+from polygrain.audit.write_crate import published_crate
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.published import published
 from polygrain.config.stages import stages_behind
 from polygrain.config.tables import Table
-from polygrain.provenance.checklock import is_marked_stale, mark_tables, verdict
+from polygrain.provenance.checklock import Facts, is_marked_stale, mark_tables, verdict
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.lock import read_lock
@@ -68,6 +72,20 @@ def short_table(project: Project, table: Table) -> str:
     return mark + headline(numbers.read_text(encoding="utf-8"))
 
 
+def _environments(project: Project, targets: Sequence[str]) -> Facts:
+    """Tell where a stage ran here and where it was recorded, by its record and the published crates of the targets."""
+    folders = {Table.parse(target).folder for target in targets}
+
+    @cache
+    def published_accounts() -> dict[str, Account]:
+        crates = (read_crate(published_crate(folder), project.root) for folder in sorted(folders))
+        return {name: account for crate in crates for name, account in crate.items()}
+
+    return lambda stage: environment_differences(
+        read_account(stage, project.root), published_accounts().get(stage.name)
+    )
+
+
 def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int:
     """Print the verdict on the recorded claims; 0 when they hold or are honestly marked stale, 1 when not.
 
@@ -80,7 +98,7 @@ def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int
         mark_tables(stages, project.root, copies)
         for target in targets:
             show_in_readme(project, target)
-    result = verdict(stages, project.root, copies)
+    result = verdict(stages, project.root, copies, _environments(project, targets))
     for line in result.lines:
         print(line)
     print(f"{', '.join(targets)}: the recorded claim {result.state}")

@@ -5,7 +5,7 @@ honest as long as the published table says so in its first line. *Broken*: the l
 what the lock says; no mark excuses that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,11 +13,14 @@ from typing import Literal
 from polygrain.provenance.differences import AGAIN, Claim, differences
 from polygrain.provenance.files import write_bytes
 from polygrain.provenance.hashes import Hashes, md5_bytes
-from polygrain.provenance.lock import LOCK, Lock, read_lock
-from polygrain.provenance.pipeline import PIPELINE, dvc_yaml
+from polygrain.provenance.judge import objection_to_inputs, objection_to_outputs
+from polygrain.provenance.lock import LOCK, Lock, Locked, read_lock
+from polygrain.provenance.pipeline import PIPELINE, dvc_yaml, parameters
 from polygrain.provenance.stage import Stage, ancestry, makers
 
 STALE = b"> **Stale:**"
+Facts = Callable[[Stage], str]
+"""What differs between the environment of a stage's own record and that of its published one, in words."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,15 @@ class Standing:
     lines: tuple[str, ...]
 
 
-def verdict(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) -> Standing:
+def verdict(
+    stages: Sequence[Stage], root: Path, published: Mapping[Path, Path], facts: Facts = lambda _: ""
+) -> Standing:
     """Judge the problems that `find_problems` finds by the marks on the published Markdown tables.
 
     A stale problem is accepted when every table that descends from its stage is marked (every table at all,
     when none descends from it). A mark without a reason fails as well: a published sentence has to be true.
     """
-    problems = find_problems(stages, root, published)
+    problems = find_problems(stages, root, published, facts)
     tables = _ancestry_of_tables(stages, published)
     marked = {table for table in tables if is_marked_stale(root / table)}
     reasons = _reasons(problems, tables)
@@ -95,11 +100,13 @@ def without_mark(content: bytes) -> bytes:
     return content.partition(b"\n")[2].removeprefix(b"\n")
 
 
-def find_problems(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) -> list[Problem]:
+def find_problems(
+    stages: Sequence[Stage], root: Path, published: Mapping[Path, Path], facts: Facts = lambda _: ""
+) -> list[Problem]:
     """Every difference between the checkout and `dvc.lock`; none when the claim holds.
 
-    The arguments are those of `record`. Stale marks do not count here: see `verdict`. Raises UserError when a
-    configuration is missing or `dvc.lock` is broken.
+    The first three arguments are those of `record`; `facts` is asked where a job made other bytes here. Stale marks do
+    not count here: see `verdict`. Raises UserError when a configuration is missing or `dvc.lock` is broken.
     """
     lock = read_lock(root)
     if not lock.stages:
@@ -113,21 +120,36 @@ def find_problems(stages: Sequence[Stage], root: Path, published: Mapping[Path, 
         problems.append(Problem(f"{name}: in {LOCK}, but no job any more; {AGAIN}", None, stale=True))
     made, hashes = makers(stages), Hashes(root)
     for stage in sorted(stages, key=lambda stage: stage.name):
-        problems += _check_stage(stage, root, lock, made, hashes)
+        problems += _check_stage(stage, root, lock, made, hashes, facts)
     problems += _check_published(root, lock, made, published)
     return problems
 
 
-def _check_stage(stage: Stage, root: Path, lock: Lock, made: Mapping[Path, Stage], hashes: Hashes) -> Iterator[Problem]:
+def _check_stage(
+    stage: Stage, root: Path, lock: Lock, made: Mapping[Path, Stage], hashes: Hashes, facts: Facts
+) -> Iterator[Problem]:
     # an upstream output is compared within the lock: a clone without data can be checked
     upstream = {path: Claim(made[path].name, lock.md5(path)) for path in stage.dependencies if path in made}
-    for found in differences(stage, root, lock.find(stage), upstream, hashes):
+    locked = lock.find(stage)
+    for found in differences(stage, root, locked, upstream, hashes):
         yield Problem(f"{stage.name}: {found.what}; {found.remedy}", stage.name, found.stale)
+    if locked is None:
+        return
     for output in sorted(stage.outputs):
-        md5 = lock.md5(output)
-        if md5 and hashes.md5(output) not in (None, md5):
-            line = f"{output}: edited by hand or rebuilt since it was recorded; {AGAIN}, or run `polygrain restore`"
-            yield Problem(line, stage.name, stale=False)
+        if hashes.md5(output) not in (None, locked.outputs.get(str(output))):
+            why = f"{_reason(stage, root, locked, hashes, facts)}, or run `polygrain restore`"
+            yield Problem(f"{output}: {why}", stage.name, stale=False)
+
+
+def _reason(stage: Stage, root: Path, locked: Locked, hashes: Hashes, facts: Facts) -> str:
+    """Why an output has other bytes than the lock holds, as far as the job's own record proves it; what to do."""
+    if objection_to_outputs(stage, root, hashes) or objection_to_inputs(stage, root, hashes):
+        return f"edited by hand or rebuilt since it was recorded; {AGAIN}"
+    read = [str(path) for path in stage.dependencies if hashes.md5(path) != locked.dependencies.get(str(path))]
+    if read or parameters(root / stage.config_path) != locked.parameters.get(str(stage.config_path), {}):
+        return f"rebuilt from another {read[0] if read else stage.config_path} than recorded; {AGAIN}"
+    audit = f"look for the cause with `polygrain audit --rebuild {stage.outputs[0]}`"
+    return f"its job made other bytes here than {LOCK} holds of the same inputs{facts(stage)}; {audit}"
 
 
 def _check_published(
