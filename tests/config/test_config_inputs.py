@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polygrain.config.compose import one_look, stamp
+from polygrain.config.compose import choices, one_look, stamp
 from polygrain.config.inputs import input_texts, write_inputs
 from polygrain.config.project import Project
+from polygrain.config.resolved import datasets_in
 from polygrain.config.stages import stage_of
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
@@ -119,3 +120,30 @@ def test_a_look_of_one_thread_ends_though_another_began_within_it(project):
     path = project.params / "run.yaml"
     os.utime(path, ns=(before + 10**9, before + 10**9))
     assert stamp(project.params) > before
+
+
+def _broken(params: Path) -> dict[str, str]:
+    """Leave files as people and their programs do: name of a data set -> what is said to whoever asks for it."""
+    groups = [params / group for group in ("dataset", "evaluate", "method", "scale", "variant/mgc")]
+    for group in groups:
+        (group / "._fashion-mnist.yaml").write_bytes(b"\x00\x05\x16\x07Mac OS X\xff")
+        (group / ".#cifar-10.yaml").symlink_to("me@host.123:1")
+    (params / "dataset/half.yaml").write_text("name: mine\nreader: image-folder\n")
+    (params / "dataset/latin.yaml").write_bytes("# Größe\nname: x\n".encode("latin-1"))
+    (params / "dataset/cut.yaml").write_text("name: [")
+    (params / "dataset/my_photos.yaml").write_text("name: x\n")
+    (params / "evaluate/cut.yaml").write_text("needs: [")
+    return {"half": "half.yaml", "latin": "latin.yaml", "cut": "cut.yaml", "my_photos": "rename it"}
+
+
+def test_a_stray_file_in_params_stops_nobody_but_who_asks_for_it(project):
+    said = _broken(project.params)
+    assert stage_of(project, "pretrain", RUN).config["method"]["name"] == "simclr"
+    assert stage_of(project, "evaluate", f"{RUN}/results/linear").task == "linear"
+    assert {"fashion-mnist", *said} <= set(datasets_in(project, "pixels"))
+    assert not [name for name in choices(project.params, "dataset") if name.startswith(".")]
+    for name, words in said.items():
+        with pytest.raises(UserError, match=words):
+            stage_of(project, "prepare", f"data/{name}")
+    with pytest.raises(UserError, match=r"params/evaluate/cut\.yaml: not valid YAML"):
+        stage_of(project, "evaluate", f"{RUN}/results/cut")

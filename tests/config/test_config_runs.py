@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,26 @@ def test_a_run_is_its_path():
         "runs/cpu/fashion-mnist/simclr/seed0",
         "runs/cpu/fashion-mnist/simclr/base/0",
         "cpu/fashion-mnist/simclr/base/seed0",
-        "runs/cpu/../simclr/base/seed0",
         "runs/cpu/fashion-mnist/simclr/base/seed0/extra",
     ],
 )
 def test_what_is_no_run_is_refused_with_the_form(path):
     with pytest.raises(UserError, match="runs/SCALE/DATASET/METHOD/VARIANT/seedN"):
         Run.parse(path)
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "no", "my_photos", "MNIST", "..", "-x", "größe", "a b", "a[0]"])
+def test_names_that_paths_or_yaml_cannot_hold_are_refused_at_the_door(name):
+    with pytest.raises(
+        UserError, match=rf"^runs/.*: dataset '{re.escape(name)}': rename it; a name begins with a letter"
+    ):
+        Run.parse(f"runs/cpu/{name}/simclr/base/seed0")
+
+
+@pytest.mark.parametrize("seed", ["01", "1000000000", "x", "-1", "٣"])
+def test_a_seed_is_written_in_one_way(seed):
+    with pytest.raises(UserError, match="a seed is a whole number from 0 to 999999999 without leading zeros"):
+        Run.parse(f"runs/cpu/fashion-mnist/simclr/base/seed{seed}")
 
 
 def test_nearest_names_one_or_lists_all():

@@ -1,5 +1,6 @@
 # Helpers for the rules; no rules here. Everything is asked of polygrain.config, which is torch-free and decides nothing twice.
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +35,7 @@ wildcard_constraints:
     dataset=SEGMENT,
     method=SEGMENT,
     variant=SEGMENT,
-    seed=r"\d+",
+    seed=SEGMENT,
     protocol=SEGMENT,
     folder=r"reports(/[a-z0-9.-]+)?",
     table=r"[a-z0-9-]+",

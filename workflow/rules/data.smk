@@ -8,7 +8,7 @@ rule prepare:
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
     wildcard_constraints:
-        dataset="|".join(datasets_in(PROJECT, "pixels")),
+        dataset="|".join(map(re.escape, datasets_in(PROJECT, "pixels"))),
     threads: 1
     resources:
         mem_mb=memory("prepare"),
@@ -29,7 +29,7 @@ rule prepare_encoded:
     benchmark:
         "benchmarks/data/{dataset}/prepare.tsv"
     wildcard_constraints:
-        dataset="|".join(datasets_in(PROJECT, "encoded")),
+        dataset="|".join(map(re.escape, datasets_in(PROJECT, "encoded"))),
     threads: 1
     resources:
         mem_mb=memory("prepare"),

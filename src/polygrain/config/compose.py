@@ -25,8 +25,8 @@ Config = dict[str, Any]
 
 
 def choices(params: Path, group: str) -> list[str]:
-    """Names that a config group offers."""
-    return sorted(path.stem for path in (params / group).glob("*.yaml"))
+    """Names that a config group offers. What editors and file systems leave there is hidden, and none."""
+    return sorted(path.stem for path in (params / group).glob("[!.]*.yaml"))
 
 
 def overrides(run: Run, params: Path) -> list[str]:
@@ -61,7 +61,7 @@ def stamp(folder: Path, suffix: str = ".yaml") -> int:
             for entry in entries:
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.endswith(suffix):
+                elif entry.name.endswith(suffix) and not entry.name.startswith("."):
                     latest = max(latest, entry.stat().st_mtime_ns)
     if known is not None:
         known[folder, suffix] = latest
@@ -95,7 +95,7 @@ def _resolve(chosen: tuple[str, ...], params: Path, stamp: int) -> Config:
     try:
         with initialize_config_dir(str(params), version_base="1.3"):
             config = OmegaConf.to_container(compose("run", list(chosen)), resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         line = " ".join(str(error).split())
         raise UserError(f"{params.name}/: {line}") from None
     return cast(Config, config)
@@ -127,10 +127,11 @@ def origins(run: Run, params: Path) -> dict[str, str]:
 def _protocol_lines(run: Run, params: Path) -> dict[str, str]:
     """The same for what the files of params/evaluate declare of each protocol, the run's scale above the rest."""
     found: dict[str, str] = {}
-    for path in sorted((params / "evaluate").glob("*.yaml")):
-        node = yaml.compose(path.read_text(encoding="utf-8"))
-        lines = _lines(node, "", f"{params.name}/evaluate/{path.name}") if node is not None else {}
-        scale, prefix = f"scales.{run.scale}.", f"evaluate.protocols.{path.stem}."
+    for name in choices(params, "evaluate"):
+        file = f"evaluate/{name}.yaml"
+        node = yaml.compose((params / file).read_text(encoding="utf-8"))
+        lines = _lines(node, "", f"{params.name}/{file}") if node is not None else {}
+        scale, prefix = f"scales.{run.scale}.", f"evaluate.protocols.{name}."
         found |= {prefix + key: place for key, place in lines.items() if not key.startswith("scales.")}
         found |= {prefix + key.removeprefix(scale): place for key, place in lines.items() if key.startswith(scale)}
     return found

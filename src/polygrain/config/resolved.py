@@ -5,7 +5,7 @@ from typing import Any
 
 from polygrain.config.compose import Config, choices, resolve, stamp
 from polygrain.config.project import Project
-from polygrain.config.runs import Run
+from polygrain.config.runs import Run, check_name
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
@@ -31,15 +31,28 @@ def protocols(project: Project) -> list[str]:
     return [name for name in choices(project.params, "evaluate") if name != FEATURES]
 
 
+def check_protocol(project: Project, name: str, where: str) -> None:
+    """Raise UserError when there is no such protocol, which begins with `where`, or its file is no YAML."""
+    if name not in protocols(project):
+        raise UserError(f"{where}: no protocol '{name}'{nearest(name, protocols(project))}")
+    _file(project, f"evaluate/{name}", stamp(project.params))
+
+
 def _protocols(project: Project, run: Run, changes: Config, stamp: int) -> Config:
-    """Every protocol as its file declares it for the run's scale, with what scale and variant change of it."""
+    """Every protocol as its file declares it for the run's scale, with what scale and variant change of it.
+
+    One whose file is no YAML is left out: whoever asks for it is told so, and nobody else.
+    """
     known, where = protocols(project), f"{run.path}: evaluate.protocols"
     for name in changes:
         if name not in known:
             raise UserError(f"{where}: no protocol '{name}'{nearest(name, known)}")
     found = {}
     for name in known:
-        declared = dict(_file(project, f"evaluate/{name}", stamp))
+        try:
+            declared = dict(_file(project, f"evaluate/{name}", stamp))
+        except UserError:
+            continue
         here = (declared.pop("scales", None) or {}).get(run.scale, {})
         for layer in (here, changes.get(name, {})):
             declared = _changed(f"{where}.{name}", declared, layer)
@@ -60,6 +73,7 @@ def _changed(where: str, declared: Config, changes: Config) -> Config:
 
 def dataset(project: Project, name: str) -> Config:
     """What params/dataset says of a data set, checked. Raises UserError when there is no such file or it is wrong."""
+    check_name("params/dataset", "data set", name)
     known = choices(project.params, "dataset")
     if name not in known:
         raise UserError(f"no dataset '{name}'{nearest(name, known)}")
@@ -74,8 +88,18 @@ def _dataset(project: Project, name: str, stamp: int) -> Config:
 
 
 def datasets_in(project: Project, form: str) -> list[str]:
-    """The data sets of one format, `pixels` or `encoded`."""
-    return [name for name in choices(project.params, "dataset") if dataset(project, name)["format"] == form]
+    """The data sets of one format, `pixels` or `encoded`.
+
+    One whose file is broken counts as `pixels`: whoever asks for it is told so, and nobody else.
+    """
+    return [name for name in choices(project.params, "dataset") if _format(project, name) == form]
+
+
+def _format(project: Project, name: str) -> str:
+    try:
+        return str(dataset(project, name)["format"])
+    except UserError:
+        return "pixels"
 
 
 def evaluated(config: Config, name: str) -> list[str]:

@@ -10,9 +10,9 @@ from polygrain.config.compose import Config
 from polygrain.config.kind import Kind
 from polygrain.config.optional import augmented_images, shown_images, training_images
 from polygrain.config.project import Project
-from polygrain.config.resolved import configuration, dataset, evaluated
+from polygrain.config.resolved import check_protocol, configuration, dataset, evaluated
 from polygrain.config.runs import Run
-from polygrain.provenance.errors import UserError, nearest
+from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
 
 # Files of a packed data set by format. The shards of encoded images, which may be hundreds of gigabytes, are no claim
@@ -107,10 +107,8 @@ def _place_protocol(target: Path) -> tuple[Path, str]:
 def _evaluate(project: Project, directory: Path, task: str) -> Stage:
     run = Run.parse(directory)
     config = configuration(project, run)
-    known = config["evaluate"]["protocols"]
-    if task not in known:
-        raise UserError(f"{directory}/results/{task}: no protocol '{task}'{nearest(task, known)}")
-    protocol = known[task]
+    check_protocol(project, task, f"{directory}/results/{task}")
+    protocol = config["evaluate"]["protocols"][task]
     names = _judged(str(directory / "results" / task), protocol["datasets"], evaluated(config, run.dataset))
     chosen: Config = {"protocol": task, "needs": protocol["needs"], "datasets": names, "values": protocol["values"]}
     if protocol["needs"] != "features":

@@ -6,10 +6,25 @@ from pathlib import Path
 
 from polygrain.provenance.errors import UserError
 
-SEGMENT = r"[a-z0-9][a-z0-9.-]*"
+SEGMENT = r"[^/]+"
 _RUN = re.compile(
-    rf"runs/(?P<scale>{SEGMENT})/(?P<dataset>{SEGMENT})/(?P<method>{SEGMENT})/(?P<variant>{SEGMENT})/seed(?P<seed>\d+)"
+    rf"runs/(?P<scale>{SEGMENT})/(?P<dataset>{SEGMENT})/(?P<method>{SEGMENT})/(?P<variant>{SEGMENT})/seed(?P<seed>{SEGMENT})"
 )
+_NAME = re.compile(r"[a-z][a-z0-9.-]*")
+_WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"))
+_SEED = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+def check_name(where: str, kind: str, name: str) -> None:
+    """Refuse a name of a scale, data set, method, variant, protocol or table that paths and YAML cannot hold.
+
+    Raises UserError that begins with `where` and says what is allowed.
+    """
+    if not _NAME.fullmatch(name) or name in _WORDS:
+        raise UserError(
+            f"{where}: {kind} '{name}': rename it; a name begins with a letter, goes on with lower-case letters,"
+            " digits, - and ., and is no word of YAML such as null, no or on"
+        )
 
 
 @dataclass(frozen=True, order=True)
@@ -29,9 +44,15 @@ class Run:
 
     @classmethod
     def parse(cls, path: str | Path) -> "Run":
-        """Read a run's directory name. Raises UserError when it does not have the form above."""
+        """Read a run's directory name. Raises UserError for another form and for names that are not allowed."""
         match = _RUN.fullmatch(str(path).rstrip("/"))
         if match is None:
             raise UserError(f"{path}: not a run; a run is runs/SCALE/DATASET/METHOD/VARIANT/seedN")
         parts = match.groupdict()
+        for kind in ("scale", "dataset", "method", "variant"):
+            check_name(str(path), kind, parts[kind])
+        if not _SEED.fullmatch(parts["seed"]):
+            raise UserError(
+                f"{path}: seed '{parts['seed']}': a seed is a whole number from 0 to 999999999 without leading zeros"
+            )
         return cls(parts["scale"], parts["dataset"], parts["method"], parts["variant"], int(parts["seed"]))

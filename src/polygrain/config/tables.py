@@ -12,7 +12,7 @@ from typing import Any
 
 from polygrain.config import ledger, run_stages
 from polygrain.config.budget import facts
-from polygrain.config.compose import Config
+from polygrain.config.compose import Config, choices
 from polygrain.config.inputs import code_of, environment_of, input_texts
 from polygrain.config.kind import Kind
 from polygrain.config.project import Project
@@ -67,8 +67,7 @@ def specification(project: Project, table: Table) -> dict[str, Any]:
     """The table's YAML, checked. Raises UserError when it does not exist or has an unknown key."""
     path = project.params / "table" / f"{table.name}.yaml"
     if not path.is_file():
-        known = [other.stem for other in path.parent.glob("*.yaml")]
-        raise UserError(f"{path}: no such table{nearest(table.name, known)}")
+        raise UserError(f"{path}: no such table{nearest(table.name, choices(project.params, 'table'))}")
     from polygrain.config.table_models import WrittenTable  # pydantic is loaded where something is checked
 
     spec = read_mapping(path, where=f"params/table/{path.name}")
