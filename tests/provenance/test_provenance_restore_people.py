@@ -161,3 +161,16 @@ def test_an_ordinary_user_restores_and_rebuilds(recorded_project: Path, fresh: P
     done = ordinary(fresh, sys.executable, "-c", RESTORE)
     assert done.stderr.strip() == f"{held}: damaged, and not yours to remove; ask its owner to, then restore again"
     held.parent.chmod(0o755)
+
+
+def test_an_archive_without_git_is_restored_once_dvc_is_told(recorded_project: Path) -> None:
+    """The project with its cache, as an archive site gives it."""
+    root, before = recorded_project, outputs(recorded_project)
+    shutil.rmtree(root / ".git")
+    for path in before:
+        (root / path).unlink()
+    with pytest.raises(UserError, match=r"run `dvc config --local core\.no_scm true`, then the same command again"):
+        restored(root)
+    dvc(root, "config", "--local", "core.no_scm", "true")
+    assert set(restored(root).values()) == {"restored"}
+    assert outputs(root) == before

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json
 from polygrain.provenance.machine import INSTRUCTIONS
 from polygrain.provenance.pins import PINS
-from polygrain.provenance.sidecar import git_state, recorded
+from polygrain.provenance.sidecar import commit_date, git_state, recorded
 
 
 @pytest.fixture
@@ -169,15 +170,51 @@ def test_what_kernels_were_chosen_for_is_told_apart_from_what_the_processor_offe
     assert machine["libraries"] is None
 
 
+def _commit(folder: Path) -> str:
+    call(folder, "git", "init", "--quiet")
+    (folder / "first").touch()
+    call(folder, "git", "add", "first")
+    call(folder, "git", "commit", "--quiet", "--message", "first")
+    return call(folder, "git", "rev-parse", "HEAD").stdout.strip()
+
+
 def test_git_state_follows_the_repository(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     call(tmp_path, "git", "init", "--quiet")
+    (tmp_path / "first").touch()
+    call(tmp_path, "git", "add", "first")
     assert git_state(tmp_path) is None
-    call(tmp_path, "git", "commit", "--quiet", "--allow-empty", "--message", "first")
-    commit = call(tmp_path, "git", "rev-parse", "HEAD").stdout.strip()
+    commit = _commit(tmp_path)
     assert git_state(tmp_path) == {"commit": commit, "dirty": False}
+    assert commit_date(tmp_path) == call(tmp_path, "git", "show", "-s", "--format=%cs").stdout.strip()
     (tmp_path / "new").touch()
     assert git_state(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_git_state_is_that_of_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a repository around it, nor of one that a hook's environment names; another owner is no obstacle."""
+    outer, inner, unpacked = tmp_path / "outer", tmp_path / "inner", tmp_path / "outer/unpacked"
+    inner.mkdir()
+    unpacked.mkdir(parents=True)
+    _commit(outer)
+    commit = _commit(inner)
+    (unpacked / "file").touch()
+    monkeypatch.setenv("GIT_DIR", str(outer / ".git"))
+    assert git_state(inner) == {"commit": commit, "dirty": False}
+    assert git_state(unpacked) is None
+    (inner / "\udcb1\udcca.txt").touch()  # a name that is no UTF-8
+    assert git_state(inner) == {"commit": commit, "dirty": True}
+    if os.geteuid() == 0:
+        os.chown(inner, 1234, 1234)
+        os.chown(inner / ".git", 1234, 1234)
+        assert git_state(inner) == {"commit": commit, "dirty": True}
+
+
+def test_a_broken_repository_is_no_missing_one(tmp_path: Path) -> None:
+    _commit(tmp_path)
+    (tmp_path / ".git/index").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"git ls-files failed: .*index"):
+        git_state(tmp_path)
 
 
 def test_git_state_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from polygrain.attest.children import Children
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.git import git
 from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import LOCK
-from polygrain.provenance.scratch import git, switch
+from polygrain.provenance.scratch import switch
 
 # workflow/schemas: in commits before the configuration was held against pydantic models
 COPIED = ("Snakefile", "requirements.lock", "params", "src/polygrain", "workflow/schemas")

@@ -15,7 +15,8 @@ from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, read_json, sha256_file, write_text
-from polygrain.provenance.scratch import git, run
+from polygrain.provenance.git import git
+from polygrain.provenance.scratch import run
 
 TARGET = "reports/smoke/lessons.pdf"
 RUN = Path("runs/smoke/fashion-mnist/simclr/base/seed0")

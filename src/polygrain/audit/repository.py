@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.scratch import GIT, git
+from polygrain.provenance.git import GIT, git, without_places
 
 _FIELDS = ("%H", "%P", "%cs", "%s")
 
@@ -43,8 +44,9 @@ class Repository:
         self._trees: dict[str, dict[str, tuple[bool, str]]] = {}
 
     def __enter__(self) -> "Repository":
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         command = [*GIT, "cat-file", "--batch"]
-        self._process = subprocess.Popen(command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, cwd=self.root, env=without_places(), **pipes)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,6 +86,12 @@ class Repository:
         stdin.write(f"{name}\n".encode())
         stdin.flush()
         header = stdout.readline().rstrip(b"\n")
+        if not header:
+            raise UserError(
+                f"{self.root}: git ended while it read {name}; if this clone was made with --filter, its other objects"
+                " are at the remote: go online, or fetch them all with"
+                " `git config --unset remote.origin.partialclonefilter && git fetch --refetch`"
+            )
         if header.endswith(b" missing"):
             return None, b""
         own, _, size = header.split()

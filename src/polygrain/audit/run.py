@@ -24,8 +24,9 @@ from polygrain.provenance.compare import TOLERANCE
 from polygrain.provenance.curves import CURVES
 from polygrain.provenance.dvccommand import cache_folder, object_path
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.git import git
 from polygrain.provenance.lock import Locked
-from polygrain.provenance.scratch import git, run, scratch_clone, switch
+from polygrain.provenance.scratch import run, scratch_clone, switch
 
 
 def sources_of(path: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.git import tracked
 
 
 def dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -24,14 +25,19 @@ def complaint(done: "subprocess.CompletedProcess[str]") -> str:
 def settings(root: Path) -> Mapping[str, str]:
     """Read DVC's settings from all its files: `core.remote`, `cache.type` and so on.
 
-    Raises UserError when DVC cannot read them, or for hard links: an output that is linked so is read-only, so that
-    Snakemake refuses to replace it, and it has its times in common with the cache and with every other checkout that
-    uses this cache, so that no order of times can hold.
+    Raises UserError when DVC cannot read them, where DVC expects git and there is none, and for hard links: an output
+    that is linked so is read-only, so that Snakemake refuses to replace it, and it has its times in common with the
+    cache and with every other checkout that uses this cache, so that no order of times can hold.
     """
     done = dvc(root, "config", "--list")
     if done.returncode:
         raise UserError(f"{root / '.dvc/config'}: dvc config failed ({complaint(done)}); correct that file")
     values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if not tracked(root) and values.get("core.no_scm") != "true":
+        raise UserError(
+            f"{root}: git does not hold this folder (an archive of the project?), and DVC must be told so: run"
+            " `dvc config --local core.no_scm true`, then the same command again"
+        )
     if "hardlink" in values.get("cache.type", "").split(","):
         raise UserError(
             f"cache.type {values['cache.type']}: outputs that are hard links cannot be replaced or ordered in time;"

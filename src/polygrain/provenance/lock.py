@@ -18,6 +18,7 @@ import yaml
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_bytes
+from polygrain.provenance.git import GIT, without_places
 from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dotted, one_line, parse_yaml
 
@@ -179,7 +180,7 @@ def read_merged_lock(root: Path) -> Lock:
     that nobody made (`.gitattributes` forbids it). Whole stages of either branch are true.
     """
     name = f"MERGE_HEAD:./{LOCK}"
-    shown = subprocess.run(["git", "show", name], cwd=root, capture_output=True)
+    shown = subprocess.run([*GIT, "show", name], cwd=root, capture_output=True, env=without_places())
     return Lock({}) if shown.returncode else _parse(shown.stdout, name)
 
 

@@ -1,4 +1,4 @@
-"""Work outside the checkout: git commands, child processes that end with this one, and clones in scratch folders."""
+"""Work outside the checkout: child processes that end with this one, and clones in scratch folders."""
 
 import os
 import signal
@@ -13,26 +13,10 @@ from pathlib import Path
 from types import FrameType
 
 from polygrain.provenance.errors import UserError
-
-# Replacement objects would show this machine another past than everybody else's.
-GIT = ("git", "--no-replace-objects", "--no-pager")
-# Set inside git hooks; they would point every git command at the user's own repository.
-_GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+from polygrain.provenance.git import git, without_places
 
 _GRACE = 10.0
 """Seconds between asking a group of processes to end and killing it."""
-
-
-def git(root: Path, *arguments: str) -> str:
-    """Output of a git command in `root`. Raises UserError with git's reason when it fails."""
-    try:
-        done = subprocess.run([*GIT, *arguments], cwd=root, capture_output=True)
-    except FileNotFoundError:
-        raise UserError("git is not installed; install it") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UserError(f"{root}: git {arguments[0]} failed: {said[0] if said else 'no message'}")
-    return done.stdout.decode(errors="replace")
 
 
 @contextmanager
@@ -50,7 +34,7 @@ def scratch_clone(root: Path, commit: str) -> Iterator[Path]:
 def clone(root: Path, folder: Path) -> Path:
     """Clone the repository around `root` into `folder`, without files; returns the project's folder there."""
     top, prefix = git(root, "rev-parse", "--show-toplevel", "--show-prefix").split("\n")[:2]
-    run(folder, "git", "clone", "--quiet", "--no-checkout", top, "clone")
+    run(folder, "git", "-c", "protocol.file.allow=always", "clone", "--quiet", "--no-checkout", top, "clone")
     project = folder / "clone" / prefix
     project.mkdir(parents=True, exist_ok=True)
     return project
@@ -110,7 +94,7 @@ def run(folder: Path, *command: str, check: bool = True) -> Ended:
 
 def start(folder: Path, *command: str) -> "subprocess.Popen[str]":
     """Start a command in a scratch project with the project's own package, in a process group of its own."""
-    environment = {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
+    environment = without_places()
     environment["PYTHONPATH"] = str(folder / "src")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
     return subprocess.Popen(

@@ -1,7 +1,6 @@
 """Records: how, when and where a job made its outputs. Written beside them, never hashed, never an input."""
 
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_text
+from polygrain.provenance.git import git, tracked
 from polygrain.provenance.machine import machine
 
 
@@ -67,17 +67,15 @@ def recorded(
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:
-    """Return the commit of `folder` and whether files differ from it; None outside git or before a commit."""
-    commit = _git("rev-parse", "HEAD", folder=folder)
-    changes = _git("status", "--porcelain", folder=folder)
-    if commit is None or changes is None:
-        return None
-    return {"commit": commit, "dirty": changes != ""}
+    """The commit of `folder` and whether files differ from it; None where git does not hold it, or before a commit."""
+    root = folder or Path.cwd()
+    commit = git(root, "rev-parse", "--revs-only", "HEAD").strip() if tracked(root) else ""
+    return {"commit": commit, "dirty": git(root, "status", "--porcelain") != ""} if commit else None
 
 
-def commit_date(folder: Path | None = None) -> str | None:
-    """The date of the last commit, ISO 8601; None outside git or before a commit."""
-    return _git("show", "--no-patch", "--format=%cs", "HEAD", folder=folder)
+def commit_date(folder: Path) -> str | None:
+    """The date of the last commit, ISO 8601; None as for `git_state`."""
+    return git(folder, "show", "--no-patch", "--format=%cs", "HEAD").strip() if git_state(folder) else None
 
 
 def data_hash(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -86,16 +84,6 @@ def data_hash(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
         return None
     hashes = {path: manifests[path]["sha256"] for path in manifests}
     return {"sha256": sha256_bytes(canonical_json(hashes).encode()), "manifests": dict(manifests)}
-
-
-def _git(*arguments: str, folder: Path | None) -> str | None:
-    try:
-        # without optional locks a status beside a running commit disturbs nobody
-        command = ["git", "--no-optional-locks", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _describe(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
