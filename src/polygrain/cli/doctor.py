@@ -1,4 +1,4 @@
-"""What stands in the way of a build: a stale lock or a job that still runs; and the command that clears it."""
+"""What stands in the way of a build: what is missing, a stale lock or a running job; and the command that clears it."""
 
 import fcntl
 import subprocess
@@ -7,14 +7,20 @@ from pathlib import Path
 
 import psutil
 
+from polygrain.cli.needs import missing
 from polygrain.config.project import Project
 
 
 def examine(project: Project, *, unlock: bool) -> int:
     """Print findings with their remedies; with `unlock` remove a lock that no live process holds.
 
-    Returns 1 if one is held.
+    Returns 1 if one is held, or if the machine or the user lacks what a build needs.
     """
+    lacking = missing(project.root)
+    for line in lacking:
+        print(line)
+    if lacking:
+        return 1
     live = _live(project.root)
     lock = _snakemake_lock(project.root)
     for line in live:

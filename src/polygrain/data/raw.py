@@ -106,9 +106,15 @@ def local_folder(dataset: str, holds: Callable[[Path], bool], what: str) -> Path
 
 
 def cache_folder() -> Path:
-    """Where fetched raw files are kept: POLYGRAIN_CACHE, else polygrain in the user's cache folder."""
+    """Where fetched raw files are kept: POLYGRAIN_CACHE, else polygrain in the user's cache folder.
+
+    Raises UserError for a user without a home folder.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polygrain"
+    try:
+        return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "polygrain"))
+    except RuntimeError:
+        raise UserError(f"no home folder to keep raw data in; run: export {CACHE_VARIABLE}=FOLDER") from None
 
 
 def local_folders(dataset: str) -> list[Path]:
