@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def test_a_mistake_in_params_is_one_line_that_helps(project, file, old, new, wor
         configuration(project, SIMCLR)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_queue_of_more_rows_than_images_is_refused_before_a_job_starts(project):
+    edit(project.params / "scale/cpu.yaml", "images: 12000", "images: 2000")
+    with pytest.raises(UserError, match=r"method\.values\.queue 2048 is more than pretrain\.images 2000; lower it"):
+        configuration(project, replace(SIMCLR, method="mugs"))
 
 
 def test_an_unknown_evaluation_value_is_refused(project):

@@ -123,7 +123,7 @@ def test_what_does_not_exist_is_named_with_what_does(pack):
         packed.subset("train", "3%")
     with pytest.raises(UserError, match="toy: no split 'dev'; there are train, validation, test"):
         packed.split("dev")
-    with pytest.raises(UserError, match="281 images of train asked, there are 280"):
+    with pytest.raises(UserError, match=r"281 images of train asked, there are 280; lower pretrain\.images"):
         packed.subset("train", 281)
 
 

@@ -458,7 +458,7 @@ def test_the_split_is_chosen(either: Path, split: str, images: int, parts: list[
 
 @pytest.mark.parametrize(("split", "count"), [("train", 36), ("unlabelled", 9), ("train+unlabelled", 45)])
 def test_more_images_than_there_are_are_refused(either: Path, split: str, count: int) -> None:
-    message = rf"{count + 1} images of {split.replace('+', '.')} asked, there are {count}; ask for fewer"
+    message = rf"{count + 1} images of {split.replace('+', '.')} asked, there are {count}; lower pretrain.images"
     with pytest.raises(UserError, match=message):
         PretrainingData(either, config(split=split, images=count + 1))
 

@@ -226,6 +226,7 @@ def load_run(where: str, config: dict[str, Any], params: Path) -> RunModel:
     _module(where, "data.readers", run.dataset.reader)
     check_recipes(where, run.augmentation)
     _check_mode(where, method, params)
+    _check_rows(where, run)
     return run
 
 
@@ -247,4 +248,15 @@ def _check_mode(where: str, method: MethodChoice, params: Path) -> None:
             raise UserError(
                 f"{where}: method.mode is released, but the release has {key}: {value}, not {method.values[key]};"
                 " take that value, or mode described"
+            )
+
+
+def _check_rows(where: str, run: RunModel) -> None:
+    """Refuse what holds a row for each of more images than there are, before a job is started for it."""
+    for key in ("queue", "memory", "groups"):
+        size = run.method.values.get(key)
+        if isinstance(size, int) and size > run.pretrain.images:
+            raise UserError(
+                f"{where}: method.values.{key} {size} is more than pretrain.images {run.pretrain.images};"
+                " lower it, or raise the subset"
             )

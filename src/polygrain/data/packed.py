@@ -57,7 +57,8 @@ class DataSet:
             size = int(known[size])
         if isinstance(size, int) and size > len(positions):
             raise UserError(
-                f"{self.manifest['name']}: {size} images of {name} asked, there are {len(positions)}; ask for fewer"
+                f"{self.manifest['name']}: {size} images of {name} asked, there are {len(positions)};"
+                " lower pretrain.images"
             )
         return positions[:size] if isinstance(size, int) else positions
 

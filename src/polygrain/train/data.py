@@ -150,6 +150,7 @@ def chosen(data: DataSet, split: str, images: int | None) -> np.ndarray:
     positions = np.concatenate([data.split(part) for part in split.split("+")])
     if images is not None and images > len(positions):
         raise UserError(
-            f"{data.manifest['name']}: {images} images of {split} asked, there are {len(positions)}; ask for fewer"
+            f"{data.manifest['name']}: {images} images of {split} asked, there are {len(positions)};"
+            " lower pretrain.images"
         )
     return positions[:images]
