@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons that sit on a backbone: projectors and predictors."""
+"""Multi-layer perceptrons on a backbone: projectors and predictors."""
 
 from typing import Literal
 
@@ -15,10 +15,9 @@ class Head(nn.Sequential):
 
     Input [R, inputs], output [R, outputs], not of unit length. Linear layers start as torch's do.
 
-    inputs, hidden, outputs: widths of rows that come in, of every inner layer, of rows that go out.
-    batch_norm: affine batch norm between a linear layer and its activation.
+    hidden: width of every inner layer. batch_norm: affine batch norm between a linear layer and its activation.
     final_norm: what follows the last linear layer: `none`, `batch` (without scale and shift) or `batch_affine`.
-    bias, final_bias: whether the inner linear layers, and the last one, have a bias.
+    bias, final_bias: whether the inner linear layers, and the last one, have a bias. Raises ValueError without layers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Views cut into parts, parts averaged in sets (Fast-MoCo; MNCL, section 4 of the specification), tokens over windows.
+"""Views cut into parts, means of sets of parts (Fast-MoCo; MNCL, specification section 4), token means over windows.
 
 Legend: B or b images, C channels, S side, P parts of a view, J sets, r parts in a set, E or D width; L side of a map of
 tokens, N cells of it.
@@ -13,9 +13,9 @@ from polygrain.provenance.errors import UserError
 
 
 def tiles(view_bCSS: Tensor, splits: int) -> Tensor:
-    """Cut views into splits x splits equal tiles, [P b, C, S / splits, S / splits]: column by column, images inside.
+    """Cut views into splits x splits equal tiles, [P b, C, S / splits, S / splits]: column by column, then by image.
 
-    Raises UserError when the side is no multiple of `splits`.
+    Raises UserError when `splits` does not divide the side.
     """
     images, channels, side = view_bCSS.shape[:3]
     if side % splits:

@@ -1,7 +1,7 @@
-"""Where a step's time goes, by phase. A record, never a claim.
+"""Measures the time of a step by phase; it is recorded and changes no result.
 
-`phase` may stand anywhere in the code: it does nothing unless a `Stopwatch` is in a phase. A phase inside a phase is
-taken out of the outer one's time.
+`phase` may be used anywhere: it does nothing unless a `Stopwatch` is in a phase. The time of an inner phase is not
+counted in the outer one.
 """
 
 import time
@@ -13,7 +13,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds per phase; on CUDA it waits for the device so that a phase owns its kernels."""
+    """Sums seconds per phase; on CUDA it waits for the device, so that kernels count in their phase."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -23,7 +23,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book the body's time under `name`; an outer phase pauses meanwhile."""
+        """Add the body's time to `name`; an outer phase pauses meanwhile."""
         global _running
         self._book()
         before, _running = _running, self
@@ -49,7 +49,7 @@ _running: Stopwatch | None = None
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Book the body's time under `name` with the stopwatch in one of whose phases this is called, if any."""
+    """Add the body's time to `name` of the stopwatch that is in a phase, if any."""
     if _running is None:
         yield
     else:

@@ -1,7 +1,7 @@
 """Schedules: pure functions of the step, so that a resumed run needs no schedule state.
 
-Steps count from 0 to `steps` - 1. The papers place the end differently: `linear` and `cosine` reach it at step `steps`,
-one past the last, so it is never used; `linear_closed` uses it at step `steps` - 1.
+Steps count from 0 to `steps` - 1. The papers differ in where a schedule ends: `linear` and `cosine` reach the end value
+at step `steps`, after the last, so they never use it; `linear_closed` uses it at step `steps` - 1.
 """
 
 import math
@@ -11,16 +11,16 @@ from polygrain.provenance.errors import UserError, nearest
 
 
 def linear(start: float, end: float, step: int, steps: int) -> float:
-    """Follow a straight line with `start` at step 0 and `end` at step `steps` and later."""
+    """Straight line with `start` at step 0 and `end` at step `steps` and later."""
     if step >= steps:
         return end
     return start + (end - start) * step / steps
 
 
 def linear_closed(start: float, end: float, step: int, steps: int) -> float:
-    """Follow a straight line with `start` at step 0 and `end` at step `steps` - 1 and later.
+    """Straight line with `start` at step 0 and `end` at step `steps` - 1 and later (Mugs, section 4.1).
 
-    With one step it gives `start` at step 0; with none it is `end` throughout (Mugs, section 4.1).
+    With `steps` = 1 it gives `start` at step 0, with `steps` = 0 always `end`.
     """
     if step >= steps or (step == steps - 1 and steps > 1):
         return end
@@ -28,7 +28,7 @@ def linear_closed(start: float, end: float, step: int, steps: int) -> float:
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
-    """Follow half a cosine wave with `start` at step 0 and `end` at step `steps` and later."""
+    """Half a cosine wave with `start` at step 0 and `end` at step `steps` and later."""
     if step >= steps:
         return end
     return end + (start - end) * (1.0 + math.cos(math.pi * step / steps)) / 2.0
@@ -67,10 +67,7 @@ def _cosine_closed_warmup(start: float, base: float, final: float, warmup: int, 
 
 
 def _cosine_to_final(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
-    """MNCL: warm-up as in `cosine_closed_warmup`; then half a cosine that uses `final` in the last step.
-
-    As in MNCL's release a warm-up has at least 2 steps.
-    """
+    """MNCL: warm-up as in `cosine_closed_warmup`, at least 2 steps; then half a cosine that ends with `final`."""
     warmup = max(warmup, 2)
     if step < warmup:
         return linear_closed(start, base, step, warmup)
@@ -91,12 +88,12 @@ LEARNING_RATES: dict[str, Law] = {
 def learning_rate(
     name: str, *, base: float, final: float, warmup: int, step: int, steps: int, start: float = 0.0
 ) -> float:
-    """Compute the learning rate of one optimiser step under the law `name`, a key of `LEARNING_RATES`.
+    """Compute the learning rate of one optimiser step under schedule `name`, a key of `LEARNING_RATES`.
 
-    base: highest rate, at the end of the warm-up. final: rate at the end of the run (not used by `constant`). warmup:
-    steps of warm-up, 0 for none. start: rate at its step 0. step: steps done. steps: of the run.
+    base: highest rate, at the end of the warm-up. final: rate at the end of the run (`constant` ignores it). warmup:
+    its steps, 0 for none. start: rate at its step 0. step: steps done. steps: of the run.
 
-    Raises UserError for an unknown law or a warm-up longer than the run, ValueError for a step outside the run.
+    Raises UserError for an unknown schedule or a warm-up longer than the run, ValueError for a step outside the run.
     """
     if name not in LEARNING_RATES:
         raise UserError(f"no learning-rate schedule {name!r}{nearest(name, LEARNING_RATES)}")
