@@ -35,7 +35,7 @@ def split_by_decay(module: nn.Module) -> list[Group]:
 
 
 def with_own_rate(groups: list[Group], chosen: set[int], name: str, scale: float) -> list[Group]:
-    """Move the parameters whose `id` is in `chosen` to groups of their own, named `..._{name}`, with that `lr_scale`."""
+    """Move the parameters whose `id` is in `chosen` to groups of their own, named `*_{name}`, with that `lr_scale`."""
     split: list[Group] = []
     for group in groups:
         for ending, factor, inside in (("", 1.0, False), (f"_{name}", scale, True)):
