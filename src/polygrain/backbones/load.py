@@ -1,4 +1,4 @@
-"""Backbones by name. No other module knows one."""
+"""Backbones by name. No other module imports one by its name."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""One protocol on one checkpoint: load what it needs, judge, save."""
+"""One protocol on one checkpoint: load what it needs, evaluate, save."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -26,8 +26,8 @@ def run(stage: "Stage") -> None:
 def _given(stage: "Stage", config: "Protocol") -> Any:
     """What the protocol needs: frozen features, or the encoder with its data sets.
 
-    The encoder's code is loaded by name: a protocol that reads features alone starts without torch, and no change in
-    how images are shown to a network makes it stale.
+    The encoder's code is loaded by name: a protocol that reads only features starts without torch and does not depend
+    on that code.
     """
     if config["needs"] == "features":
         return Features.load(stage.inputs[0], config["datasets"])

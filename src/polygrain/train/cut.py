@@ -1,4 +1,4 @@
-"""What is cut out of encoded images: a pure function of the image and of what was drawn for it."""
+"""Views of encoded images: pure functions of the image and of what was drawn for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from polygrain.views.load import load_randaugment
 class Cut:
     """One view of every image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view.
 
-    `randaugment`: what is done to the whole image before, the three arrays [B, K] of a RandAugmentDraw; `fill` is what
-    then lies outside of the image, one 8-bit value per channel.
+    `randaugment`: the three arrays [B, K] of a RandAugmentDraw, applied to the whole image before; `fill`: the 8-bit
+    value per channel for what lies outside of the image.
     """
 
     size: int
@@ -37,7 +37,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutJob:
-    """What to cut out of the images at `positions` of the data set, int64 [B]."""
+    """The views to cut out of the images at `positions` of the data set, int64 [B]."""
 
     positions: np.ndarray
     cuts: tuple[Cut, ...]
@@ -68,7 +68,7 @@ def cut_job(data: EncodedData, job: CutJob, views: Sequence[Tensor]) -> None:
 
 
 def _changed(image_CHW: Tensor, one: Cut, row: int, flip: bool) -> Tensor:
-    """The whole image behind the operations of RandAugment, the image itself where there are none."""
+    """The whole image after RandAugment's operations, if there are any."""
     if not one.randaugment or (one.randaugment[0][row] < 0).all():
         return image_CHW
     drawn = RandAugmentDraw(*(torch.from_numpy(values[row : row + 1]) for values in one.randaugment))

@@ -1,4 +1,4 @@
-"""Two guards of a running job: one process per run directory, and no job that outlives the workflow that started it."""
+"""One process per run directory, and no job that outlives the workflow that started it."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ from polygrain.provenance.errors import UserError
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the operating system's lock on `directory`; the kernel drops it when the process dies, however it dies.
+    """Hold a lock on `directory`, which the kernel releases when the process ends for any reason.
 
     Raises UserError at once when another process holds it.
     """
@@ -37,8 +37,8 @@ def locked(directory: Path) -> Iterator[None]:
 def exit_with_parent(seconds: float = 0.5) -> None:
     """End this process when the one that started it ends, so that a killed workflow leaves no training behind.
 
-    A thread looks at the parent every `seconds`: the kernel's parent-death signal is bound to the starting *thread*,
-    which a workflow engine may end while the job goes on.
+    A thread checks every `seconds`: the kernel's parent-death signal belongs to the starting *thread*, which a workflow
+    engine may end while the job goes on.
     """
     parent = os.getppid()
 

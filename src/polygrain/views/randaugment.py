@@ -245,7 +245,7 @@ def sample(images_NCHW: Tensor, matrix_N23: Tensor, fill_C: Tensor, *, cubic: bo
 
 
 def _neighbours(place_NP: Tensor, side: int, cubic: bool) -> tuple[Tensor, Tensor]:
-    """The K = 2 or 4 pixels around positions, int64 [N, K, P], and the distance [N, 1, P] from the first or second of them."""
+    """The K = 2 or 4 pixels around positions, int64 [N, K, P], and the distance [N, 1, P] from the (K/2)-th of them."""
     before_N1P = torch.floor(place_NP - 0.5)[:, None]
     offset_K1 = torch.arange(-1 if cubic else 0, 3 if cubic else 2, device=place_NP.device)[:, None]
     return (before_N1P.long() + offset_K1).clamp_(0, side - 1), (place_NP - 0.5)[:, None] - before_N1P
