@@ -1,7 +1,4 @@
-"""The output that every backbone returns, so that methods work with any of them.
-
-Legend: B images, T tokens with class tokens, N tokens of the map, D width, h/w rows and columns of the map.
-"""
+"""What every backbone returns. Legend: B images, T all tokens, N tokens of the map, D width, h/w rows and columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +26,8 @@ class Encoded:
 class Backbone(nn.Module):
     """Base of our backbones: `forward(x [B, C, S, S]) -> Encoded`, and the feature `width` D as an attribute.
 
-    Backbones that show their tokens before the final norm have `trunk` and `finish` (`forward` is one after the other),
-    `norm` (the identity where there is none) and the number of `class_tokens`, which come first.
+    If it shows its tokens before the final norm: `trunk`, `finish` (`forward` is both), `norm` (the identity where
+    there is none) and the number of `class_tokens`, which come first.
     """
 
     width: int

@@ -1,7 +1,4 @@
-"""The block that combines a feature with its neighbours (Mugs, section 3 of the specification).
-
-Legend: R groups, G members of a group, D width.
-"""
+"""The block that combines a feature with its neighbours (Mugs section 3). Legend: R groups of G members, D width."""
 
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention

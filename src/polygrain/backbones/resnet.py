@@ -1,8 +1,7 @@
 """Residual networks (He, Zhang, Ren and Sun 2016) with stem, blocks, widths and strides as plain values.
 
-A 3x3 stem without pooling suits small images, a 7x7 stem of stride 2 with pooling ImageNet; bottleneck blocks (version
-1.5: the stride is in the 3x3 convolution) make ResNet-50 and wider networks. Crops of several sizes can share batch
-statistics (SMoG section 3).
+A 3x3 stem without pooling suits small images, a 7x7 stem of stride 2 with pooling ImageNet; bottleneck blocks (stride
+in the 3x3 convolution) make ResNet-50 and wider networks. Crops of several sizes can share statistics (SMoG section 3).
 """
 
 import math
@@ -92,10 +91,7 @@ class ResNet(Backbone):
         return from_tokens(tokens_BND, tokens_BND.mean(dim=1), math.isqrt(tokens_BND.shape[1]))
 
     def encode_jointly(self, batches: list[Tensor]) -> list[Encoded]:
-        """Encode with one set of statistics over all pixels of all sizes, which updates the running statistics once.
-
-        Batch norms of the shortcuts still work per size.
-        """
+        """Encode with one set of statistics for all sizes, updated once; shortcuts' batch norms still work per size."""
         maps = [relu(x) for x in normalise(self.stem_norm, [self.stem(x) for x in batches])]
         if self.stem_pool:
             maps = [max_pool2d(x, 3, stride=2, padding=1) for x in maps]
@@ -103,10 +99,7 @@ class ResNet(Backbone):
 
 
 class Block(nn.Module):
-    """relu(shortcut(x) + branch(x)); the branch is conv - norm - relu - conv - norm, or a bottleneck of 3 convolutions.
-
-    The shortcut is the identity, or a 1x1 convolution with batch norm where the shape changes.
-    """
+    """relu(shortcut(x) + branch(x)); the shortcut is a 1x1 convolution with batch norm where the shape changes."""
 
     def __init__(self, inputs: int, inner: int, stride: int, bottleneck: bool) -> None:
         super().__init__()

@@ -37,20 +37,15 @@ def build(
     """
     if not len(widths) == len(depths) == len(heads) > 0:
         raise UserError("backbone swin: widths, depths and heads must name the same number of stages, at least one")
-    for whole, part, names in (
-        (image_size, patch, "patch"),
-        *((*pair, "heads") for pair in zip(widths, heads, strict=True)),
-    ):
+    pairs = ((width, count, "heads") for width, count in zip(widths, heads, strict=True))
+    for whole, part, name in ((image_size, patch, "patch"), *pairs):
         if whole % part:
-            raise UserError(f"backbone swin: {names} {part} does not divide {whole}")
+            raise UserError(f"backbone swin: {name} {part} does not divide {whole}")
     return Swin(channels, image_size, patch, widths, depths, heads, window, drop_path)
 
 
 class Swin(Backbone):
-    """Linear weights and relative positions start from a normal distribution of std 0.02 cut at +-2, biases from 0.
-
-    The patch embedding keeps torch's initialisation of a convolution.
-    """
+    """Linear weights and relative positions start truncated normal (std 0.02, at +-2), biases at 0."""
 
     def __init__(
         self,
@@ -91,10 +86,7 @@ class Swin(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images; tokens come after the final norm, pooled is their mean.
-
-        Raises UserError unless the images are square and their side is a multiple of the patch.
-        """
+        """Encode images; `pooled` is the tokens' mean. Raises UserError unless square and a multiple of the patch."""
         rows, columns = images_BCSS.shape[-2:]
         if rows != columns or rows % self.patch:
             raise UserError(f"backbone swin: patch {self.patch} does not tile a view of {rows} x {columns} px")

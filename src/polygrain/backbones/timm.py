@@ -46,10 +46,7 @@ class Timm(Backbone):
                 module.p = 0.0
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images; `pooled` is the input that the model's classifier would get.
-
-        Raises UserError when the model takes no images of this side (timm's transformers take one side only).
-        """
+        """Encode images; `pooled` is the classifier's input. Raises UserError when the model refuses this side."""
         try:
             features: Tensor = self.network.forward_features(images_BCSS)  # type: ignore[operator]
         except AssertionError as error:

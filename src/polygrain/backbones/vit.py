@@ -39,9 +39,9 @@ def build(
 
     Raises UserError when patch does not divide image_size, heads width, or 4 the width with sincos.
     """
-    for whole, part, names in ((image_size, patch, "patch"), (width, heads, "heads")):
+    for whole, part, name in ((image_size, patch, "patch"), (width, heads, "heads")):
         if whole % part:
-            raise UserError(f"backbone vit: {names} {part} does not divide {whole}")
+            raise UserError(f"backbone vit: {name} {part} does not divide {whole}")
     if positions == "sincos" and width % 4:
         raise UserError(f"backbone vit: positions sincos need a width that 4 divides, not {width}")
     excess = 0.1 if resample == "factor" else 0.0
@@ -52,10 +52,10 @@ def build(
 
 
 class VisionTransformer(Backbone):
-    """Linear weights, learned positions and class token start from a normal distribution of std 0.02, truncated at +-2.
+    """Linear weights, learned positions and class token start truncated normal (std 0.02, at +-2), biases at 0.
 
-    Biases start at 0, the patch embedding as torch's convolutions. `positions` [1, 1 + G * G, D], of the class token,
-    then of the patches, is one parameter as in the papers' releases, which matters for clipping and layer-wise rules.
+    `positions` [1, 1 + G * G, D], of the class token, then of the patches, is one parameter, as in the papers'
+    releases, since clipping and layer-wise rules work per tensor.
     """
 
     class_tokens = 1
@@ -102,10 +102,7 @@ class VisionTransformer(Backbone):
         return self.finish(self.trunk(images_BCSS))
 
     def trunk(self, images_BCSS: Tensor) -> Tensor:
-        """All tokens [B, T, D], class first, before the final norm.
-
-        Raises UserError unless the images are square and their side is a multiple of the patch.
-        """
+        """All tokens [B, T, D], class first, before the final norm. Raises UserError if no patches tile the view."""
         side = images_BCSS.shape[-1]
         if images_BCSS.shape[-2] != side or side % self.patch:
             rows, columns = images_BCSS.shape[-2:]
@@ -129,8 +126,7 @@ class VisionTransformer(Backbone):
 def waves(grid: int, width: int) -> Tensor:
     """MGC's fixed positions [G, G, D], in the float32 arithmetic of its release.
 
-    Row a and column b have sin(a w), cos(a w), sin(b w), cos(b w), D / 4 numbers each, with frequencies
-    w_i = 10000^(-4 i / D).
+    Row a, column b: sin(a w), cos(a w), sin(b w), cos(b w), D / 4 numbers each, w_i = 10000^(-4 i / D).
     """
     frequency = 1.0 / 10000.0 ** (torch.arange(width // 4, dtype=torch.float32) / (width // 4))
     angle = torch.arange(grid, dtype=torch.float32)[:, None] * frequency

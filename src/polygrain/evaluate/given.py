@@ -35,10 +35,7 @@ _LUMINANCE = (299, 587, 114)  # thousandths of red, green, blue
 
 
 class Encoder:
-    """A frozen backbone in evaluation mode, the data sets to evaluate on, and how it is shown their images.
-
-    `network` and `datasets` (name -> packed data set) are public; `finetunable` gives a network to train.
-    """
+    """A frozen backbone, the data sets to evaluate on, and how it is shown their images; see `__init__`."""
 
     def __init__(
         self,
@@ -102,7 +99,7 @@ class Encoder:
         return {key: int(size) for key, size in subsets.items() if key != ALL and 0 < size <= rows}
 
     def views(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
-        """Images as the encoder gets them, in the order given, the last batch maybe shorter: positions [B], float32 views."""
+        """Positions [B] and plain views float32 [B, C, size, size] of images, in their order, batch by batch."""
         for rows, images in self._images(name, positions):
             yield rows, plain_view(images.to(self.device), self.size, self.mean, self.std)
 
@@ -146,10 +143,7 @@ def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], devi
 
 
 def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int) -> Backbone:
-    """Build the backbone in evaluation mode and load the encoder's tensors of the checkpoint, strictly.
-
-    Raises UserError when the checkpoint is missing or damaged, or its tensors are not exactly the backbone's.
-    """
+    """Build the backbone in evaluation mode and load the encoder. Raises UserError unless all tensors fit."""
     encoder = load_backbone(**backbone, channels=channels)
     tensors = read_encoder(checkpoint)
     misfit = _misfit(encoder.state_dict(), tensors)
@@ -191,9 +185,7 @@ def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
         raise UserError(f"{checkpoint}: not found; pretrain the run first") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         fault = " ".join(str(error).split())
-        raise UserError(
-            f"{checkpoint}: not a whole checkpoint ({fault}); delete it and pretrain again, or restore it"
-        ) from None
+        raise UserError(f"{checkpoint}: not a whole checkpoint ({fault}); restore it, or pretrain again") from None
     if about.get("format") != 1:
         raise UserError(f"{checkpoint}: checkpoint format {about.get('format')}, this version reads 1; pretrain again")
     if not tensors:
@@ -218,10 +210,7 @@ def images_of(
 
 
 def as_channels(images: Tensor, channels: int) -> Tensor:
-    """Convert uint8 images [B, C, H, W] to another number of channels.
-
-    Grey is repeated, colour becomes its rounded luminance. Raises UserError for any other pair of numbers.
-    """
+    """Repeat grey images uint8 [B, C, H, W], or turn colour into luminance. Raises UserError for other counts."""
     given = images.shape[1]
     if given == channels:
         return images

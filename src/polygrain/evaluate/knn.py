@@ -80,10 +80,7 @@ def predict(
     temperature: float,
     byte_budget: int,
 ) -> Integers:
-    """Predict classes, int64 [Q, len(choices)], for ascending numbers of neighbours `choices`.
-
-    Features may have any length; labels are int64 in 0..classes-1.
-    """
+    """Predict classes, int64 [Q, len(choices)], for ascending numbers of neighbours `choices`."""
     rows_QD, bank_DN = _on_grid(queries_QD), np.ascontiguousarray(_on_grid(bank_ND).T)
     block = max(1, byte_budget // (8 * len(bank_ND)))
     winners = []

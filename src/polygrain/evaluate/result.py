@@ -135,7 +135,7 @@ class Result:
     """One line that readers of the numbers must see, or empty."""
 
     def save(self, folder: Path, protocol: str) -> None:
-        """Write `{protocol}.npz`, then `{protocol}.json`, each atomically. Raises UserError on a faulty value or score."""
+        """Write `{protocol}.npz`, then `{protocol}.json`, atomically. Raises UserError on a faulty value or score."""
         for where, fault in self._faults():
             raise UserError(f"{protocol}: {where}: {fault}; correct the protocol")
         about = {
@@ -198,10 +198,7 @@ class Result:
 
 
 def classified(key: str, predicted: Integers, label: Integers, index: Integers) -> tuple[dict[str, Number], Examples]:
-    """The numbers of a classification, `{key}/top1` and `{key}/macro`, and the images behind them.
-
-    predicted, label, index: int64 [n] of the test split. The score of an image is 1 when its class was predicted.
-    """
+    """The numbers `{key}/top1` and `{key}/macro` of a classification, and its images, scored 1 if right, else 0."""
     right = (predicted == label).astype(np.int64)
     values = {"top1": int(right.sum()) / len(label), "macro": macro(predicted, label)}
     numbers = {f"{key}/{metric}": Number(value, ACCURACY) for metric, value in values.items()}

@@ -1,7 +1,6 @@
-"""Frozen features on disk: written once per checkpoint, read by every protocol.
+"""Frozen features on disk: safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key.
 
-The file is safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key (several would be
-written in random order). It needs numpy only, so a protocol loads neither torch nor an image library.
+Written once per checkpoint, read by every protocol. It needs numpy only: a protocol starts without torch.
 """
 
 import json
@@ -47,10 +46,9 @@ class Split:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of one data set.
+    """The features of one data set; train rows are class-balanced, so a label subset is a prefix of them.
 
-    Train rows are in class-balanced order, so a label subset is a prefix of them. Raises UserError when a split is
-    empty, or has wrong shapes, a label outside the classes or a feature that is not finite.
+    Raises UserError for an empty split, wrong shapes, a label outside the classes, a feature that is not finite.
     """
 
     name: str
@@ -66,10 +64,7 @@ class FeatureSet:
             self._check(name, getattr(self, name))
 
     def labelled(self, subset: str) -> Split:
-        """The train rows whose labels a protocol may use: `all` or a name in `label_subsets`.
-
-        Raises UserError for any other name.
-        """
+        """The train rows of `all` or of a name in `label_subsets`. Raises UserError for any other name."""
         if subset == ALL:
             return self.train
         if subset not in self.label_subsets:
@@ -133,10 +128,7 @@ class Features:
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str] | None = None) -> "Features":
-        """Read a features file, or some of its data sets.
-
-        Raises UserError when it is missing, truncated, of another kind, or has no such data set.
-        """
+        """Read a features file, or some of its data sets. Raises UserError when one is missing or the file damaged."""
         try:
             with safe_open(path, framework="np") as file:
                 about = json.loads((file.metadata() or {})[METADATA])

@@ -56,10 +56,7 @@ from polygrain.views.batch import Batch
 
 
 def pair_losses(q_RD: Tensor, z_SD: Tensor, temperature: float, *, first: int = 0) -> Tensor:
-    """Compute InfoNCE of each query against all targets, [R]; the target of row r is `first` + r.
-
-    Rows are scaled to unit length; no gradient reaches targets. Equal logits give ln S.
-    """
+    """InfoNCE [R] of unit-scaled queries; the target of row r is `first` + r, without gradient; chance gives ln S."""
     logits_RS = normalize(q_RD, dim=1) @ normalize(z_SD.detach(), dim=1).T / temperature
     return cross_entropy(logits_RS, first + torch.arange(len(q_RD), device=q_RD.device), reduction="none")
 

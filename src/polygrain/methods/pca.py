@@ -58,10 +58,9 @@ def vote_accuracy(queries_MD: Tensor, truth_M: Tensor, bank_QD: Tensor, labels_Q
 
 
 class PCA(nn.Module):
-    """A linear map of the pixels, fitted without an optimiser step.
+    """A linear map of the pixels, fitted without an optimiser step. Raises UserError for values that do not fit.
 
     backbone: `pixels`, at least max(dimensions) wide. dimensions: candidates for d. k: neighbours that vote.
-    Raises UserError for another backbone, and for dimensions that do not fit it.
     """
 
     encoder_name = "backbone."

@@ -1,7 +1,4 @@
-"""How well two sets of embeddings of the same images agree: monitors without gradient, scalars.
-
-Legend: J sets, N images, D width. Rows may have any length.
-"""
+"""Agreement of two sets of embeddings, for monitoring, without gradient. Legend: J sets, N images, D width."""
 
 from collections.abc import Sequence
 

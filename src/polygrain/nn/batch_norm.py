@@ -1,7 +1,4 @@
-"""Batch norm with the statistics of the global batch, on any backend (torch's own needs CUDA).
-
-With one process it calls the same kernel as the original and gives the same bits.
-"""
+"""Batch norm over the global batch, on any backend (torch's own needs CUDA); with one process torch's, bit for bit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +13,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """Batch norm over axis 1 of [B, C, ...], with mean and variance over the rows of all processes.
-
-    In training mode gradient flows through these statistics; the running ones are equal on all processes.
-    """
+    """Batch norm over axis 1 of [B, C, ...], over the rows of all processes; gradient flows through the statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [B, C, ...]; shape is kept. B may differ between processes."""

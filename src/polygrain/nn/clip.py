@@ -9,7 +9,7 @@ _FLOOR = 1e-6
 
 
 def clip_global(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
-    """Scale all gradients by one factor so that their joint 2-norm is at most `maximum` (inf: no change) (MNCL).
+    """Scale all gradients by one factor so that their joint 2-norm is at most `maximum` (inf: as they are) (MNCL).
 
     Returns the norm before clipping, a scalar (0 when no parameter has a gradient).
     """

@@ -29,9 +29,9 @@ def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float, *, block: int | 
 
 
 def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
-    """Compute CE_T(anchor, key) (MNCL section 5), mean over J, a scalar; collapsed rows give ln N.
+    """Compute CE_T(anchor, key) (MNCL section 5), mean over J (1 on either side is allowed); collapsed: ln N.
 
-    Row i of a key set is row i's positive, the set's other rows are its negatives. J may be 1 on either side.
+    Row i of a key set is row i's positive, the set's other rows are its negatives.
     """
     log_share_JNN = (normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT / temperature).log_softmax(dim=2)
     return -log_share_JNN.diagonal(dim1=1, dim2=2).mean()
@@ -51,10 +51,7 @@ def sup_con(z_BD: Tensor, positive_BB: Tensor, temperature: float, *, keys_grad:
 
 
 def sup_con_to_bank(anchor_AD: Tensor, bank_KD: Tensor, positive_AK: Tensor, temperature: float) -> Tensor:
-    """Compute `sup_con` of anchors against all rows of a bank without gradient; positive_AK: bool.
-
-    With one positive per anchor this is InfoNCE. Collapsed rows give ln K.
-    """
+    """Compute `sup_con` of anchors against all rows of a bank without gradient; collapsed rows give ln K."""
     logits_AK = normalize(anchor_AD, dim=1) @ normalize(bank_KD.detach(), dim=1).T / temperature
     return _out_form(logits_AK, positive_AK)
 

@@ -20,10 +20,7 @@ KMEANS_ROUNDS = 10
 
 
 def nearest_neighbours(rows_ND: Tensor, k: int) -> Tensor:
-    """Find the k rows of largest cosine to each row, without itself, largest first, int64 [N, k]; rows of any length.
-
-    Raises ValueError for k outside 1..N-1.
-    """
+    """The k rows of largest cosine to each row, without itself, int64 [N, k]. Raises ValueError unless 1 <= k < N."""
     if not 1 <= k < len(rows_ND):
         raise ValueError(f"k = {k} neighbours asked of {len(rows_ND)} rows")
     _, found_NK = topk_cosine(rows_ND, rows_ND, k + 1, byte_budget=_BYTES)
@@ -129,10 +126,7 @@ def component_sizes(positive_NN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def purity(positive_NN: Tensor, class_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of positive pairs of equal class, and of nodes that have such a pair; float scalars in 0..1.
-
-    Nodes of class -1 (unknown) are left out, of the pairs too. Where nothing is left the share is 0.
-    """
+    """Share of positive pairs of equal class, and of nodes with such a pair, in 0..1; without nodes of class -1."""
     known_N = class_N >= 0
     pair_NN = positive_NN & known_N & known_N[:, None]
     right_NN = pair_NN & (class_N == class_N[:, None])

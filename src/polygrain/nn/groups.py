@@ -1,7 +1,7 @@
 """Groups on the unit sphere (SMoG): assign rows to them, move them towards their members, find them by k-means.
 
-Rows are those of this process; sums and counts run over all processes, so groups are equal everywhere. Legend: R rows
-of this process, D width, K groups. Groups have unit length.
+Sums and counts run over all processes, so groups are equal everywhere. Legend: R rows of this process, D width, K
+groups of unit length.
 """
 
 import torch
@@ -70,10 +70,7 @@ def assignment_monitors(share_TBP: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def pair_purity(assignment_R: Tensor, labels_R: Tensor) -> Tensor:
-    """Share of the pairs of rows in one group that share their label; 0 without pairs; label -1 is unknown.
-
-    Unlike the share of the most frequent label it does not grow just because groups have few members.
-    """
+    """Share of the pairs of rows in one group that share their label; 0 without pairs; label -1 is unknown."""
     assignment_R, labels_R = assignment_R[labels_R >= 0], labels_R[labels_R >= 0]
     together_RR = (assignment_R[:, None] == assignment_R).triu(diagonal=1)
     alike_RR = together_RR & (labels_R[:, None] == labels_R)
@@ -81,9 +78,6 @@ def pair_purity(assignment_R: Tensor, labels_R: Tensor) -> Tensor:
 
 
 def group_loss(outputs_RBD: Tensor, groups_KD: Tensor, targets_SB: Tensor, temperature: float) -> Tensor:
-    """Compute the cross-entropy of R crops' outputs against each of S views' target groups, mean over R, S and B.
-
-    Outputs and groups have unit length; equal logits give ln K.
-    """
+    """Cross-entropy of R crops' unit outputs and S views' target groups, mean over R, S and B; chance gives ln K."""
     log_RBK = (outputs_RBD @ groups_KD.T / temperature).log_softmax(dim=2)
     return -log_RBK.gather(2, targets_SB.T.expand(len(outputs_RBD), -1, -1)).mean()

@@ -1,7 +1,6 @@
-"""Mugs's local groups: a crop's feature together with its nearest neighbours in a memory (specification section 3).
+"""Mugs's local groups: a crop's feature together with its nearest neighbours in a memory (section 3).
 
-Legend: R crops, N tokens, P patch tokens, D width, k neighbours, G = k + 1 members of a group, A rows of the memory
-that are searched.
+Legend: R crops, N tokens, P patch tokens, D width, k neighbours, G = k + 1 members, A rows that are searched.
 """
 
 from typing import Literal
@@ -30,9 +29,9 @@ class LocalGroup(nn.Module):
         self.relation, self.neighbours, self.query, self.masked = relation, neighbours, query, masked
 
     def forward(self, tokens_RND: Tensor, patches_RPD: Tensor, memory: Queue) -> tuple[Tensor, Tensor]:
-        """Join tokens [R, N, D] before the final norm, or patch tokens [R, P, D] after it, with neighbours.
+        """The group's feature [R, D], before the final norm, and the share of wanted neighbours that are noise.
 
-        Returns the group's feature [R, D], before the final norm, and the share of wanted neighbours that are noise.
+        tokens_RND are all tokens before the final norm, patches_RPD the patch tokens after it.
         """
         u_RD = (patches_RPD if self.query == "consistent" else tokens_RND).mean(dim=1)
         with phase("rest"):

@@ -1,7 +1,4 @@
-"""Measures of a representation, to be logged: cheap, without gradient, each a scalar tensor.
-
-Legend: B images, D width. Rows may have any length; they are scaled to unit length first.
-"""
+"""Monitors: scalar tensors without gradient, of rows scaled to unit length. Legend: B images, D width."""
 
 import math
 
@@ -18,10 +15,7 @@ def alignment(z_1_BD: Tensor, z_2_BD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uniformity(z_BD: Tensor) -> Tensor:
-    """Measure log mean exp(-2 squared distance) over pairs of different rows (Wang and Isola 2020, t = 2).
-
-    0 when collapsed; the lower, the more evenly the rows cover the sphere.
-    """
+    """Measure log mean exp(-2 squared distance) over pairs of rows (Wang and Isola 2020, t = 2): 0 when collapsed."""
     z_BD = normalize(z_BD, dim=1)
     potential_BB = 4.0 * (z_BD @ z_BD.T) - 4.0
     rows = len(z_BD)

@@ -153,10 +153,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "
 
 
 def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim.Optimizer:
-    """Make the optimiser `name`; `values` are the keywords of the function of that name in this module.
+    """Make the optimiser `name`; `values` are the keywords of its function. Raises UserError for an unknown name.
 
-    Learning rates start at 0: call `set_learning_rate` before every step. Raises UserError for an unknown name and for
-    groups without any parameter.
+    Learning rates start at 0: call `set_learning_rate` before every step. Raises UserError without parameters.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"no optimizer {name!r}{nearest(name, OPTIMIZERS)}")

@@ -1,4 +1,4 @@
-"""Losses of all pairs of a crop and a view, and their average (Mugs, sections 3 and 4 of the specification).
+"""Losses of all pairs of a crop and a view, and their average (Mugs, sections 3 and 4).
 
 Legend: B images, S crops of the student, T views of the teacher, D width, Q rows of a queue, P prototypes.
 """
@@ -11,10 +11,7 @@ from torch.nn.functional import logsigmoid
 
 
 def info_nce(queries_SBD: Tensor, keys_TBD: Tensor, queue_QD: Tensor, temperature: float) -> Tensor:
-    """Compute InfoNCE of every crop with every view, [T, S]; unit rows, all negatives from the queue.
-
-    A crop's negative logits are the same for all views. Collapsed rows and queue give ln(Q + 1).
-    """
+    """InfoNCE of every crop with every view, [T, S]; unit rows, negatives from the queue; collapsed: ln(Q + 1)."""
     others_SB = (queries_SBD @ queue_QD.T / temperature).logsumexp(dim=2)
     own_TSB = torch.einsum("sbd,tbd->tsb", queries_SBD, keys_TBD) / temperature
     return -logsigmoid(own_TSB - others_SB).mean(dim=2)

@@ -1,8 +1,4 @@
-"""Measures the time of a step by phase; it is recorded and changes no result.
-
-`phase` may be used anywhere: it does nothing unless a `Stopwatch` is in a phase. The time of an inner phase is not
-counted in the outer one.
-"""
+"""Measures the time of a step by phase, which changes no result; an inner phase does not count in the outer one."""
 
 import time
 from collections import defaultdict

@@ -1,7 +1,4 @@
-"""First-in-first-out queues of rows, with three rules for the write pointer.
-
-Legend: Q rows of the queue, N rows of a push, D width.
-"""
+"""First-in-first-out queues of rows. Legend: Q rows of the queue, N rows of a push, D width."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""Schedules: pure functions of the step, so that a resumed run needs no schedule state.
+"""Schedules: pure functions of the step (0 .. `steps` - 1), so that a resumed run needs no schedule state.
 
-Steps count from 0 to `steps` - 1. The papers differ in where a schedule ends: `linear` and `cosine` reach the end value
-at step `steps`, after the last, so they never use it; `linear_closed` uses it at step `steps` - 1.
+`linear` and `cosine` would reach the end value at step `steps`, so they never use it; `linear_closed` uses it at
+`steps` - 1. The papers differ in this.
 """
 
 import math
@@ -18,10 +18,7 @@ def linear(start: float, end: float, step: int, steps: int) -> float:
 
 
 def linear_closed(start: float, end: float, step: int, steps: int) -> float:
-    """Straight line with `start` at step 0 and `end` at step `steps` - 1 and later (Mugs, section 4.1).
-
-    With `steps` = 1 it gives `start` at step 0, with `steps` = 0 always `end`.
-    """
+    """Straight line from `start` at step 0 to `end` at step `steps` - 1 and later; `steps` 0 is `end` (Mugs, 4.1)."""
     if step >= steps or (step == steps - 1 and steps > 1):
         return end
     return start + (end - start) * step / max(steps - 1, 1)
@@ -47,20 +44,14 @@ def _linear(start: float, base: float, final: float, warmup: int, step: int, ste
 
 
 def _cosine(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
-    """WCL: warm-up as in `constant`; then half a cosine from base at t = warmup towards final at t = steps.
-
-    The base is used once, the final value never; with a warm-up from 0 the first step has rate 0.
-    """
+    """WCL: warm-up as in `constant`; then half a cosine, base at t = warmup, towards final at t = steps (not used)."""
     if step < warmup:
         return linear(start, base, step, warmup)
     return cosine(base, final, step - warmup, steps - warmup)
 
 
 def _cosine_closed_warmup(start: float, base: float, final: float, warmup: int, step: int, steps: int) -> float:
-    """MGC, Mugs, SMoG: warm-up `start + (base - start) t / (warmup - 1)`; then the cosine of `cosine`.
-
-    The base is used twice, at t = warmup - 1 and t = warmup; the final value never.
-    """
+    """MGC, Mugs, SMoG: warm-up `start + (base - start) t / (warmup - 1)`; then from t = warmup on as `cosine`."""
     if step < warmup:
         return linear_closed(start, base, step, warmup)
     return cosine(base, final, step - warmup, steps - warmup)

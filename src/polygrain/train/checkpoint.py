@@ -1,7 +1,4 @@
-"""The checkpoint: every tensor of the method in one safetensors file, with one metadata key.
-
-safetensors writes several keys in random order, and the file's bytes must be reproducible.
-"""
+"""The checkpoint: a safetensors file of the method, with one metadata key (several are written in random order)."""
 
 import json
 from pathlib import Path

@@ -15,10 +15,9 @@ from polygrain.views.load import load_randaugment
 
 @dataclass(frozen=True)
 class Cut:
-    """One view of every image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view.
+    """One view of each image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view.
 
-    `randaugment`: the three arrays [B, K] of a RandAugmentDraw, applied to the whole image before; `fill`: the 8-bit
-    value per channel for what lies outside of the image.
+    `randaugment`: the arrays [B, K] of a RandAugmentDraw, done before; `fill`: per channel, for outside pixels.
     """
 
     size: int

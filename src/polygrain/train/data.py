@@ -66,7 +66,7 @@ class PretrainingData:
         """The batch of one step, with one augmented view per name in `views`.
 
         Workers already prepare the next steps. `ahead` predicts their views (default: the same); a wrong prediction
-        only costs time. Raises UserError on an unknown view recipe and on a damaged image.
+        only costs time. Raises UserError on an unknown recipe and on a damaged image.
         """
         ahead = ahead or (lambda _: views)
         if self._next != (clock, views):
@@ -141,7 +141,7 @@ def _images(data: DataSet, setting: Setting, workers: int, batch_size: int) -> I
 
 
 def chosen(data: DataSet, split: str, images: int | None) -> np.ndarray:
-    """Positions of the first `images` images (None: all) of `split`, or of several joined by +, int64.
+    """Positions, int64, of the first `images` images (None: all) of `split`, or of several joined by +.
 
     Raises UserError when there are fewer, or no such split.
     """

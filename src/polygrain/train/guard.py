@@ -13,10 +13,7 @@ from polygrain.provenance.errors import UserError
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a lock on `directory`, which the kernel releases when the process ends for any reason.
-
-    Raises UserError at once when another process holds it.
-    """
+    """Lock `directory` until the process ends for any reason. Raises UserError when another process holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "lock"
     with path.open("a+", encoding="utf-8") as stream:

@@ -126,10 +126,7 @@ def _chunks(jobs: Iterable[CutJob]) -> Iterator[_Chunk]:
 
 
 class Pool:
-    """Worker processes with a pipe each, and slots of shared memory that they fill.
-
-    Chunks go to the workers in turn, so each pipe answers in the order of the requests.
-    """
+    """Worker processes with a pipe each, to which chunks go in turn, and slots of shared memory that they fill."""
 
     def __init__(self, data: EncodedData, workers: int, slots: int) -> None:
         memory = mmap.mmap(-1, slots * SLOT_BYTES)
@@ -234,9 +231,6 @@ def _cut_or_fault(data: EncodedData, work: CutJob, slot: Tensor) -> str | None:
 
 
 def _close_inherited(kept: int) -> None:
-    """Close every file of the parent except the standard ones and `kept`.
-
-    Otherwise a worker would keep the run's lock and other workers' pipes open for a moment after its parent was killed.
-    """
+    """Close every inherited file but the standard ones and `kept`: a run's lock must end with a killed parent."""
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))

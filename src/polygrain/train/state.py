@@ -1,7 +1,6 @@
 """The half-done run: what a killed job needs to continue bit for bit, kept in the run's scratch folder.
 
-It holds the method, the optimiser, the step and the metrics so far (no generator: every draw is a function of
-counters), and hashes of its inputs, so that it is never continued with other inputs.
+It has no generator state, as every draw is a function of counters, and names the hashes of its inputs.
 """
 
 import io

@@ -1,7 +1,4 @@
-"""What a method receives at each step: views, their boxes in the source, and the indices of their samples.
-
-Legend: B samples, C channels, S side of a view.
-"""
+"""The input of a method's step: views, their boxes, their samples. Legend: B samples, C channels, S side of a view."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +28,7 @@ class Geometry:
     source: Source
 
     def to_source(self, points_BN2: Tensor, size: int) -> Tensor:
-        """Source coordinates (row, column) of points [B, N, 2] given in pixels of a view of side `size`.
-
-        Both are continuous: pixel i covers [i, i + 1), its centre is i + 0.5.
-        """
+        """Source coordinates (row, column) of points [B, N, 2] in pixels of a view; pixel i covers [i, i + 1)."""
         row, column = points_BN2.unbind(dim=-1)
         top, left, height, width = self.box[:, :, None].unbind(dim=1)
         column = torch.where(self.flip[:, None], size - column, column)
@@ -79,10 +73,7 @@ def make_batch(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Batch:
-    """Draw and make one view per recipe of the images uint8 [B, C, H, W]; a view's number is its recipe's position.
-
-    Draws are made on the CPU, so they are equal for every device.
-    """
+    """Draw (on the CPU, so equally for all devices) and make one view per recipe of images uint8 [B, C, H, W]."""
     source = (images_uint8.shape[-2], images_uint8.shape[-1])
     drawn = draw_views(recipes, indices.cpu(), seed=seed, epoch=epoch, source=source)
     drawn = [one.to(images_uint8.device) for one in drawn]
@@ -117,10 +108,7 @@ def finish_batch(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Batch:
-    """Make a batch of views that are already cut, resized and flipped, uint8 [B, C, size, size] per recipe.
-
-    `drawn` and the sizes `source`, int64 [B, 2], are copied to the device of the views.
-    """
+    """Make a batch, on their device, of views already cut, resized and flipped, uint8 [B, C, size, size] each."""
 
     def finish(cut: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
         return photometric(unit(cut), parameters, recipe, mean, std)

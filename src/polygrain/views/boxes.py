@@ -1,7 +1,6 @@
-"""Where a view is cut: random boxes as pure functions of a sample's key and its image's size.
+"""Where a view is cut: boxes, int64 top, left, height, width, as pure functions of a sample's key and image size.
 
-Crops follow torchvision's RandomResizedCrop. Boxes are int64: top, left, height, width.
-Legend: B images, N images still without a box, T tries.
+Crops follow torchvision's RandomResizedCrop. Legend: B images, N images still without a box, T tries.
 """
 
 import math

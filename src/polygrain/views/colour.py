@@ -1,7 +1,4 @@
-"""Colour operations on whole batches of float images in [0, 1], with one factor per image; formulas of torchvision.
-
-Legend: B images, C channels (1 or 3), H, W.
-"""
+"""torchvision's colour operations on float images [B, C, H, W] in [0, 1], C 1 or 3, with one factor per image."""
 
 import torch
 from torch import Tensor
@@ -38,10 +35,7 @@ def adjust_hue(images_BCHW: Tensor, shift_B: Tensor) -> Tensor:
 
 
 def colour_jitter(images_BCHW: Tensor, drawn: JitterDraw, jitter: Jitter) -> Tensor:
-    """Brightness, contrast, saturation and hue in each image's own order; images outside `drawn.mask` are unchanged.
-
-    Operations of strength 0 are skipped, and so are saturation and hue of one-channel images, which they do not change.
-    """
+    """Brightness, contrast, saturation and hue in each image's own order, where `drawn.mask` is True."""
     active = _active(jitter, images_BCHW.shape[1])
     if not active:
         return images_BCHW
@@ -80,10 +74,7 @@ def _with_hue(images_BCHW: Tensor, order_BA: Tensor, factors_B4: Tensor, saturat
 
 
 def _blend(images_BCHW: Tensor, operation_B: Tensor, factors_B4: Tensor, saturation: bool) -> Tensor:
-    """One brightness, contrast or saturation operation: f * image + (1 - f) * other, clipped to [0, 1].
-
-    `other` is black, the image's mean luma, or its luma; an image whose operation is HUE is not changed.
-    """
+    """Any operation but hue: f * image + (1 - f) * (black, mean luma or luma), clipped to [0, 1]; HUE: unchanged."""
     grey = greyscale(images_BCHW)
     mean = grey.mean(dim=(1, 2, 3), keepdim=True)
     other = torch.where(_column(operation_B == CONTRAST), mean, 0.0)

@@ -48,10 +48,7 @@ def _cubic(distance: Tensor) -> Tensor:
 def crop_resize_flip(
     images_BCHW: Tensor, box_B4: Tensor, flip_B: Tensor | None, size: int, interpolation: str = "bilinear"
 ) -> Tensor:
-    """Cut each image's box out of [B, C, H, W], resize it to [B, C, size, size], mirror it where flip is True.
-
-    Bicubic values may exceed the range of the image's.
-    """
+    """Cut each image's box out of [B, C, H, W], resize to [B, C, size, size], mirror it; bicubic may leave 0..1."""
     height, width = images_BCHW.shape[-2:]
     top, left, h, w = box_B4.unbind(dim=1)
     down_BSH = resize_matrix(top, h, None, height, size, interpolation)
@@ -62,8 +59,7 @@ def crop_resize_flip(
 def cut(image_CHW: Tensor, box: Sequence[int], flip: bool, size: int, interpolation: str = "bilinear") -> Tensor:
     """Cut `box` = top, left, height, width out of a uint8 image, resize it to [C, size, size], mirror it if `flip`.
 
-    Weights as in `crop_resize_flip`, but pixels are rounded to 8 bits, as in the papers' own pipelines: several times
-    faster, and a quarter of the bytes.
+    As `crop_resize_flip`, but rounded to 8 bits, as in the papers' pipelines: several times faster.
     """
     top, left, height, width = box
     view = _resized(image_CHW[:, top : top + height, left : left + width], size, size, interpolation)
@@ -73,8 +69,7 @@ def cut(image_CHW: Tensor, box: Sequence[int], flip: bool, size: int, interpolat
 def central_view(image_CHW: Tensor, size: int, resize: int | None) -> Tensor:
     """The evaluation view of a uint8 image, [C, size, size]: shorter side resized to `resize`, centre cut out.
 
-    If `resize` is None the whole image is resized to the square. Sides and offsets are rounded as in torchvision.
-    Raises ValueError when `resize` is below `size`.
+    If `resize` is None the whole image becomes the square. Rounds as torchvision. Raises ValueError if resize < size.
     """
     if resize is None:
         return _resized(image_CHW, size, size)
@@ -92,10 +87,7 @@ def _resized(image_CHW: Tensor, height: int, width: int, interpolation: str = "b
 
 
 def gaussian_blur(images_BCSS: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
-    """Blur each image with its own sigma (pixels; 0 changes no bit), mirrored at the border; 2 * radius + 1 taps.
-
-    Raises ValueError unless radius < side, which reflection needs.
-    """
+    """Blur each image by its sigma (px; 0: same bits), mirrored at the border. ValueError unless radius < side."""
     side = images_BCSS.shape[-1]
     if radius >= side:
         raise ValueError(f"blur radius {radius} does not fit an image of {side} pixels")

@@ -1,9 +1,7 @@
-"""All random decisions about a view, drawn before any pixel is computed, so that crop geometry is known as data.
+"""All random decisions about a view, drawn before any pixel is computed. Legend: B images, K operations in a row.
 
 Every draw is a pure function of (seed, epoch, view number, sample index, purpose): a sample gets the same view in any
 batch, order, worker or process.
-
-Legend: B images, K operations one after the other.
 """
 
 from dataclasses import dataclass, fields
@@ -190,8 +188,7 @@ def draw(
 ) -> Parameters:
     """Draw view number `view` of the samples `indices` (int64 [B]), whose images have `source` = (H, W) pixels.
 
-    `first`: int64 [B, 4], the boxes of view 0, for a recipe whose crops overlap it. Raises UserError when such a recipe
-    is used for view 0 itself.
+    `first`: int64 [B, 4], the boxes of view 0, which `overlap` needs: without them it raises UserError.
     """
     key_B = hash64(seed, "view", epoch, view, indices)
     size_B2 = torch.as_tensor(source, device=key_B.device).expand(len(key_B), 2)

@@ -190,10 +190,7 @@ def _flipped(images_NCHW: Tensor, flip_N: Tensor) -> Tensor:
 
 
 def _matrix(operation_N: Tensor, magnitude_N: Tensor, height: int, width: int) -> Tensor:
-    """Source of an output pixel: column' = a column + b row + c, row' = d column + e row + f; [N, 2, 3].
-
-    The identity for operations that move nothing.
-    """
+    """Source of an output pixel: column' = a column + b row + c, row' = d column + e row + f; [N, 2, 3]."""
 
     def amount(name: str, largest: float) -> Tensor:
         return torch.where(operation_N == OPERATIONS.index(name), magnitude_N * (largest / 10.0), 0.0)

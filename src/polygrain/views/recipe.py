@@ -1,7 +1,4 @@
-"""The parts of a view's recipe as plain values, with the names used in the YAML files of params/augmentation.
-
-`polygrain.config.recipe_models` checks the YAML before any job starts; here it is only read.
-"""
+"""Recipes of views as plain values, named as in params/augmentation; `config.recipe_models` has checked them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +50,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`count` of the `operations`, without replacement, on the whole image before the crop, each with `probability`.
+    """`count` of the `operations`, without replacement, on the whole image, each with `probability`.
 
     The magnitude is normal around `magnitude` with standard deviation `deviation`, clipped to 0..10.
     """
@@ -67,10 +64,7 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class Erasing:
-    """One box of the view is filled with normal noise, after or (`before_normalise`) before the normalisation.
-
-    `area` is its share of the view, `ratio` its height over width (log-uniform).
-    """
+    """A box of the view, `area` its share, `ratio` its height over width (log-uniform), is filled with normal noise."""
 
     probability: float
     area: Range
@@ -109,10 +103,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Mixed:
-    """For each image a random choice between the `weak` recipe, with `probability`, and the `strong` one.
-
-    `shared`: all views of an image that share the choice agree; otherwise each view has its own.
-    """
+    """Per image the `weak` recipe, with `probability`, or the `strong` one; `shared`: the same in all such views."""
 
     weak: Recipe
     strong: Recipe
