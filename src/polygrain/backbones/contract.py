@@ -45,9 +45,8 @@ class Backbone(nn.Module):
     def encode_crops(self, crops: Sequence[Tensor], *, joint_norm: bool = False) -> list[Encoded]:
         """Encode crops [B, C, S, S] of one or several sizes; a result per crop, in their order.
 
-        One pass per size, in order of first appearance, so batch norm has statistics per size. With `joint_norm` every
-        batch norm of the main path normalises all crops together (SMoG section 3). Raises UserError for `joint_norm`
-        where a network has batch norm and does not override `encode_jointly`.
+        One pass per size, in order of first appearance, so batch norm has statistics per size. With `joint_norm` batch
+        norms of the main path normalise all crops together (SMoG section 3); networks that cannot raise UserError.
         """
         sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
         groups = [[place for place, crop in enumerate(crops) if crop.shape[-1] == size] for size in sizes]

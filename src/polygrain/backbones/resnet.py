@@ -32,9 +32,8 @@ def build(
     """Build one stage per entry of `widths`, `strides` (of its first block) and `blocks` (how many).
 
     `widths` are those of the 3x3 convolutions; a bottleneck's output is 4 times as wide. `stem_pool` adds a 3x3
-    max-pool of stride 2. `zero_init_residual`: the last batch norm of a block starts with weight 0, so the block is its
-    shortcut.
-    Raises UserError when the three lists differ in length or stem_kernel is even.
+    max-pool of stride 2. `zero_init_residual`: a block's last batch norm has weight 0, so the block starts as its
+    shortcut. Raises UserError when the lists differ in length or stem_kernel is even.
     """
     if not len(widths) == len(strides) == len(blocks) > 0:
         raise UserError("backbone resnet: widths, strides and blocks must name the same number of stages, at least one")

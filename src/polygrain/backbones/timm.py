@@ -17,8 +17,7 @@ from polygrain.provenance.errors import UserError, nearest
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool | None = None) -> "Timm":
     """`image_size` is the side for which a position table is made; `zero_init_residual`: last batch norms start at 0.
 
-    Null keeps the model's own value (timm's residual networks start at 0). Raises UserError when timm has no such
-    model, or when the model has no such argument.
+    Null keeps the model's own value. Raises UserError when timm has no such model, or it has no such argument.
     """
     if model not in timm.list_models():
         raise UserError(f"backbone timm: timm has no model '{model}'{_hint(model)}")

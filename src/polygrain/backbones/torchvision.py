@@ -25,10 +25,10 @@ FAMILIES = {
 
 
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool = False) -> "Torchvision":
-    """`image_size` is the side for the position table of a vision transformer (null: 224; other models: null).
+    """`image_size`: for the position table of a vision transformer (null: 224); other models: null.
 
-    `zero_init_residual`: the last batch norm of every residual branch starts at 0. Raises UserError when torchvision
-    has no such model, when it is of no known family, or when it has no such argument.
+    `zero_init_residual`: the last batch norm of residual branches starts at 0. Raises UserError on an unsupported model
+    or argument.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:

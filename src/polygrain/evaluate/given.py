@@ -52,13 +52,11 @@ class Encoder:
         validation: int | None,
         test: int | None,
     ) -> None:
-        """Store the arguments.
+        """statistics: mean and std per channel, by which every image is normalised. size: side of the square view, px.
 
-        statistics: mean and std per channel, with which every image is normalised. size: side of the square view, px.
         resize: for encoded images, the shorter side before the centre is cut out; null, and all other images: the whole
-        image becomes the square. batch: images of a forward pass. workers: processes that decode encoded images. train,
-        validation, test: rows to take from the start of each split, at most; null for all. Raises UserError on values
-        out of range.
+        image becomes the square. batch: images of a forward pass. workers: processes that decode. train, validation,
+        test: rows to take from the start of each split, at most; null for all. Raises UserError on values out of range.
         """
         limits = {"train": train, "validation": validation, "test": test}
         if min(size, batch, *(limit for limit in limits.values() if limit is not None)) < 1:
@@ -127,12 +125,11 @@ class Encoder:
 
 
 def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
-    """Load a checkpoint's encoder and open the data sets to evaluate on.
+    """Load a checkpoint's encoder and open the data sets (`data`: name -> packed folder) to evaluate on.
 
     config: `backbone` (its name and values), `datasets`, `pretrained` (the data set of pre-training; by default the
-    first of `datasets`), `statistics` (mean and std per channel, null for that data set's own) and `features` (the
-    keyword values of `Encoder`). data: name -> packed folder. Raises UserError on a damaged checkpoint, one that does
-    not fit the backbone and a damaged data set.
+    first of `datasets`), `statistics` (mean and std per channel, null for that data set's own) and `features` (keywords
+    of `Encoder`). Raises UserError on a damaged checkpoint or data set, or one that does not fit.
     """
     opened = {name: open_data(root) for name, root in data.items()}
     own = opened[config.get("pretrained", config["datasets"][0])]

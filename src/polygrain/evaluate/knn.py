@@ -28,10 +28,9 @@ Doubles = npt.NDArray[np.float64]
 
 
 def evaluate(features: Features, *, k: list[int], temperature: float, byte_budget: int) -> Result:
-    """Classify every data set's test split.
+    """Classify every data set's test split. Raises UserError for values out of range or k above the train rows.
 
-    k: numbers of neighbours to select from. temperature: of the votes. byte_budget: largest temporary array, in bytes;
-    it does not change the result. Raises UserError for values out of range and when k exceeds the train rows.
+    k: to select from. temperature: of the votes. byte_budget: largest temporary array; it does not change the result.
     """
     if not k or min(k) < 1 or max(k) > _MOST_NEIGHBOURS:
         raise UserError(f"knn: k must hold numbers from 1 to {_MOST_NEIGHBOURS}, not {k}")

@@ -60,12 +60,11 @@ def evaluate(
     momentum: float,
     seed: int,
 ) -> Result:
-    """Train and test a probe for every data set and label subset.
+    """Train and test a probe for every data set and label subset. Raises UserError for values out of range.
 
     labels: `all` or names of label subsets. rates: learning rates at the first step. decays: weight decays (not of the
     bias). epochs: passes over the labelled rows, but at least minimum_steps steps. batch: rows of a step. seed: of the
-    order, the same for every run. Raises UserError for values out of range, an unknown label subset and when no setting
-    converges.
+    order, the same for every run. Also raises UserError for an unknown label subset and when no setting converges.
     """
     settings = [ProbeSetting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
     _check(settings, labels, epochs, minimum_steps, batch, momentum)

@@ -154,8 +154,7 @@ class Result:
     def load(cls, folder: Path, protocol: str, *, numbers_only: bool = False) -> "Result":
         """Read what `save` wrote. Raises UserError naming a file that is missing or broken.
 
-        numbers_only: do not read the test examples; their file may be missing. Whether a number is the mean of its
-        scores is not checked here: see `agrees`.
+        numbers_only: do not read the test examples. Whether numbers are means of scores is not checked: see `agrees`.
         """
         path = folder / f"{protocol}.json"
         about = read_json(path)

@@ -17,8 +17,7 @@ one forward pass: batch norm is per view. xi <- m xi + (1 - m) theta opens each 
 on a cosine. The momentum network has no drop path; weight decay is on all parameters. No term trains a transformer's
 class token, so evaluate its tokens, not a class-token `pooled`.
 
-Deviations (sections of the specification in brackets). Described: the paper's figure and abstract, as its body could
-not be read.
+Deviations (sections of the specification in brackets). Described: figure and abstract; the body could not be read.
 * Described against released: the weights w in the mean, which cancel in the release, where they only choose the pairs
   [6]; momentum weights that start as a copy, where the release draws all linear layers anew [3.3]; strides in whole
   numbers, where the release rounds in float32 [5]. Both give NaN in a step where no image has a pair.
@@ -141,7 +140,7 @@ class MGC(nn.Module):
         self.temperature, self.momentum, self.momentum_end = temperature, momentum, momentum_end
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """Ask for a crop, and one that overlaps it."""
+        """Ask for two crops that overlap."""
         return ("anchor", "overlapping")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -208,7 +207,6 @@ class MGC(nn.Module):
     def _symmetric_loss(
         self, level: Level, name: str, side: int, online: list[Tensor], targets: list[Tensor], found: Pairs
     ) -> Tensor:
-        """L_c(1->2) + L_c(2->1)."""
         chosen = (found.cell_1, found.cell_2)
         project, predict, project_targets = (
             heads[name] for heads in (self.projectors, self.predictors, self.momentum_projectors)

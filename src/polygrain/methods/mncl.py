@@ -20,8 +20,7 @@ and f, L_region = 1/(2J) sum_j [ CE_T1(h(c_1(j)), z_2) + CE_T1(h(c_2(j)), z_1) ]
 Deviations (specification 3 to 5). Described: what the authors' figure shows, as the paper's body could not be read.
 * `local_gradient`: described `predictor`, L_region trains p; released `none`, p is detached.
 * `queue_wrap`: described `ring`; released `cut` loses the rows of a batch that do not fit at the end of the queue.
-* `search`: described `written`, past embeddings only (k_a = e_a while there are none); released `all`, which includes
-  the queue's initial noise.
+* `search`: described `written`, past embeddings (k_a = e_a while there are none); released `all`, also initial noise.
 * `head_norm_scale`, `ema_init`: described `one` and `copy`; released `uniform` in (0, 1) and `independent` (here the
   copy with the entries of each tensor shuffled).
 Reconstructed: values at other scales than the paper's, biases and norms without weight decay there, the ablations (9).
@@ -211,7 +210,6 @@ class MNCL(nn.Module):
             self._newest = None
 
     def _fast_moco(self, view: Mapping[int, Tensor], crops: Sequence[Tensor]) -> Terms:
-        """Parts with gradient against views of the moving average."""
         features, anchors = [], []
         for part in self._parts(view, crops):
             features.append(self._encode(part))

@@ -21,8 +21,7 @@ written at the end of `forward`, equivalent to updating after the step. theta' <
 optimiser's step, m rising to 1. The teacher stays in training mode, without drop path.
 
 Described against released (sections of the specification in brackets; abstract, figure and code could be read):
-* `query` [3.3]: u is the mean patch token of Y (consistent), or the mean of all tokens of X (asymmetric). The two are
-  equal for a network without class token and final norm.
+* `query` [3.3]: u is the mean patch token of Y (consistent), or the mean of all tokens of X (asymmetric).
 * `pointer` [3.4]: a ring, or the release's write pointer, which moves twice as far as it should.
 * `unfilled` [10.2]: rows of a memory that still hold initial noise are masked, or retrieved like others.
 * `weighting` [4.3]: w are factors; or they only switch terms on: sum L / sum w over the w above 0.
@@ -200,8 +199,7 @@ class Mugs(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute a term per grain over the global batch, and monitors; write queues, memories and centre.
 
-        Monitors are of the teacher before this step is written; `purity`: share of images whose nearest neighbour in
-        the batch, by the rows that the memory takes, has their label.
+        `purity`: share of images whose nearest neighbour in the batch, by what the memory takes, has their label.
         """
         self._frozen = clock.epoch < self.freeze_epochs
         taught, views = batch.views[:2], batch.views
@@ -259,7 +257,6 @@ class Mugs(nn.Module):
         return ((logits_TBP - self.centre) / temperature).softmax(dim=2)
 
     def _write(self, target: CropFeatures, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
-        """Write this step's keys, logits and features, gathered from all processes."""
         for grain in self.queues:
             for keys_BD in targets[grain]:
                 self._queue(grain).push(gather_rows(keys_BD))

@@ -30,10 +30,9 @@ from polygrain.views.batch import Batch
 
 
 class SimCLR(nn.Module):
-    """Backbone and projection head trained with NT-Xent.
+    """Backbone (the network that is evaluated) and projection head trained with NT-Xent.
 
-    backbone: the network that is evaluated. temperature: t.
-    layers, hidden, embedding: linear layers of the projection head, inner and output width.
+    temperature: t. layers, hidden, embedding: linear layers of the projection head, inner and output width.
     """
 
     encoder_name = "backbone."

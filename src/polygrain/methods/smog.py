@@ -257,7 +257,6 @@ class SMoG(nn.Module):
         return torch.cat([*(rows_BD.detach() for rows_BD in earlier), last_BD if self.group_grad else last_BD.detach()])
 
     def _remember(self, place: int, online_LBD: Tensor) -> None:
-        """Write the embeddings of step `place` of the epoch into their slots."""
         rows_BLD = gather_rows(online_LBD.transpose(0, 1).contiguous())
         self.memory[:, place * self.batch : (place + 1) * self.batch] = rows_BLD.transpose(0, 1)
 

@@ -25,10 +25,9 @@ from polygrain.views.batch import Batch
 
 
 class Supervised(nn.Module):
-    """Backbone and linear classifier.
+    """Backbone (the network that is evaluated) and linear classifier.
 
-    backbone: the network that is evaluated. classes: of the pre-training set.
-    smoothing: label smoothing, the share of the target that is spread evenly over the classes; 0 for none.
+    classes: of the pre-training set. smoothing: of labels, the share of the target spread evenly over the classes.
     """
 
     encoder_name = "backbone."

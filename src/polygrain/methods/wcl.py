@@ -21,9 +21,9 @@ crop's own image as positive, the weak-class term (head phi) L_sup with the own 
 crop.
 
 Deviations (sections of the specification in brackets).
-* Described against released [4.1, 7]: `nce_block` = 128 gives a key gradient only from anchors of the same block of 128
-  images, which in the release is one process (no difference for batches of at most 128); `decay_shortcut_norms` applies
-  weight decay and LARS scaling to the batch norm weights of shortcuts. Default as in the formula: None, False.
+* Described against released [4.1, 7]: released, `nce_block` = 128 gives a key gradient only from anchors of its block
+  of 128 images, those of one process, and `decay_shortcut_norms` applies weight decay and LARS scaling to the batch
+  norm weights of shortcuts. Described: None, False.
 * Known from the release only, as the paper's body could not be read: `keys_grad` = False, the change of recipes, the
   factor 1/2 of L_swap. Recipes, head widths (release 4096 and 256, paper 2048 and 128) and optimiser: see the scale.
 * Reconstructed: multi-crop [5], which the abstract names and the release lacks, and the ablations [10]. Anchors without

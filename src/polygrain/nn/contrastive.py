@@ -40,9 +40,9 @@ def one_way(anchor_JND: Tensor, key_JND: Tensor, temperature: float) -> Tensor:
 def sup_con(z_BD: Tensor, positive_BB: Tensor, temperature: float, *, keys_grad: bool) -> Tensor:
     """Compute the supervised contrastive loss of one view (Khosla et al. 2020, `out` form; WCL section 4.3), a scalar.
 
-    Anchor i's term is the mean over its positives j (True in `positive_BB[i]`, bool; never i itself) of -log( exp(s_ij
-    / t) / sum_{a != i} exp(s_ia / t) ). Anchors without a positive are left out of the mean; if none has one, the loss
-    is 0. Collapsed rows give ln(B - 1). keys_grad: gradient to keys too, which WCL's release does not have.
+    Anchor i's term is the mean over its positives j (True in `positive_BB[i]`, bool; never i) of -log( exp(s_ij / t) /
+    sum_{a != i} exp(s_ia / t) ). Anchors without a positive are left out; if none has one, the loss is 0. Collapsed
+    rows give ln(B - 1). keys_grad: gradient to keys too, which WCL's release does not have.
     """
     z_BD = normalize(z_BD, dim=1)
     self_BB = torch.eye(len(z_BD), dtype=torch.bool, device=z_BD.device)

@@ -26,8 +26,7 @@ class Stride(NamedTuple):
 class Pairs(NamedTuple):
     """K pairs per image: cells of view 1 and of view 2, row-major int64 [B, K], and their weights, float64 [B, K].
 
-    Cells are counted in the view as the network gets it, after the flip. A slot without a pair has cells 0 and weight
-    0.
+    Cells are those of the view as the network gets it, after the flip. A slot without a pair has cells and weight 0.
     """
 
     cell_1: Tensor
@@ -51,10 +50,9 @@ def correspond(
 
     boxes, flips: of views 1 and 2, int64 [B, 4] = top, left, height, width in source pixels, and bool [B].
     cells: C. row_stride, column_stride: only every s-th row (column) of view 1 is used, from the first one that
-    overlaps view 2 on; of view 2 all are. rounding: see `stride`. lottery_BP: int64 [B, P], 0 .. 2^31 - 1; if given,
-    the pairs with the largest of these among those that overlap.
-
-    Ties go to the smaller pair (row, column of view 1, row, column of view 2, all before the flip).
+    overlaps view 2 on. rounding: see `stride`. lottery_BP: int64 [B, P], 0 .. 2^31 - 1; if given, the overlapping pairs
+    with the largest of these. Ties go to the smaller pair (row, column of view 1, row, column of view 2, all before the
+    flip).
     """
     size_B2, other_size_B2 = (box_B4[:, 2:] for box_B4 in boxes)
     steps_B2 = torch.stack([stride(boxes, rule, rounding) for rule in (row_stride, column_stride)], dim=1)
@@ -73,10 +71,9 @@ def correspond(
 
 
 def stride(boxes: tuple[Tensor, Tensor], rule: Stride, rounding: Rounding) -> Tensor:
-    """The stride of each image's rows or columns, int64 [B].
+    """The stride of each image's rows or columns, int64 [B]; rounding `exact` is in whole numbers.
 
-    rounding: `exact`, in whole numbers; or `float32`, the released expression, where the union is inverted and rounded
-    first, so that a whole product may come out one too low (IoU 440/880 times 12 gives 5).
+    `float32` is the released expression, which may give one less than a whole product (IoU 440/880 times 12 gives 5).
     """
     (start_B2, size_B2), (other_B2, other_size_B2) = ((box_B4[:, :2], box_B4[:, 2:]) for box_B4 in boxes)
     end_B2 = torch.minimum(start_B2 + size_B2, other_B2 + other_size_B2)

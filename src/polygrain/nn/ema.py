@@ -15,8 +15,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 def update(target: nn.Module, source: nn.Module, momentum: float) -> None:
     """Update every parameter of `target`, in place: target <- momentum * target + (1 - momentum) * source.
 
-    Buffers, such as batch-norm statistics, are not changed. `source` may have more parameters (a predictor).
-    Raises ValueError when it lacks one of `target`'s or has it in another shape.
+    Buffers stay. Raises ValueError when `source` lacks one of `target`'s parameters or has it in another shape.
     """
     targets, sources = _pairs(target, source)
     torch._foreach_mul_(targets, momentum)

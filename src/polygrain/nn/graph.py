@@ -1,10 +1,8 @@
 """Neighbour graphs of a batch, their connected components and their purity (WCL section 4.2). No gradient.
 
 Similarities are exact (see `neighbours`), ties go to the smaller index and nothing is summed by atomics: equal rows
-give equal graphs on CPU and GPU. It works on whole [N, N] tensors, so it suits batches, not data sets. A component is
-named by its smallest member.
-
-Legend: N rows (nodes), A rows that look for neighbours, D width, K neighbours.
+give equal graphs on CPU and GPU. Tensors are [N, N], for batches, not data sets. A component is named by its smallest
+member. Legend: N rows (nodes), A rows that look for neighbours, D width, K neighbours.
 """
 
 import torch
@@ -90,12 +88,11 @@ def _smallest_of_equals(mark_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def positives(rows_ND: Tensor, generator: str, k: int | None) -> Tensor:
-    """Which rows are positives of which, bool [N, N], diagonal False.
+    """Which rows are positives of which, bool [N, N], diagonal False. Raises ValueError if generator and k do not fit.
 
     generator: `nearest`, components of the graph of nearest neighbours; `mutual`, its mutual pairs; `knn`, components
     of the graph of k neighbours; `direct`, those neighbours themselves, in one direction; `kmeans`, members of one of k
     spherical clusters, started from the first k rows. The first two take None for k.
-    Raises ValueError for any other pair of generator and k.
     """
     match generator, k:
         case "nearest", None:
@@ -118,8 +115,7 @@ def positives(rows_ND: Tensor, generator: str, k: int | None) -> Tensor:
 def component_sizes(positive_NN: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and largest number of nodes of a component, from its pairs (diagonal False); float scalars.
 
-    For direct neighbours, which are no components, a node's group is itself and its positives, and the mean is the
-    harmonic mean over nodes (for components this equals their plain mean).
+    For `direct` neighbours a node's group is itself and its positives, and the mean is harmonic over nodes.
     """
     size_N = positive_NN.sum(dim=1) + 1
     return len(size_N) / (1.0 / size_N).sum(), size_N.max().float()

@@ -24,8 +24,8 @@ def assign(rows_RD: Tensor, groups_KD: Tensor) -> Tensor:
 def moved_groups(groups_KD: Tensor, rows_RD: Tensor, assignment_R: Tensor, momentum: float) -> Tensor:
     """Move every group towards the mean of its members, unit(momentum * group + (1 - momentum) * mean), a new [K, D].
 
-    A group without members in any process stays the same, bit for bit. Gradient reaches `rows_RD`, those of other
-    processes too (see `sum_over_processes`). Rows are used as they are: normalise them before.
+    A group without members in any process keeps its bits. Gradient reaches `rows_RD` of all processes. Normalise
+    before.
     """
     ones_R1 = rows_RD.new_ones(len(rows_RD), 1)
     zeros_KD1 = rows_RD.new_zeros(len(groups_KD), rows_RD.shape[1] + 1)
@@ -41,8 +41,7 @@ def moved_groups(groups_KD: Tensor, rows_RD: Tensor, assignment_R: Tensor, momen
 def spherical_kmeans(rows_ND: Tensor, start_KD: Tensor, iterations: int) -> Tensor:
     """Run `iterations` rounds of k-means on the sphere from `start_KD`: assign, then unit mean of the members, [K, D].
 
-    A cluster without members keeps its centroid. `rows_ND` (unit length) are this process's share of the data;
-    `start_KD` must be equal on all processes and is not changed.
+    A cluster without members stays. `rows_ND` (unit length) are this process's share; `start_KD` is equal everywhere.
     """
     centroids_KD = start_KD.clone()
     for _ in range(iterations):

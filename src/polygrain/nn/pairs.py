@@ -26,8 +26,7 @@ def cross_entropies(logits_SBP: Tensor, targets_TBP: Tensor, temperature: float)
 def over_pairs(losses_TS: Tensor, pairs: Literal["half", "flat"]) -> Tensor:
     """Average the losses of two views and 2 + V crops over all pairs but (1, 1) and (2, 2), a scalar.
 
-    half: the two pairs of global crops have half of the weight (section 4). flat, or without local crops: equal
-    weights.
+    half: the two pairs of global crops have half of the weight (section 4), if V > 0. flat: equal weights.
     """
     crossed_2, local_N = torch.stack([losses_TS[0, 1], losses_TS[1, 0]]), losses_TS[:, 2:].flatten()
     if pairs == "flat" or len(local_N) == 0:

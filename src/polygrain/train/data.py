@@ -29,9 +29,9 @@ Views = Callable[[Clock], tuple[str, ...]]
 class PretrainingData:
     """The subset of the data set that a run trains on; a batch is a pure function of the clock.
 
-    Arrays of pixels are held in memory; encoded images are decoded and cut when needed, ahead of time by
-    `pretrain.workers` processes. `pretrain.split` is `train`, `unlabelled`, or `train+unlabelled` (in this order); the
-    subset is its first `pretrain.images` images.
+    Pixels of equal size are held in memory; encoded images are decoded ahead of time by `pretrain.workers` processes.
+    The subset is the first `pretrain.images` of `pretrain.split`: `train`, `unlabelled` or `train+unlabelled` (in this
+    order).
     """
 
     def __init__(self, root: Path, config: "Pretrain") -> None:
@@ -91,8 +91,8 @@ class PretrainingData:
     def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Unaugmented images, indices and labels (for monitoring and controls only) in the stored order.
 
-        `split` is `pretrain` (the subset) or `validation`. The view of an encoded image is its central square, 224 of
-        256 parts of the shorter side; other images are shown whole.
+        `split` is `pretrain` (the subset) or `validation`. Of an encoded image it is the central square, 224 / 256 of
+        the shorter side.
         """
         self._stop()
         subset = split == "pretrain"

@@ -34,8 +34,7 @@ def locked(directory: Path) -> Iterator[None]:
 def exit_with_parent(seconds: float = 0.5) -> None:
     """End this process when the one that started it ends, so that a killed workflow leaves no training behind.
 
-    A thread checks every `seconds`: the kernel's parent-death signal belongs to the starting *thread*, which a workflow
-    engine may end while the job goes on.
+    A thread checks every `seconds`: the kernel's own signal belongs to the starting *thread*, which may end before.
     """
     parent = os.getppid()
 

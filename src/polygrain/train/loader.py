@@ -1,9 +1,8 @@
 """Views cut out of encoded images, ahead of time, by worker processes.
 
 All random numbers are drawn before, so pixels do not depend on number or timing of the workers. A job is split into
-chunks; a worker writes a chunk's pixels into a slot of shared memory. The memory is anonymous and workers are forks:
-nothing is copied through pipes, no name remains in /dev/shm, and a worker whose parent has ended finds its pipe closed
-and ends.
+chunks; a worker writes a chunk's pixels into a slot of shared memory. The memory is anonymous and workers are forks: no
+pixels go through pipes, no name remains in /dev/shm, and a worker ends when its parent's end closes its pipe.
 """
 
 import gc
@@ -36,8 +35,7 @@ _STOP_SECONDS = 5.0
 class Loader:
     """Cuts the views of jobs, in their order, with `workers` processes or in this one (0).
 
-    batch: images of a usual job, which decides the memory. pin: page-locked tensors, for copies to a CUDA device that
-    do not block.
+    batch: images of a usual job, which decides the memory. pin: page-locked tensors, for copies that do not block.
     """
 
     def __init__(self, data: EncodedData, workers: int, batch: int, *, pin: bool = False) -> None:
@@ -45,10 +43,9 @@ class Loader:
         self.pool = Pool(data, workers, slots=2 * workers + -(-batch // CHUNK)) if workers else None
 
     def stream(self, jobs: Iterable[CutJob]) -> Iterator[list[Tensor]]:
-        """Yield the views of each job, uint8 [B, 3, size, size] per cut.
+        """Yield the views of each job, uint8 [B, 3, size, size] per cut; several streams may be open at once.
 
-        Jobs are taken ahead, while there are free slots. Several streams may be open at once. Raises UserError on a
-        damaged image when it is its job's turn, and when a worker dies.
+        Jobs are taken ahead into free slots. Raises UserError on a damaged image in its turn, and when a worker dies.
         """
         chunks = _chunks(jobs)
         waiting: deque[tuple[_Chunk, _Ticket]] = deque()
@@ -182,7 +179,6 @@ class Pool:
 
 
 def _carve(slot: Tensor, work: CutJob) -> list[Tensor]:
-    """The views of a chunk, one after the other in the memory of a slot."""
     views, start = [], 0
     for one in work.cuts:
         shape = (len(work.positions), CHANNELS, one.size, one.size)

@@ -19,8 +19,7 @@ __all__ = ["Batch", "DataPasses", "Geometry", "draw_views", "finish_batch", "mak
 class Geometry:
     """The place of a view in its source: `box` int64 [B, 4] = top, left, height, width in source px; `flip` bool [B].
 
-    The box is cut, resized, then mirrored left to right where `flip` is True. `source` is (H, W), or int64 [B, 2] where
-    images differ in size.
+    The box is cut, resized, then mirrored where `flip` is True. `source`: (H, W), or int64 [B, 2] if sizes differ.
     """
 
     box: Tensor

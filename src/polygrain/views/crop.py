@@ -1,7 +1,6 @@
-"""Crop, resize and flip, and Gaussian blur, as matrix products: one small matrix per image and axis.
+"""Crop, resize and flip, and Gaussian blur, as matrix products, which are deterministic on every device.
 
-Dense products sum in a fixed order, so they are deterministic on every device. Large images of many sizes are cut one
-by one instead, in 8 bits, by torch's own antialiased kernel.
+Large images of many sizes are cut one by one instead, in 8 bits, by torch's own antialiased kernel.
 Legend: B images, C channels, H/W source sides, S side of the view, R taps of a blur from its centre outwards.
 """
 

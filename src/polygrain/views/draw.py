@@ -25,8 +25,7 @@ Source = tuple[int, int] | Tensor
 class JitterDraw:
     """Colour jitter of a batch: `mask` bool [B] (applied or not), `factors` float32 [B, 4] and `order` int64 [B, 4].
 
-    Column i of `factors` belongs to operation i (brightness, contrast, saturation: a factor; hue: a shift in turns);
-    `order[b, k]` is the k-th operation of sample b.
+    Column i of `factors` is of operation i (hue: a shift in turns); `order[b, k]` is the k-th operation of sample b.
     """
 
     mask: Tensor
@@ -42,8 +41,7 @@ class JitterDraw:
 class RandAugmentDraw:
     """Operations of a batch: `operation` int64 [B, K] (index in OPERATIONS; -1: none), in the order of execution.
 
-    `magnitude` float64 [B, K], -10..10, its sign the direction of an operation that has two; `cubic` bool [B, K]:
-    whether an operation that moves pixels interpolates bicubically.
+    `magnitude` float64 [B, K], -10..10, the sign is a direction; `cubic` bool [B, K]: bicubic where pixels move.
     """
 
     operation: Tensor

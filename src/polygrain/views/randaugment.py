@@ -46,7 +46,6 @@ def _rows(operation_B: Tensor, name: str) -> Tensor:
 
 
 def _look_up(images_BCHW: Tensor, operation_B: Tensor, magnitude_B: Tensor, present: set[str]) -> None:
-    """Apply the operations that are tables, in place."""
     rows, tables = [], []
     for name in OPERATIONS:
         if name in present and name in _TABLES:
@@ -64,7 +63,6 @@ def _levels(like: Tensor) -> Tensor:
 
 
 def _histogram(images_NCHW: Tensor) -> Tensor:
-    """Counts of each value, int64 [N, C, L]."""
     N, C = images_NCHW.shape[:2]
     channel_NC1 = torch.arange(N * C, device=images_NCHW.device).view(N, C, 1)
     flat = (images_NCHW.flatten(2).long() + _LEVELS * channel_NC1).flatten()
@@ -173,7 +171,6 @@ _BLENDS: dict[str, Callable[[Tensor], Tensor]] = {"colour": _luma, "sharpness": 
 def _move(
     images_BCHW: Tensor, operation_B: Tensor, magnitude_B: Tensor, cubic_B: Tensor, flip_B: Tensor, fill_C: Tensor
 ) -> None:
-    """Rotate, shear and translate, in place."""
     height, width = images_BCHW.shape[-2:]
     matrix_B23 = _matrix(operation_B, magnitude_B, height, width)
     moved_B = torch.isin(operation_B, torch.tensor([OPERATIONS.index(name) for name in _MOVES]).to(operation_B))
