@@ -877,7 +877,7 @@ def test_a_resnet_s_query_and_memory_agree_whatever_the_switch() -> None:
     [
         ({"grains": []}, "grains: one or more of instance, local-group, group"),
         ({"grains": ["instance", "instance"]}, "each once"),
-        ({"weights": {**WEIGHTS, "group": 0.0}}, "a number, above 0 for those in grains"),
+        ({"weights": {**WEIGHTS, "group": 0.0}}, "a number, above 0 if in grains"),
         ({"weights": {"instance": 1.0}}, "give each of instance, local-group, group"),
         ({"queue": 5}, r"queue 5 must be from 6 \(batch\)"),
         ({"queue": 41}, r"queue 41 must be from 6 \(batch\) to 40 \(images\)"),

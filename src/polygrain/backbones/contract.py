@@ -26,8 +26,8 @@ class Encoded:
 class Backbone(nn.Module):
     """Base of our backbones: `forward(x [B, C, S, S]) -> Encoded`, and the feature `width` D as an attribute.
 
-    If it shows its tokens before the final norm: `trunk`, `finish` (`forward` is both), `norm` (the identity where
-    there is none) and the number of `class_tokens`, which come first.
+    If it shows its tokens before the final norm: `trunk` and `finish`, which `forward` calls one after the other,
+    `norm` (the identity where there is none) and the number of `class_tokens`, which come first.
     """
 
     width: int

@@ -10,9 +10,8 @@ from polygrain.nn.random import uniform
 class DropPath(nn.Module):
     """In training, drop a residual branch for whole samples with probability `rate`; divide what is kept by 1 - rate.
 
-    A sample's draw depends on `key` = (seed, step), on `place` (the branch's name), on the number of batches since the
-    key was set (so two views of one step differ) and on the sample's row in the batch of all processes. A batch holds
-    one or several crops of each of a process's `images`, crop by crop.
+    A draw depends on `key` = (seed, step), on `place` (the branch's name), on the number of batches since the key was
+    set (so two views differ) and on the row in the batch of all processes, each of crops of its `images`, crop by crop.
     """
 
     def __init__(self, rate: float, place: str) -> None:

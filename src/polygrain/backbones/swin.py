@@ -32,8 +32,8 @@ def build(
     """One stage per entry of `widths`, `depths` (blocks) and `heads`; every stage but the first halves the map's side.
 
     Stages whose map at `image_size` is larger than the window shift their windows, for views of any size. `drop_path`
-    is the rate of the last block. Raises UserError when the three lists differ in length, patch does not divide
-    image_size, or heads a width.
+    is that of the last block. Raises UserError when lists differ in length, patch does not divide image_size, or heads
+    a width.
     """
     if not len(widths) == len(depths) == len(heads) > 0:
         raise UserError("backbone swin: widths, depths and heads must name the same number of stages, at least one")

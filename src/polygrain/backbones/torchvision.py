@@ -27,8 +27,7 @@ FAMILIES = {
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool = False) -> "Torchvision":
     """`image_size`: for the position table of a vision transformer (null: 224); other models: null.
 
-    `zero_init_residual`: the last batch norm of residual branches starts at 0. Raises UserError on an unsupported model
-    or argument.
+    `zero_init_residual`: residual branches end with weight 0. Raises UserError on an unsupported model or argument.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:

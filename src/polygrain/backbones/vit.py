@@ -35,9 +35,8 @@ def build(
     `drop_path` is the rate of the last block. `positions: sincos` are MGC's: fixed, none for the class token. For other
     views the table is resized bicubically to their grid (`resample: size`), or sampled as in Mugs's release, with the
     factor (g + 0.1) / G (`resample: factor`). `pooled` is the class token, or (`pooled: mean`) the mean of the patch
-    tokens, for a method such as MGC that does not train the class token.
-
-    Raises UserError when patch does not divide image_size, heads width, or 4 the width with sincos.
+    tokens, for a method such as MGC that does not train the class token. Raises UserError when patch does not divide
+    image_size, heads width, or 4 the width with sincos.
     """
     for whole, part, name in ((image_size, patch, "patch"), (width, heads, "heads")):
         if whole % part:
@@ -54,8 +53,7 @@ def build(
 class VisionTransformer(Backbone):
     """Linear weights, learned positions and class token start truncated normal (std 0.02, at +-2), biases at 0.
 
-    `positions` [1, 1 + G * G, D], of the class token, then of the patches, is one parameter, as in the papers'
-    releases, since clipping and layer-wise rules work per tensor.
+    `positions` [1, 1 + G * G, D], of class token and patches, is one parameter, as clipping rules work per tensor.
     """
 
     class_tokens = 1

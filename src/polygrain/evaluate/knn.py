@@ -6,7 +6,6 @@ et al. 2018). k is selected on the validation split and reported once on test.
 Ties have one outcome: equal similarities go in train order, equal votes to the smaller class, equal validation
 accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`, but computed by numpy, because
 importing torch takes longer than the whole protocol on small data.
-
 Legend: Q queries, N train rows, D width, K neighbours, C classes, R rows of a block.
 """
 

@@ -7,7 +7,6 @@ the smaller rate, then the smaller decay); the test split is used once, with the
 
 All settings are columns of one matrix product: they use the same minibatches, and each gets the bits that it would get
 alone. Small label subsets (prefixes of the train rows) get `minimum_steps`, or they would stop far from a minimum.
-
 Legend: B batch, N rows, D width + 1 (the last input is the constant 1, for the bias), R settings, C classes.
 """
 
@@ -60,11 +59,11 @@ def evaluate(
     momentum: float,
     seed: int,
 ) -> Result:
-    """Train and test a probe for every data set and label subset. Raises UserError for values out of range.
+    """Train and test a probe for every data set and label subset.
 
     labels: `all` or names of label subsets. rates: learning rates at the first step. decays: weight decays (not of the
     bias). epochs: passes over the labelled rows, but at least minimum_steps steps. batch: rows of a step. seed: of the
-    order, the same for every run. Also raises UserError for an unknown label subset and when no setting converges.
+    order. Raises UserError for values out of range, an unknown label subset and when no setting converges.
     """
     settings = [ProbeSetting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
     _check(settings, labels, epochs, minimum_steps, batch, momentum)

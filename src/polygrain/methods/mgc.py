@@ -17,7 +17,7 @@ one forward pass: batch norm is per view. xi <- m xi + (1 - m) theta opens each 
 on a cosine. The momentum network has no drop path; weight decay is on all parameters. No term trains a transformer's
 class token, so evaluate its tokens, not a class-token `pooled`.
 
-Deviations (sections of the specification in brackets). Described: figure and abstract; the body could not be read.
+Deviations (sections of the specification in brackets). Described: in figure and abstract; the rest was not readable.
 * Described against released: the weights w in the mean, which cancel in the release, where they only choose the pairs
   [6]; momentum weights that start as a copy, where the release draws all linear layers anew [3.3]; strides in whole
   numbers, where the release rounds in float32 [5]. Both give NaN in a step where no image has a pair.
@@ -27,7 +27,6 @@ Deviations (sections of the specification in brackets). Described: figure and ab
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 84.4 ± 0.3 on Fashion-MNIST,
 90.2 ± 0.5 in transfer to Animal-MNIST.
-
 Legend: B images of this process, L side of the token map, N cells of a level, K pairs, R = B K rows, D width.
 """
 

@@ -27,7 +27,6 @@ Reconstructed: values at other scales than the paper's, biases and norms without
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 82.9 ± 0.1 on Fashion-MNIST,
 86.6 ± 1.2 in transfer to Animal-MNIST.
-
 Legend: N images of the global batch, b of this process, P parts of a view, J sets, D width, E feature width, Q queue.
 """
 
@@ -68,11 +67,9 @@ class MNCL(nn.Module):
     hidden, embedding, predictor_hidden: inner and output width of g, inner width of h. momentum: m.
     region_weight, instance_weight: w and a. region_temperature, instance_temperature: T1 and T2.
     splits, combined: n and r. parts: `tiles` of the view, or n^2 small `crops`. combine: average `before` or `after` g.
-    local_norm: running statistics of batch norm that parts update: `shared` as usual; `no_track` none; `separate`
-    others.
+    local_norm: batch norm's running statistics that parts update: `shared` the usual, `no_track` none, `separate` own.
     neighbour: k_a from the queue, or k_a = e_a. queue: Q, as a share of the images if below 1; at least a batch.
-    third_view: v_3 is its `own` view, or the `first` or `second`. queue_wrap, search, head_norm_scale, ema_init: see
-    above.
+    third_view: v_3 is its `own` view, or the `first` or `second`. queue_wrap, search, head_norm_scale, ema_init: above.
     predictor_constant: h keeps the base learning rate. decay_all: biases and norms are decayed too.
 
     Raises UserError for values that do not fit each other.
@@ -176,8 +173,7 @@ class MNCL(nn.Module):
 
         Monitors: `region_top1`, `instance_top1`: share of images whose own key is the most similar one (chance 1 / N);
         `neighbour_agreement`: of labelled images whose nearest neighbour in the batch has their label;
-        `neighbour_self`: of neighbours that show the same image; `spread`, `rank` of view 1 (`tiles`: of its parts'
-        mean).
+        `neighbour_self`: of neighbours that show the same image; `spread`, `rank` of view 1 (`tiles`: of parts' means).
         """
         view, crops = dict(zip(self.shown, batch.views, strict=False)), batch.views[len(self.shown) :]
         if self.local_gradient == "tiles":

@@ -31,7 +31,6 @@ the first convolution has the learning rate of the patch embedding. One memory s
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 81.4 ± 1.0 on Fashion-MNIST,
 85.5 ± 1.1 in transfer to Animal-MNIST.
-
 Legend: B images, S crops of the student, T views of the teacher, R rows of several crops, crop-major; D width of a
 feature or an embedding, P prototypes.
 """
@@ -297,9 +296,7 @@ def _check_grains(grains: Sequence[str], weights: Mapping[str, float]) -> None:
     if not grains or len(set(grains)) < len(grains) or not set(grains) <= set(GRAINS):
         raise UserError(f"method.values.grains: one or more of {', '.join(GRAINS)}, each once, not {list(grains)}")
     if set(weights) != set(GRAINS) or min(weights[grain] for grain in grains) <= 0:
-        raise UserError(
-            f"method.values.weights: give each of {', '.join(GRAINS)} a number, above 0 for those in grains"
-        )
+        raise UserError(f"method.values.weights: give each of {', '.join(GRAINS)} a number, above 0 if in grains")
 
 
 def _check_size(name: str, size: int, images: int, batch: int) -> None:

@@ -75,7 +75,7 @@ class PCA(nn.Module):
             raise UserError("method pca fits a linear map of the pixels: it needs the backbone 'pixels'")
         pixels, width = buffers["components"].shape
         if not dimensions or min(dimensions) < 1 or max(dimensions) > min(pixels, width):
-            raise UserError(f"method.values.dimensions {dimensions} must lie in 1..{min(pixels, width)} (backbone)")
+            raise UserError(f"method.values.dimensions {dimensions} must lie in 1..{min(pixels, width)}, the width")
         self.backbone = backbone
         self.dimensions = sorted(dimensions)
         self.k = k

@@ -61,8 +61,7 @@ class SMoG(nn.Module):
     momentum: m; 0: equal weights. beta_start, beta_end: momentum of the groups; both 1: fixed between resets.
     reset: what is reset every `reset_epochs` (after the first groups), with `kmeans_iterations` rounds of k-means.
     hidden, embedding, activation: inner and output width of the heads, activation of p.
-    predictor: whether there is r; without it o = e. truncated_init: linear layers of heads start as in Swin, or
-    torch's.
+    predictor: whether there is r; without it o = e. truncated_init: heads' linear layers start as in Swin, or torch.
     group_features: what updates the groups: e, t or o. logit_groups: new or old G in the loss.
     large, targets, small: large crops of the online and of the momentum network; small crops.
     asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; else one recipe for both.

@@ -1,8 +1,7 @@
 """Supervised classification: the control that uses the labels.
 
 Grain: class, given. One view per image, a linear classifier on the pooled feature h, cross-entropy with the label y:
-
-    L = mean_i -log softmax(W h_i + b)[y_i]
+L = mean_i -log softmax(W h_i + b)[y_i].
 
 It shows what the same backbone, budget and augmentation reach when the classes of the pre-training set are known; it is
 no upper bound for transfer. The view is "global" as for the other methods. An image costs half of what two-view methods

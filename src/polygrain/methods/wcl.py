@@ -16,20 +16,18 @@ Each view is one forward pass, so batch norm is per view. Graph and sums are ove
 `weak_phase` of the run (the learning-rate warm-up) both views use the milder recipe `weak`.
 
 Multi-crop (`local_crops` > 0): V small crops per image, encoded in a further pass, are anchors only. Keys are the B
-embeddings of one view, without gradient; the two views are averaged. The instance term (head g) adds InfoNCE with the
-crop's own image as positive, the weak-class term (head phi) L_sup with the own image and the K keys nearest to the
-crop.
+embeddings of one view, without gradient; the two views are averaged. The instance term (head g) adds InfoNCE whose
+positive is the crop's image, the weak-class term (head phi) L_sup whose positives are that and the K nearest keys.
 
 Deviations (sections of the specification in brackets).
 * Described against released [4.1, 7]: released, `nce_block` = 128 gives a key gradient only from anchors of its block
-  of 128 images, those of one process, and `decay_shortcut_norms` applies weight decay and LARS scaling to the batch
-  norm weights of shortcuts. Described: None, False.
+  of 128 images (one process; no difference up to a batch of 128), `decay_shortcut_norms` applies weight decay and LARS
+  scaling to batch norm weights in modules named shortcut or downsample. Described: None, False.
 * Known from the release only, as the paper's body could not be read: `keys_grad` = False, the change of recipes, the
   factor 1/2 of L_swap. Recipes, head widths (release 4096 and 256, paper 2048 and 128) and optimiser: see the scale.
 * Reconstructed: multi-crop [5], which the abstract names and the release lacks, and the ablations [10]. Anchors without
   positives are left out of the mean. k-means starts from the first rows of the batch. `joint` links each row of both
   views to its nearest row, which is often the other view of the same image.
-
 Legend: B images of the global batch, b of this process, V crops of an image, A = BV, N rows, d and D widths of feature
 and embedding, K neighbours.
 
@@ -65,16 +63,14 @@ class WCL(nn.Module):
     backbone: the network that is evaluated. hidden, embedding: inner and output width of a head (three linear layers).
     grains: the terms of the loss; parts that no grain needs are not built. shared_head: one head for both grains.
     temperature, weak_temperature: t of the instance and of the weak-class terms. instance_weight, weak_weight: factors.
-    nce_block: None, or images per block; no gradient reaches keys of L_NCE from other blocks.
-    keys_grad: whether gradient reaches keys of L_sup.
+    nce_block: None, or images per block; see above. keys_grad: whether gradient reaches keys of L_sup.
     label_source: the positives for view v: `swapped` of the other view, `own`, `intersection` of both, `instance_head`
-    swapped with the graph built on g, `joint` one graph over the rows of both views.
+    swapped, of the graph on g, `joint` swapped, of one graph over the rows of both views.
     label_generator: `nearest` components of the nearest-neighbour graph; `mutual` its mutual pairs; `knn` components of
     the graph of `label_k` neighbours; `direct` those neighbours; `kmeans` with `label_k` clusters; `classes` the true
     classes (an upper bound, not self-supervised). label_k: None for the other generators.
-    weak_phase: share of the run with recipe `weak`.
+    weak_phase: share of the run with recipe `weak`. decay_shortcut_norms: see above.
     local_crops, local_neighbours: V (0: no multi-crop) and K (0: the own image is the only positive).
-    decay_shortcut_norms: see above; has an effect only on modules named shortcut or downsample.
 
     Raises UserError without grains, for a weight of 0, and for a `label_k` that does not fit the generator.
     """
@@ -154,7 +150,6 @@ class WCL(nn.Module):
         name as prefix; `component_mean`, `component_max`: images per weak class; over labelled images `purity`, the
         share of positive pairs of equal class, and `hit`, the share of anchors with such a pair; `local_*`: the
         multi-crop terms.
-
         Raises UserError for more neighbours or clusters than a batch holds, and for unlabelled images with `classes`.
         """
         pooled_1_bd, pooled_2_bd = (self.backbone(view).pooled for view in batch.views[:2])

@@ -13,8 +13,7 @@ def nt_xent(z_1_BD: Tensor, z_2_BD: Tensor, temperature: float, *, block: int | 
 
     Row i's positive is the other view of its image; its denominator holds all other 2B - 1 rows, so collapsed rows give
     ln(2B - 1). Gradient reaches every row as anchor and as key. With `block`, a key has gradient only from anchors of
-    the same `block` consecutive images, as if other processes sent keys without gradient (WCL section 4.1); the value
-    is equal.
+    the same `block` images, as if other processes sent keys without gradient (WCL section 4.1).
     """
     z_RD = normalize(torch.cat([z_1_BD, z_2_BD]), dim=1)
     product_RR = z_RD @ z_RD.T

@@ -2,7 +2,6 @@
 
 A crop has C x C equal cells. In units of 1/C pixel all cell borders are whole numbers, so shared areas are exact, equal
 areas are exactly equal, and every device makes the same choice. No gradient.
-
 Legend: B images, C cells along a side, N = C C cells of a view, P = N N pairs of cells, K pairs kept.
 """
 
@@ -51,8 +50,7 @@ def correspond(
     boxes, flips: of views 1 and 2, int64 [B, 4] = top, left, height, width in source pixels, and bool [B].
     cells: C. row_stride, column_stride: only every s-th row (column) of view 1 is used, from the first one that
     overlaps view 2 on. rounding: see `stride`. lottery_BP: int64 [B, P], 0 .. 2^31 - 1; if given, the overlapping pairs
-    with the largest of these. Ties go to the smaller pair (row, column of view 1, row, column of view 2, all before the
-    flip).
+    with the largest of these. Ties go to the smaller pair (row, column of view 1, then of view 2, before the flip).
     """
     size_B2, other_size_B2 = (box_B4[:, 2:] for box_B4 in boxes)
     steps_B2 = torch.stack([stride(boxes, rule, rounding) for rule in (row_stride, column_stride)], dim=1)

@@ -16,10 +16,9 @@ from polygrain.nn.queue import Queue
 class LocalGroup(nn.Module):
     """Query, retrieval, aggregation; gradient flows through the query and `relation`, neighbours are constants.
 
-    relation: maps a group [R, G, D], the query first, to [R, D]; None takes the mean of its members.
-    neighbours: k; 0 leaves the query alone. query: `consistent`, the mean patch token after the final norm, as in the
-    memory; or `asymmetric`, the mean of all tokens before it.
-    masked: rows not yet written are never found; otherwise their initial noise is searched too.
+    relation: maps a group [R, G, D], the query first, to [R, D]; None takes the mean of its members. neighbours: k; 0
+    leaves the query alone. query: `consistent`, the mean patch token after the final norm, as in the memory; or
+    `asymmetric`, the mean of all tokens before it. masked: rows not yet written are never found.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ Rows are scaled to unit length in float64 and rounded to whole multiples of 2^-2
 2^-52, and partial sums below 2 fit the 53 bits of a float64: the matrix product is exact. So a similarity is the same
 for any block size, order of summation, instruction set and device, and equal rows are exactly equal. The error against
 the unrounded cosine is below 2^-26 sqrt(width), about that of a float32 product.
-
 Legend: M queries, Q bank rows, D width, K neighbours, R rows of a block.
 """
 

@@ -12,8 +12,7 @@ Wrap = Literal["ring", "cut", "double"]
 class Queue(nn.Module):
     """Q rows of width D without gradient; `written` bool [Q] is False for rows that still hold the initial noise.
 
-    size, width: Q and D. unit: the noise has unit length (pushed rows are stored as they are). wrap, at the queue's
-    end:
+    size, width: Q and D. unit: the noise has unit length (pushed rows are stored as they are). wrap, at the end:
 
         ring    a push continues at the start, over the oldest rows
         cut     only the rows that fit are written, and the pointer returns to 0 (MNCL section 4)

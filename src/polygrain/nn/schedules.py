@@ -1,7 +1,6 @@
 """Schedules: pure functions of the step (0 .. `steps` - 1), so that a resumed run needs no schedule state.
 
-`linear` and `cosine` would reach the end value at step `steps`, so they never use it; `linear_closed` uses it at
-`steps` - 1. The papers differ in this.
+`linear` and `cosine` reach the end value at step `steps`, so never use it; `linear_closed` at `steps` - 1.
 """
 
 import math
@@ -82,9 +81,8 @@ def learning_rate(
     """Compute the learning rate of one optimiser step under schedule `name`, a key of `LEARNING_RATES`.
 
     base: highest rate, at the end of the warm-up. final: rate at the end of the run (`constant` ignores it). warmup:
-    its steps, 0 for none. start: rate at its step 0. step: steps done. steps: of the run.
-
-    Raises UserError for an unknown schedule or a warm-up longer than the run, ValueError for a step outside the run.
+    its steps, 0 for none. start: rate at its step 0. step: steps done. steps: of the run. Raises UserError for an
+    unknown schedule or a warm-up longer than the run, ValueError for a step outside the run.
     """
     if name not in LEARNING_RATES:
         raise UserError(f"no learning-rate schedule {name!r}{nearest(name, LEARNING_RATES)}")

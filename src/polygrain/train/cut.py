@@ -61,9 +61,8 @@ def cut_job(data: EncodedData, job: CutJob, views: Sequence[Tensor]) -> None:
                 view[row] = central_view(image, one.size, one.resize)
             else:
                 flip = bool(one.flip[row])
-                view[row] = cut(
-                    _changed(image, one, row, flip), one.box[row].tolist(), flip, one.size, one.interpolation
-                )
+                whole, box = _changed(image, one, row, flip), one.box[row].tolist()
+                view[row] = cut(whole, box, flip, one.size, one.interpolation)
 
 
 def _changed(image_CHW: Tensor, one: Cut, row: int, flip: bool) -> Tensor:

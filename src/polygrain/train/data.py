@@ -30,8 +30,7 @@ class PretrainingData:
     """The subset of the data set that a run trains on; a batch is a pure function of the clock.
 
     Pixels of equal size are held in memory; encoded images are decoded ahead of time by `pretrain.workers` processes.
-    The subset is the first `pretrain.images` of `pretrain.split`: `train`, `unlabelled` or `train+unlabelled` (in this
-    order).
+    The subset is the first `pretrain.images` of `pretrain.split`: `train`, `unlabelled` or `train+unlabelled`.
     """
 
     def __init__(self, root: Path, config: "Pretrain") -> None:
@@ -91,8 +90,7 @@ class PretrainingData:
     def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Unaugmented images, indices and labels (for monitoring and controls only) in the stored order.
 
-        `split` is `pretrain` (the subset) or `validation`. Of an encoded image it is the central square, 224 / 256 of
-        the shorter side.
+        `split` is `pretrain` (the subset) or `validation`. Encoded images show their central square, 224 / 256 of it.
         """
         self._stop()
         subset = split == "pretrain"

@@ -63,8 +63,9 @@ class Loader:
                     yield views
         finally:
             for _, ticket in waiting:
+                assert self.pool is not None
                 with suppress(UserError):
-                    self._release(ticket)
+                    self.pool.wait(ticket, None)
 
     def _submit(self, chunks: "Iterator[_Chunk]", waiting: "deque[tuple[_Chunk, _Ticket]]") -> None:
         while self.pool is not None and self.pool.free:
@@ -79,18 +80,8 @@ class Loader:
             cut_job(self.data, chunk.work, views)
             return
         assert self.pool is not None
-        try:
-            for view, done in zip(views, self.pool.wait(ticket, chunk.work), strict=True):
-                view.copy_(done)
-        finally:
-            self.pool.free.append(ticket.slot)
-
-    def _release(self, ticket: "_Ticket") -> None:
-        assert self.pool is not None
-        try:
-            self.pool.wait(ticket, None)
-        finally:
-            self.pool.free.append(ticket.slot)
+        for view, done in zip(views, self.pool.wait(ticket, chunk.work), strict=True):
+            view.copy_(done)
 
     def _empty(self, job: CutJob) -> list[Tensor]:
         shapes = [(len(job.positions), CHANNELS, one.size, one.size) for one in job.cuts]
@@ -157,7 +148,8 @@ class Pool:
         return ticket
 
     def wait(self, ticket: _Ticket, work: CutJob | None) -> list[Tensor]:
-        """The pixels of a chunk, in its slot. Raises UserError on a damaged image and when the worker has died."""
+        """The pixels of a chunk, valid until the next `submit`. Raises UserError on a damaged image, a dead worker."""
+        self.free.append(ticket.slot)
         while ticket.number not in self._answers:
             try:
                 number, fault = self.connections[ticket.worker].recv()

@@ -24,8 +24,7 @@ def apply(
     """Make the views that `parameters` describe: uint8 images [B, C, H, W] to float32 [B, C, size, size].
 
     Order: RandAugment, in 8 bits; crop, resize, flip; jitter; greyscale; blur; solarise; normalise with `mean` and
-    `std` per channel (0..1 scale); erasing. After the crop pixels stay float; torchvision on uint8 rounds after each
-    operation.
+    `std` per channel (0..1 scale); erasing. After the crop pixels stay float; torchvision rounds after each operation.
     """
     change = load_randaugment(parameters.randaugment)
     images_BCHW = change(images_BCHW, parameters.randaugment, parameters.flip, fill_of(mean))

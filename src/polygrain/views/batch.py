@@ -38,8 +38,8 @@ class Geometry:
 class Batch:
     """One step's input: `views` float32 [B, C, S, S] each (sizes may differ), their `geometry`, `indices` int64 [B].
 
-    `labels_for_monitoring` int64 [B] never enters a self-supervised loss; monitors may use it. `weak`: per view bool
-    [B], True where a mixed recipe used its weak side; None for a view of another recipe.
+    `labels_for_monitoring` int64 [B] never enters a self-supervised loss. `weak`: per view bool [B], True where a mixed
+    recipe used its weak side; None for a view of another recipe.
     """
 
     views: list[Tensor]

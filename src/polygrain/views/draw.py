@@ -120,7 +120,7 @@ class MixedParameters:
 
     @property
     def box(self) -> Tensor:
-        """The boxes used, int64 [B, 4]."""
+        """The boxes, int64 [B, 4]."""
         return self.together([side.box for side in self.sides])
 
     @property
