@@ -46,7 +46,8 @@ class Backbone(nn.Module):
         """Encode crops [B, C, S, S] of one or several sizes; a result per crop, in their order.
 
         One pass per size, in order of first appearance, so batch norm has statistics per size. With `joint_norm` batch
-        norms of the main path normalise all crops together (SMoG section 3); networks that cannot raise UserError.
+        norms of the main path normalise all crops together (SMoG section 3). Raises UserError where the network cannot
+        do this.
         """
         sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
         groups = [[place for place, crop in enumerate(crops) if crop.shape[-1] == size] for size in sizes]

@@ -11,7 +11,7 @@ class DropPath(nn.Module):
     """In training, drop a residual branch for whole samples with probability `rate`; divide what is kept by 1 - rate.
 
     A draw depends on `key` = (seed, step), on `place` (the branch's name), on the number of batches since the key was
-    set (so two views differ) and on the row in the batch of all processes, each of crops of its `images`, crop by crop.
+    set (so two views differ) and on the row among all processes. A batch holds crops of `images` images, crop by crop.
     """
 
     def __init__(self, rate: float, place: str) -> None:

@@ -1,4 +1,4 @@
-"""Backbones by name, which no other module imports. Seed torch's generator before: weights are drawn from it."""
+"""Loads a backbone by its name. Seed torch's generator before: weights are drawn from it."""
 
 import importlib
 import inspect

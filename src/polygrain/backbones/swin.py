@@ -31,16 +31,15 @@ def build(
 ) -> "Swin":
     """One stage per entry of `widths`, `depths` (blocks) and `heads`; every stage but the first halves the map's side.
 
-    Stages whose map at `image_size` is larger than the window shift their windows, for views of any size. `drop_path`
-    is that of the last block. Raises UserError when lists differ in length, patch does not divide image_size, or heads
-    a width.
+    Stages whose map at `image_size` is larger than the window shift their windows, for views of any size. `drop_path`:
+    of the last block. Raises UserError when lists differ in length, patch does not divide image_size, or heads a width.
     """
     if not len(widths) == len(depths) == len(heads) > 0:
         raise UserError("backbone swin: widths, depths and heads must name the same number of stages, at least one")
     pairs = ((width, count, "heads") for width, count in zip(widths, heads, strict=True))
     for whole, part, name in ((image_size, patch, "patch"), *pairs):
         if whole % part:
-            raise UserError(f"backbone swin: {name} {part} does not divide {whole}")
+            raise UserError(f"backbone swin: {name} {part} does not divide {whole}; change one of them")
     return Swin(channels, image_size, patch, widths, depths, heads, window, drop_path)
 
 

@@ -15,7 +15,7 @@ from polygrain.provenance.errors import UserError, nearest
 
 
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool | None = None) -> "Timm":
-    """`image_size` is the side for which a position table is made; `zero_init_residual`: last batch norms start at 0.
+    """`image_size`: for a position table. `zero_init_residual`: the last batch norms of branches start with weight 0.
 
     Null keeps the model's own value. Raises UserError when timm has no such model, or it has no such argument.
     """

@@ -27,7 +27,7 @@ FAMILIES = {
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool = False) -> "Torchvision":
     """`image_size`: for the position table of a vision transformer (null: 224); other models: null.
 
-    `zero_init_residual`: residual branches end with weight 0. Raises UserError on an unsupported model or argument.
+    `zero_init_residual`: last batch norms start with weight 0. Raises UserError on an unsupported model or argument.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:
@@ -38,7 +38,7 @@ def build(*, channels: int, model: str, image_size: int | None, zero_init_residu
     try:
         network: nn.Module = torchvision.models.get_model(model, weights=None, **values)
     except TypeError as error:
-        raise UserError(f"backbone torchvision: {model} refuses {' and '.join(values)} ({error})") from None
+        raise UserError(f"backbone torchvision: {model} refuses {' and '.join(values)}; use null ({error})") from None
     if not isinstance(network, tuple(FAMILIES)):
         raise UserError(f"backbone torchvision: {model} is not supported; use a resnet, swin or vit model")
     return Torchvision(network, channels)

@@ -40,7 +40,7 @@ def build(
     """
     for whole, part, name in ((image_size, patch, "patch"), (width, heads, "heads")):
         if whole % part:
-            raise UserError(f"backbone vit: {name} {part} does not divide {whole}")
+            raise UserError(f"backbone vit: {name} {part} does not divide {whole}; change one of them")
     if positions == "sincos" and width % 4:
         raise UserError(f"backbone vit: positions sincos need a width that 4 divides, not {width}")
     excess = 0.1 if resample == "factor" else 0.0
@@ -100,7 +100,7 @@ class VisionTransformer(Backbone):
         return self.finish(self.trunk(images_BCSS))
 
     def trunk(self, images_BCSS: Tensor) -> Tensor:
-        """All tokens [B, T, D], class first, before the final norm. Raises UserError if no patches tile the view."""
+        """All tokens [B, T, D], class first, before the final norm. Raises UserError if patches do not fit the view."""
         side = images_BCSS.shape[-1]
         if images_BCSS.shape[-2] != side or side % self.patch:
             rows, columns = images_BCSS.shape[-2:]

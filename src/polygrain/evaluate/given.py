@@ -52,7 +52,7 @@ class Encoder:
         validation: int | None,
         test: int | None,
     ) -> None:
-        """statistics: mean and std per channel, by which every image is normalised. size: side of the square view, px.
+        """Keep what is given. statistics: mean and std per channel of the encoder's input. size: side of the view, px.
 
         resize: for encoded images, the shorter side before the centre is cut out; null, and all other images: the whole
         image becomes the square. batch: images of a forward pass. workers: processes that decode. train, validation,

@@ -1,4 +1,4 @@
-"""Methods by name. No other module imports one by its name."""
+"""Loads a method by its name, so that no other module names one."""
 
 import importlib
 from collections.abc import Mapping

@@ -158,7 +158,7 @@ def build(name: str, groups: list[Group], **values: float | bool) -> torch.optim
     Learning rates start at 0: call `set_learning_rate` before every step. Raises UserError without parameters.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"no optimizer {name!r}{nearest(name, OPTIMIZERS)}")
+        raise UserError(f"optimizer.name: no optimizer {name!r}{nearest(name, OPTIMIZERS)}")
     if not any(group["params"] for group in groups):
         raise UserError(f"optimizer {name}: the method has nothing to train; give its run 0 steps")
     return OPTIMIZERS[name](groups, **values)

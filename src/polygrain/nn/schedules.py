@@ -85,9 +85,9 @@ def learning_rate(
     unknown schedule or a warm-up longer than the run, ValueError for a step outside the run.
     """
     if name not in LEARNING_RATES:
-        raise UserError(f"no learning-rate schedule {name!r}{nearest(name, LEARNING_RATES)}")
+        raise UserError(f"optimizer.schedule.name: no schedule {name!r}{nearest(name, LEARNING_RATES)}")
     if not 0 <= warmup <= steps:
-        raise UserError(f"a warm-up of {warmup} steps does not fit a run of {steps}; shorten it")
+        raise UserError(f"optimizer.schedule.warmup: {warmup} steps do not fit a run of {steps}; shorten it")
     if not 0 <= step < steps:
         raise ValueError(f"step {step} is outside 0..{steps - 1}")
     return LEARNING_RATES[name](start, base, final, warmup, step, steps)

@@ -90,7 +90,8 @@ class PretrainingData:
     def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Unaugmented images, indices and labels (for monitoring and controls only) in the stored order.
 
-        `split` is `pretrain` (the subset) or `validation`. Encoded images show their central square, 224 / 256 of it.
+        `split` is `pretrain` (the subset) or `validation`. Encoded images show the central 224 / 256 of the shorter
+        side.
         """
         self._stop()
         subset = split == "pretrain"

@@ -17,9 +17,8 @@ def resize_matrix(
 ) -> Tensor:
     """Weights [B, size, source], float32, that resample pixels start..start+length-1 of an axis to `size` pixels.
 
-    `bilinear`, antialiased as in torch: a triangle of half-width max(1, length / size) source pixels around each output
-    pixel's centre, clipped to the box, normalised. `bicubic`: the cubic with a = -0.5, twice as wide. `flip_B`:
-    backwards.
+    `bilinear`: a triangle of half-width max(1, length / size) source pixels around each output pixel's centre, clipped
+    to the box, normalised. `bicubic`: the cubic with a = -0.5, twice as wide. Where `flip_B` is True it runs backwards.
     """
     output_S = torch.arange(size, dtype=torch.float32, device=start_B.device)
     pixel_H = torch.arange(source, dtype=torch.float32, device=start_B.device) + 0.5
