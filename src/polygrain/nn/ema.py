@@ -15,7 +15,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 def update(target: nn.Module, source: nn.Module, momentum: float) -> None:
     """Update every parameter of `target`, in place: target <- momentum * target + (1 - momentum) * source.
 
-    Buffers stay. Raises ValueError when `source` lacks one of `target`'s parameters or has it in another shape.
+    Buffers do not change. Raises ValueError when `source` lacks a parameter of `target` or has another shape.
     """
     targets, sources = _pairs(target, source)
     torch._foreach_mul_(targets, momentum)

@@ -23,7 +23,7 @@ def assign(rows_RD: Tensor, groups_KD: Tensor) -> Tensor:
 def moved_groups(groups_KD: Tensor, rows_RD: Tensor, assignment_R: Tensor, momentum: float) -> Tensor:
     """Move every group towards the mean of its members, unit(momentum * group + (1 - momentum) * mean), a new [K, D].
 
-    A group without members keeps its bits. Gradient reaches `rows_RD` of all processes. Normalise rows before.
+    A group without members does not change. Gradient reaches `rows_RD` of all processes. Normalise rows before.
     """
     ones_R1 = rows_RD.new_ones(len(rows_RD), 1)
     zeros_KD1 = rows_RD.new_zeros(len(groups_KD), rows_RD.shape[1] + 1)

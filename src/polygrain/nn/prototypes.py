@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 
 class Prototypes(nn.Module):
-    """A linear layer: P prototypes, unit `direction` [P, D] times `gain` [P, 1], which is 1 unless `train_gain`."""
+    """A linear layer: P prototypes, unit `direction` [P, D] times `gain` [P, 1], fixed at 1 unless `train_gain`."""
 
     def __init__(self, inputs: int, prototypes: int, *, train_gain: bool) -> None:
         super().__init__()
