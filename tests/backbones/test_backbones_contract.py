@@ -149,7 +149,7 @@ def test_same_seed_same_parameters() -> None:
             {"model": "swin_t", "image_size": None, "zero_init_residual": True},
             "refuses zero_init_residual",
         ),
-        ("torchvision", {"model": "squeezenet1_1", "image_size": None}, "squeezenet1_1 is not served"),
+        ("torchvision", {"model": "squeezenet1_1", "image_size": None}, "squeezenet1_1 is not supported"),
         ("pixels", {"image_size": 2, "width": 5}, "more than the 4 pixels"),
     ],
 )

@@ -877,11 +877,11 @@ def test_parameters_to_train() -> None:
         ({"local_gradient": "tiles"}, "Fast-MoCo"),
         ({**FAST_MOCO, "local_norm": "no_track"}, "Fast-MoCo"),
         ({"grains": ["region"], "local_gradient": "none"}, "trains nothing"),
-        ({"combined": 5}, "combined 5 is outside the 1 to 4 parts of splits 2"),
-        ({"combined": 0}, "outside the 1 to 4"),
-        ({"splits": 0}, "outside the 1 to 0"),
-        ({"queue": 41}, "queue is 41 rows, outside the batch of 6 to the 40 images"),
-        ({"queue": 5}, "queue is 5 rows"),
+        ({"combined": 5}, r"combined is 5; with splits 2 it must be in 1\.\.4"),
+        ({"combined": 0}, r"must be in 1\.\.4"),
+        ({"splits": 0}, r"must be in 1\.\.0"),
+        ({"queue": 41}, r"queue: 41 rows, must be from 6 \(batch\) to 40 \(images\)"),
+        ({"queue": 5}, "queue: 5 rows"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(values: dict[str, Any], told: str) -> None:

@@ -104,7 +104,7 @@ def test_bad_requests() -> None:
     good = {"base": 1.0, "final": 0.0, "warmup": 0, "step": 0, "steps": 4}
     with pytest.raises(UserError, match="did you mean 'cosine'"):
         learning_rate("cosin", **good)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="do not fit"):
         learning_rate("cosine", **{**good, "warmup": 5})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outside"):
         learning_rate("cosine", **{**good, "step": 4})  # type: ignore[arg-type]

@@ -1,7 +1,4 @@
-"""What every backbone returns, so that a method never asks which one it has.
-
-Legend: B images, N tokens, D width, h/w rows and columns of the feature map.
-"""
+"""What every backbone returns. Legend: B images, T all tokens, N tokens of the map, D width, h/w rows and columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +26,8 @@ class Encoded:
 class Backbone(nn.Module):
     """Base of our backbones: `forward(x [B, C, S, S]) -> Encoded`, and the feature `width` D as an attribute.
 
-    Those with tokens to work on before the final norm have `trunk` and `finish`, whose chain is `forward`, that `norm`
-    (the identity where there is none), and say how many `class_tokens` come first.
+    If it shows its tokens before the final norm: `trunk` and `finish`, which `forward` calls one after the other,
+    `norm` (the identity where there is none) and the number of `class_tokens`, which come first.
     """
 
     width: int
@@ -38,19 +35,19 @@ class Backbone(nn.Module):
     class_tokens: int = 0
 
     def trunk(self, images_BCSS: Tensor) -> Tensor:
-        """All tokens [B, T, D] before the final norm. Raises UserError where a network does not show them."""
+        """All tokens [B, T, D] before the final norm. Raises UserError where a network has no such tokens."""
         raise UserError(f"backbone {type(self).__name__.lower()}: shows no tokens before its norm; use vit or resnet")
 
     def finish(self, tokens_BTD: Tensor) -> Encoded:
-        """The final norm of tokens that `trunk` gave, at their three grains. Raises as `trunk` does."""
+        """The final norm, applied to the tokens of `trunk`, at three grains. Raises as `trunk` does."""
         raise UserError(f"backbone {type(self).__name__.lower()}: shows no tokens before its norm; use vit or resnet")
 
     def encode_crops(self, crops: Sequence[Tensor], *, joint_norm: bool = False) -> list[Encoded]:
         """Encode crops [B, C, S, S] of one or several sizes; a result per crop, in their order.
 
-        One pass per size, sizes in the order in which they first appear; so batch norm takes its statistics per size.
-        With `joint_norm` every batch norm of the main path normalises all crops together (SMoG section 3), which only
-        a network that overrides this can do. Raises UserError when this one has batch norm and cannot.
+        One pass per size, in order of first appearance, so batch norm has statistics per size. With `joint_norm` batch
+        norms of the main path normalise all crops together (SMoG section 3). Raises UserError where the network cannot
+        do this.
         """
         sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
         groups = [[place for place, crop in enumerate(crops) if crop.shape[-1] == size] for size in sizes]
@@ -63,11 +60,11 @@ class Backbone(nn.Module):
         return [encoded[place] for place in range(len(crops))]
 
     def encode_jointly(self, batches: list[Tensor]) -> list[Encoded]:
-        """Encode one batch per size, the main path's batch norms over all of them. Raises UserError as above."""
+        """Encode one batch per size; batch norms of the main path normalise all together. Raises UserError as above."""
         if any(isinstance(module, _BatchNorm) for module in self.modules()):
             raise UserError(
-                f"backbone {type(self).__name__.lower()}: cannot normalise crops of {len(batches)} sizes jointly; use"
-                " backbone resnet, or set joint_norm: false"
+                f"backbone {type(self).__name__.lower()}: cannot normalise crops of several sizes jointly; use backbone"
+                " resnet, or set joint_norm: false"
             )
         return [self(batch) for batch in batches]
 
@@ -79,11 +76,11 @@ def split(whole: Encoded, lengths: Sequence[int]) -> list[Encoded]:
 
 
 def from_map(map_BDhw: Tensor, pooled_BD: Tensor | None = None) -> Encoded:
-    """Complete a feature map with its tokens and, where none is given, its mean."""
+    """Make an `Encoded` from a feature map; `pooled` is its mean if not given."""
     tokens_BND = map_BDhw.flatten(2).mT
     return Encoded(tokens_BND, map_BDhw, map_BDhw.mean(dim=(2, 3)) if pooled_BD is None else pooled_BD)
 
 
 def from_tokens(tokens_BND: Tensor, pooled_BD: Tensor, rows: int) -> Encoded:
-    """Complete row-major tokens with their map of `rows` rows."""
+    """Make an `Encoded` from row-major tokens and the number of `rows` of their map."""
     return Encoded(tokens_BND, tokens_BND.mT.reshape(len(tokens_BND), tokens_BND.shape[2], rows, -1), pooled_BD)

@@ -1,4 +1,4 @@
-"""Stochastic depth whose draws are a pure function of (seed, step, place), not of a generator's state."""
+"""Stochastic depth whose draws are pure functions of (seed, step, place), without a generator."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,8 @@ from polygrain.nn.random import uniform
 class DropPath(nn.Module):
     """In training, drop a residual branch for whole samples with probability `rate`; divide what is kept by 1 - rate.
 
-    The draw of a sample depends on `key` = (seed, step), on `place` (the branch's name), on how many batches went
-    through this module since the key was set (so that two views of one step differ) and on the sample's row in the
-    batch of all processes. A batch holds one or several crops of each of a process's `images`, crop by crop.
+    A draw depends on `key` = (seed, step), on `place` (the branch's name), on the number of batches since the key was
+    set (so two views differ) and on the row among all processes. A batch holds crops of `images` images, crop by crop.
     """
 
     def __init__(self, rate: float, place: str) -> None:
@@ -36,10 +35,7 @@ class DropPath(nn.Module):
 
 
 def set_drop_path_key(module: nn.Module, seed: int, step: int, images: int) -> None:
-    """Give every DropPath inside `module` the counters of this step and the number of images in a process's batch.
-
-    A module without any is left as it is.
-    """
+    """Give every DropPath in `module` the seed, the step and the number of images in a process's batch."""
     for part in module.modules():
         if isinstance(part, DropPath):
             part.key, part.images, part.passes = (seed, step), images, 0

@@ -1,4 +1,4 @@
-"""A backbone with what contrasts its output at several grains: student and teacher of Mugs.
+"""A backbone with heads for several grains: student and teacher of Mugs.
 
 Legend: R = C * B rows of C crops of B images, crop-major; N tokens, D width, P prototypes.
 """
@@ -19,8 +19,8 @@ from polygrain.nn.queue import Queue
 class CropFeatures(NamedTuple):
     """Rows of C crops of B images.
 
-    rows: by grain the projections [C * B, D], or the logits [C * B, P]. memory: [B, D], for the memory, of the first
-    crop. pooled: y_c [C * B, D]. unfilled: share of the neighbours that are none.
+    rows: per grain the projections [C * B, D], or the logits [C * B, P]. memory: [B, D], what a memory takes of the
+    first crop. pooled: y_c [C * B, D]. unfilled: share of the wanted neighbours that are missing or noise.
     """
 
     rows: dict[str, Tensor]
@@ -30,7 +30,7 @@ class CropFeatures(NamedTuple):
 
 
 class Network(nn.Module):
-    """What student and teacher have alike: backbone, relation block, projectors by grain, prototypes."""
+    """The parts that student and teacher both have: backbone, relation block, projectors by grain, prototypes."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Network(nn.Module):
                     nn.init.zeros_(part.bias)
 
     def forward(self, crops: Sequence[Tensor], memory: Queue | None) -> CropFeatures:
-        """One pass over crops [B, C, S, S] of one size; with a local group a memory is needed."""
+        """One pass over crops [B, C, S, S] of one size; a local group needs a memory."""
         tokens_RND = self.backbone.trunk(torch.cat(list(crops)))
         encoded = self.backbone.finish(tokens_RND)
         rows, unfilled = dict[str, Tensor](), encoded.pooled.new_zeros(())

@@ -1,4 +1,4 @@
-"""Backbones by name. No other module knows one."""
+"""Loads a backbone by its name. Seed torch's generator before: weights are drawn from it."""
 
 import importlib
 import inspect
@@ -12,10 +12,7 @@ _PARTS = ("__init__", "contract", "droppath", "grains", "load", "relation", "tra
 
 
 def load_backbone(name: str, *, channels: int, **values: Any) -> Backbone:
-    """Build backbone `name` for images of `channels` channels; `values` are the keywords of its module's `build`.
-
-    Parameters are drawn from torch's generator: seed it before. Raises UserError on an unknown name or value.
-    """
+    """Build backbone `name`; `values` are keywords of its module's `build`. Raises UserError on an unknown one."""
     known = [path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _PARTS]
     if name not in known:
         raise UserError(f"backbone: no backbone '{name}'{nearest(name, known)}")

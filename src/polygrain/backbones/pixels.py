@@ -1,4 +1,4 @@
-"""The pixels themselves, through a linear map that a method such as PCA fits; nothing here is trained by gradient."""
+"""The pixels and a linear map of them, which a method such as PCA fits; nothing is trained by gradient."""
 
 import torch
 from torch import Tensor

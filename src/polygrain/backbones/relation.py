@@ -1,7 +1,4 @@
-"""The block that joins a feature with its neighbours (Mugs, section 3 of the specification).
-
-Legend: R groups, G members of a group, D width.
-"""
+"""The block that combines a feature with its neighbours (Mugs section 3). Legend: R groups of G members, D width."""
 
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
@@ -10,13 +7,13 @@ from polygrain.backbones.transformer import TransformerBlock
 
 
 class Relation(TransformerBlock):
-    """A transformer block without drop path whose first output token alone is computed."""
+    """A transformer block without drop path that computes its first output token only."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, 0.0, "relation")
 
     def forward(self, tokens_RGD: Tensor) -> Tensor:
-        """[R, G, D] to [R, D]; what other positions ask and become is not needed."""
+        """[R, G, D] to [R, D]."""
         (rows, members, width), heads = tokens_RGD.shape, self.heads
         first_R1D, normed_RGD = tokens_RGD[:, :1], self.norm1(tokens_RGD)
         weight, bias = self.qkv.weight, self.qkv.bias

@@ -1,8 +1,7 @@
-"""Residual networks (He, Zhang, Ren and Sun 2016) whose stem, blocks, widths and strides are plain values.
+"""Residual networks (He, Zhang, Ren and Sun 2016) with stem, blocks, widths and strides as plain values.
 
-A 3x3 stem without pooling makes the networks for small images, a 7x7 stem of stride 2 with pooling those for ImageNet;
-with bottleneck blocks (version 1.5: the stride is in the 3x3 convolution) ResNet-50 and wider ones. Crops of several
-sizes can share their batch statistics (SMoG section 3).
+A 3x3 stem without pooling suits small images, a 7x7 stem of stride 2 with pooling ImageNet; bottleneck blocks (stride
+in the 3x3 convolution) make ResNet-50 and wider networks. Crops of several sizes can share statistics (SMoG section 3).
 """
 
 import math
@@ -33,8 +32,8 @@ def build(
     """Build one stage per entry of `widths`, `strides` (of its first block) and `blocks` (how many).
 
     `widths` are those of the 3x3 convolutions; a bottleneck's output is 4 times as wide. `stem_pool` adds a 3x3
-    max-pool of stride 2. With `zero_init_residual` every block starts as its shortcut: the last batch norm's weight is
-    0. Raises UserError when the three differ in length or stem_kernel is even.
+    max-pool of stride 2. `zero_init_residual`: a block's last batch norm has weight 0, so the block starts as its
+    shortcut. Raises UserError when the lists differ in length or stem_kernel is even.
     """
     if not len(widths) == len(strides) == len(blocks) > 0:
         raise UserError("backbone resnet: widths, strides and blocks must name the same number of stages, at least one")
@@ -45,7 +44,7 @@ def build(
 
 
 class ResNet(Backbone):
-    """Stem and stages. Convolutions start from Kaiming's normal law (fan out), batch norms from weight 1 and bias 0."""
+    """Stem and stages. Convolutions start as Kaiming normal (fan out), batch norms with weight 1 and bias 0."""
 
     def __init__(
         self,
@@ -82,19 +81,16 @@ class ResNet(Backbone):
         return self.encode_jointly([images_BCSS])[0]
 
     def trunk(self, images_BCSS: Tensor) -> Tensor:
-        """The map's cells row by row, [B, N, D]; no norm follows them."""
+        """The map's cells row by row, [B, N, D]; the network has no final norm."""
         encoded: Encoded = self(images_BCSS)
         return encoded.tokens
 
     def finish(self, tokens_BND: Tensor) -> Encoded:
-        """Cells of a square map, and their mean."""
+        """The encoding of the cells of a square map; `pooled` is their mean."""
         return from_tokens(tokens_BND, tokens_BND.mean(dim=1), math.isqrt(tokens_BND.shape[1]))
 
     def encode_jointly(self, batches: list[Tensor]) -> list[Encoded]:
-        """One set of statistics over all pixels of all sizes, which moves the running ones once.
-
-        The batch norms of the shortcuts still work, and move, per size.
-        """
+        """Encode with one set of statistics for all sizes, updated once; shortcuts' batch norms still work per size."""
         maps = [relu(x) for x in normalise(self.stem_norm, [self.stem(x) for x in batches])]
         if self.stem_pool:
             maps = [max_pool2d(x, 3, stride=2, padding=1) for x in maps]
@@ -102,10 +98,7 @@ class ResNet(Backbone):
 
 
 class Block(nn.Module):
-    """relu(shortcut(x) + branch(x)); the branch is conv - norm - relu - conv - norm, or three such for a bottleneck.
-
-    The shortcut is the identity, or a 1x1 convolution with batch norm where the shape changes.
-    """
+    """relu(shortcut(x) + branch(x)); the shortcut is a 1x1 convolution with batch norm where the shape changes."""
 
     def __init__(self, inputs: int, inner: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -137,12 +130,12 @@ class Block(nn.Module):
 
 
 def normalise(norm: nn.Module, maps: list[Tensor]) -> list[Tensor]:
-    """Batch norm of maps [B, C, h, w] of several sizes by the statistics of all their pixels; one call of `norm`."""
+    """Batch norm of maps [B, C, h, w] of several sizes with the statistics of all their pixels; one call of `norm`."""
     if len(maps) == 1:
         return [norm(maps[0])]
     cells = [x.permute(0, 2, 3, 1) for x in maps]  # [B, h, w, C], contiguous where the map is channels_last
     rows_RC = torch.cat([x.flatten(0, 2) for x in cells])
-    # one column of R rows, itself channels_last: what a batch norm of maps takes, synchronised or not
+    # as one channels_last map of R pixels, which any batch norm of maps takes, synchronised or not
     normed_RC = norm(rows_RC[None, :, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
     parts = normed_RC.split([x.shape[:3].numel() for x in cells])
     return [part.view(x.shape).permute(0, 3, 1, 2) for part, x in zip(parts, cells, strict=True)]

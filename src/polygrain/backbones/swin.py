@@ -1,8 +1,8 @@
-"""The windowed transformer of SMoG (section 3, "Swin block"): a Swin (Liu et al. 2021) with a batch norm in its blocks.
+"""SMoG's windowed transformer (section 3, "Swin block"): a Swin (Liu et al. 2021) with a batch norm in its blocks.
 
-A block is x <- x + attention(layer norm(x)), then x <- batch norm(x) and x <- x + MLP(x): the shortcut around the MLP
-starts at the normalised value. The batch norm runs over images and tokens, and so per crop size. Legend: B images, h/w
-rows and columns of a map, C its width, W side of a window, T = W^2 tokens of a window, n windows of a map, H heads.
+A block is x <- x + attention(layer norm(x)), then x <- batch norm(x) and x <- x + MLP(x). The batch norm runs over
+images and tokens, so per crop size. Legend: B images, h/w rows and columns of a map, C its width, W side of a window,
+T = W^2 tokens of a window, n windows of a map, H heads.
 """
 
 import math
@@ -31,26 +31,20 @@ def build(
 ) -> "Swin":
     """One stage per entry of `widths`, `depths` (blocks) and `heads`; every stage but the first halves the map's side.
 
-    Stages whose map is larger than the window at `image_size` shift their windows, for views of any size. `drop_path`
-    is the rate of the last block. Raises UserError when the three lists differ in length, patch does not divide
-    image_size, or heads a width.
+    Stages whose map at `image_size` is larger than the window shift their windows, for views of any size. `drop_path`:
+    of the last block. Raises UserError when lists differ in length, patch does not divide image_size, or heads a width.
     """
     if not len(widths) == len(depths) == len(heads) > 0:
         raise UserError("backbone swin: widths, depths and heads must name the same number of stages, at least one")
-    for whole, part, names in (
-        (image_size, patch, "patch"),
-        *((*pair, "heads") for pair in zip(widths, heads, strict=True)),
-    ):
+    pairs = ((width, count, "heads") for width, count in zip(widths, heads, strict=True))
+    for whole, part, name in ((image_size, patch, "patch"), *pairs):
         if whole % part:
-            raise UserError(f"backbone swin: {names} {part} does not divide {whole}")
+            raise UserError(f"backbone swin: {name} {part} does not divide {whole}; change one of them")
     return Swin(channels, image_size, patch, widths, depths, heads, window, drop_path)
 
 
 class Swin(Backbone):
-    """Linear weights and relative positions start from a normal law of std 0.02 cut at +-2, biases from 0.
-
-    The patch embedding keeps torch's initialisation of a convolution.
-    """
+    """Linear weights and relative positions start truncated normal (std 0.02, at +-2), biases at 0."""
 
     def __init__(
         self,
@@ -91,10 +85,7 @@ class Swin(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images whose side is a multiple of the patch; tokens come after the final norm, pooled is their mean.
-
-        Raises UserError for any other side.
-        """
+        """Encode images; `pooled` is the tokens' mean. Raises UserError unless square and a multiple of the patch."""
         rows, columns = images_BCSS.shape[-2:]
         if rows != columns or rows % self.patch:
             raise UserError(f"backbone swin: patch {self.patch} does not tile a view of {rows} x {columns} px")
@@ -103,7 +94,7 @@ class Swin(Backbone):
 
 
 class Merge(nn.Module):
-    """Each 2 x 2 cells become one: their vectors side by side (down the first column first), layer norm, linear."""
+    """Each 2 x 2 cells become one: their vectors concatenated (down the first column first), layer norm, linear."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -119,7 +110,7 @@ class Merge(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + drop(attention(layer norm(x))), then y + drop(mlp(y)) with y its batch norm; the hidden layer is 4 C wide."""
+    """x + drop(attention(layer norm(x))), then y + drop(mlp(y)) with y its batch norm: the shortcut starts at y."""
 
     def __init__(self, width: int, heads: int, window: int, shift: int, drop_path: float, name: str) -> None:
         super().__init__()
@@ -134,7 +125,6 @@ class SwinBlock(nn.Module):
     def forward(self, x_BhwC: Tensor) -> Tensor:
         """[B, h, w, C] to the same shape."""
         x_BhwC = x_BhwC + self.drop1(self.attention(self.norm1(x_BhwC)))
-        # the shortcut around the MLP starts here, after the batch norm over images and tokens
         x_BhwC = self.norm2(x_BhwC.flatten(0, 2)).view_as(x_BhwC)
         added: Tensor = self.drop2(self.mlp2(gelu(self.mlp1(x_BhwC))))
         return x_BhwC + added
@@ -143,9 +133,9 @@ class SwinBlock(nn.Module):
 class WindowAttention(nn.Module):
     """Attention inside windows of W x W cells, with a learned bias per head and relative position.
 
-    A map that W does not divide is padded with zeros at the right and the bottom, which take part like any other cell.
-    With a shift the windows start `shift` cells further down and right, around the border; cells on its two sides do
-    not see each other.
+    A map that W does not divide is padded with zeros at the right and the bottom, which are cells like any other. With
+    a shift the windows start `shift` cells further down and right and wrap around the border; cells of opposite borders
+    do not attend to each other.
     """
 
     relative_index: Tensor
@@ -184,7 +174,7 @@ def _padded(x_BhwC: Tensor, multiple: int) -> Tensor:
 
 
 def _windows(x_BhwC: Tensor, window: int) -> Tensor:
-    """[B, h, w, ...] to [B, n, T, ...]: windows row by row, and the cells of each row by row."""
+    """[B, h, w, ...] to [B, n, T, ...]: windows row by row, cells of each row by row."""
     images, rows, columns, *rest = x_BhwC.shape
     cut = x_BhwC.reshape(images, rows // window, window, columns // window, window, *rest).transpose(2, 3)
     return cut.flatten(1, 2).flatten(2, 3)
@@ -208,7 +198,7 @@ def relative_index(window: int) -> Tensor:
 
 @cache
 def border_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
-    """[n, T, T], true where two cells of a shifted window come from different sides of the map's border."""
+    """[n, T, T], True where two cells of a shifted window come from opposite borders of the map."""
     row, column = torch.arange(rows) >= rows - shift, torch.arange(columns) >= columns - shift
     side_nT = _windows((2 * row[:, None] + column)[None], window)[0]
     return side_nT[:, :, None] != side_nT[:, None, :]

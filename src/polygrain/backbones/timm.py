@@ -1,7 +1,7 @@
-"""Any model of the timm library, by its name there, behind our contract; never with downloaded weights.
+"""Any model of the timm library, by its name there; never with downloaded weights.
 
-A model's own dropout and stochastic depth are turned off: they would draw from torch's generator, which is not part of
-a run's state. Heavy to import (about 2 s), so nothing imports it but `load_backbone`.
+Dropout and stochastic depth are turned off: they would draw from torch's generator, which is not part of a run's state.
+Only `load_backbone` imports this, as it takes about 2 s.
 """
 
 from typing import Any
@@ -15,11 +15,9 @@ from polygrain.provenance.errors import UserError, nearest
 
 
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool | None = None) -> "Timm":
-    """`image_size` is the side that a model with a position table is made for.
+    """`image_size`: for a position table. `zero_init_residual`: the last batch norms of branches start with weight 0.
 
-    `zero_init_residual` says whether the last batch norm of a residual network's branches starts from weight 0. Null
-    leaves either at the model's own (timm's residual networks: from 0). Raises UserError when timm has no such model,
-    or when the model takes no such value.
+    Null keeps the model's own value. Raises UserError when timm has no such model, or it has no such argument.
     """
     if model not in timm.list_models():
         raise UserError(f"backbone timm: timm has no model '{model}'{_hint(model)}")
@@ -34,7 +32,7 @@ def build(*, channels: int, model: str, image_size: int | None, zero_init_residu
 
 
 class Timm(Backbone):
-    """Feature maps in any of timm's three layouts (NCHW, NHWC, tokens with prefix) as one contract."""
+    """Feature maps in any of timm's three layouts: NCHW, NHWC, tokens with prefix."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -47,10 +45,7 @@ class Timm(Backbone):
                 module.p = 0.0
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images; `pooled` is what the model would give its classifier.
-
-        Raises UserError when the model takes no images of this side (timm's transformers take one side only).
-        """
+        """Encode images; `pooled` is the classifier's input. Raises UserError when the model refuses this side."""
         try:
             features: Tensor = self.network.forward_features(images_BCSS)  # type: ignore[operator]
         except AssertionError as error:

@@ -1,7 +1,7 @@
-"""torchvision's residual networks, Swins and vision transformers by their names there; never with downloaded weights.
+"""torchvision's residual networks, Swins and vision transformers by their names; never with downloaded weights.
 
-Everything starts as torchvision starts it. A model's own stochastic depth stays off: it would draw from torch's
-generator, which is not part of a run's state. Slow to import, so nothing imports it but `load_backbone`.
+Weights start as in torchvision. Stochastic depth is off: it would draw from torch's generator, which is not part of a
+run's state. Only `load_backbone` imports this, as it is slow.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from polygrain.backbones.contract import Backbone, Encoded, from_map, from_token
 from polygrain.backbones.vit import resample_table
 from polygrain.provenance.errors import UserError, nearest
 
-# of each family: where its first convolution is, and where its classifier
+# paths of the first convolution and of the classifier in each family
 FAMILIES = {
     ResNet: ("conv1", "fc"),
     SwinTransformer: ("features.0.0", "head"),
@@ -25,10 +25,9 @@ FAMILIES = {
 
 
 def build(*, channels: int, model: str, image_size: int | None, zero_init_residual: bool = False) -> "Torchvision":
-    """`image_size` is the side that a vision transformer's position table is made for (null: 224; other models: null).
+    """`image_size`: for the position table of a vision transformer (null: 224); other models: null.
 
-    `zero_init_residual` lets the last batch norm of every residual branch start from weight 0. Raises UserError when
-    torchvision has no such model, or it is of another family, or refuses one of these values.
+    `zero_init_residual`: last batch norms start with weight 0. Raises UserError on an unsupported model or argument.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:
@@ -39,14 +38,14 @@ def build(*, channels: int, model: str, image_size: int | None, zero_init_residu
     try:
         network: nn.Module = torchvision.models.get_model(model, weights=None, **values)
     except TypeError as error:
-        raise UserError(f"backbone torchvision: {model} refuses {' and '.join(values)} ({error})") from None
+        raise UserError(f"backbone torchvision: {model} refuses {' and '.join(values)}; use null ({error})") from None
     if not isinstance(network, tuple(FAMILIES)):
-        raise UserError(f"backbone torchvision: {model} is not served, only residual networks, swin and vit models are")
+        raise UserError(f"backbone torchvision: {model} is not supported; use a resnet, swin or vit model")
     return Torchvision(network, channels)
 
 
 class Torchvision(Backbone):
-    """A model of one of the `FAMILIES` without its classifier; `pooled` is what the classifier would get."""
+    """A model of one of the `FAMILIES` without its classifier; `pooled` is the classifier's input."""
 
     def __init__(self, network: nn.Module, channels: int) -> None:
         super().__init__()
@@ -61,10 +60,7 @@ class Torchvision(Backbone):
                 module.p = 0.0
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images of any side; for a vision transformer, of any multiple of its patch, as our own does.
-
-        Raises UserError for another side.
-        """
+        """Encode images of any side, for a vision transformer a multiple of its patch; raises UserError otherwise."""
         net = self.network
         if isinstance(net, ResNet):
             stem = net.maxpool(net.relu(net.bn1(net.conv1(images_BCSS))))
@@ -89,7 +85,7 @@ def _encode(net: VisionTransformer, images_BCSS: Tensor) -> Encoded:
 
 
 def _convolution(network: nn.Module, old: nn.Module, channels: int) -> nn.Conv2d:
-    """`old` for images of `channels` channels, drawn from the law from which this network draws it."""
+    """`old` for images of `channels` channels, initialised as this network initialises it."""
     assert isinstance(old, nn.Conv2d)
     shape: dict[str, Any] = {key: getattr(old, key) for key in ("out_channels", "kernel_size", "stride", "padding")}
     new = nn.Conv2d(channels, **shape, bias=old.bias is not None)

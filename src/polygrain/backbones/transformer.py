@@ -7,7 +7,7 @@ from polygrain.backbones.droppath import DropPath
 
 
 class TransformerBlock(nn.Module):
-    """x + drop(attention(norm(x))), then x + drop(mlp(norm(x))), the hidden layer four times as wide."""
+    """x + drop(attention(norm(x))), then x + drop(mlp(norm(x))), the hidden layer 4 D wide."""
 
     def __init__(self, width: int, heads: int, drop_path: float, name: str) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A plain pre-norm vision transformer (Dosovitskiy et al. 2021) for views of several sizes.
 
-Class token, absolute positions (learned, or MGC's fixed waves), exact GELU, layer norm with eps 1e-6, stochastic depth
-rising linearly over the blocks. Legend: B images, N patches, T = N + 1 tokens (class first), D width, G side of the
-position table, g side of the patch grid.
+Class token, absolute positions (learned, or MGC's fixed sine-cosine table), exact GELU, layer norm with eps 1e-6,
+stochastic depth rising linearly over the blocks. Legend: B images, N patches, T = N + 1 tokens (class first), D width,
+G side of the position table, g side of the patch grid.
 """
 
 import math
@@ -30,18 +30,17 @@ def build(
     resample: Literal["size", "factor"] = "size",
     pooled: Literal["class", "mean"] = "class",
 ) -> "VisionTransformer":
-    """A transformer whose position table fits views of `image_size` px; other multiples of `patch` px are served too.
+    """A transformer with a position table for views of `image_size` px, for views of any multiple of `patch` px.
 
     `drop_path` is the rate of the last block. `positions: sincos` are MGC's: fixed, none for the class token. For other
-    views the table is resized bicubically to their grid (`resample: size`), or sampled as Mugs's release does, with the
-    factor (g + 0.1) / G (`resample: factor`). An image's vector is its class token, or (`pooled: mean`) the mean of its
-    patch tokens, for a method such as MGC that trains no class token.
-
-    Raises UserError when patch does not divide image_size or heads width.
+    views the table is resized bicubically to their grid (`resample: size`), or sampled as in Mugs's release, with the
+    factor (g + 0.1) / G (`resample: factor`). `pooled` is the class token, or (`pooled: mean`) the mean of the patch
+    tokens, for a method such as MGC that does not train the class token. Raises UserError when patch does not divide
+    image_size, heads width, or 4 the width with sincos.
     """
-    for whole, part, names in ((image_size, patch, "patch"), (width, heads, "heads")):
+    for whole, part, name in ((image_size, patch, "patch"), (width, heads, "heads")):
         if whole % part:
-            raise UserError(f"backbone vit: {names} {part} does not divide {whole}")
+            raise UserError(f"backbone vit: {name} {part} does not divide {whole}; change one of them")
     if positions == "sincos" and width % 4:
         raise UserError(f"backbone vit: positions sincos need a width that 4 divides, not {width}")
     excess = 0.1 if resample == "factor" else 0.0
@@ -52,11 +51,9 @@ def build(
 
 
 class VisionTransformer(Backbone):
-    """Linear weights, learned positions and class token start from a normal law of std 0.02 cut at +-2, biases from 0.
+    """Linear weights, learned positions and class token start truncated normal (std 0.02, at +-2), biases at 0.
 
-    The patch embedding keeps torch's initialisation of a convolution. `positions` [1, 1 + G * G, D] holds the class
-    token's place and then the patches': one parameter, as in the papers' releases, where a clipping rule or an
-    optimiser looks at whole tensors.
+    `positions` [1, 1 + G * G, D], of class token and patches, is one parameter, as clipping rules work per tensor.
     """
 
     class_tokens = 1
@@ -99,14 +96,11 @@ class VisionTransformer(Backbone):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images_BCSS: Tensor) -> Encoded:
-        """Encode images whose side is a multiple of the patch; tokens and pooled come after the final norm.
-
-        Raises UserError for any other side.
-        """
+        """Encode images; tokens and pooled come after the final norm. Raises UserError as `trunk` does."""
         return self.finish(self.trunk(images_BCSS))
 
     def trunk(self, images_BCSS: Tensor) -> Tensor:
-        """All tokens [B, T, D], class first, before the final norm; raises as `forward` does."""
+        """All tokens [B, T, D], class first, before the final norm. Raises UserError if patches do not fit the view."""
         side = images_BCSS.shape[-1]
         if images_BCSS.shape[-2] != side or side % self.patch:
             rows, columns = images_BCSS.shape[-2:]
@@ -121,7 +115,7 @@ class VisionTransformer(Backbone):
         return tokens_BTD
 
     def finish(self, tokens_BTD: Tensor) -> Encoded:
-        """The final norm, and its tokens at their three grains."""
+        """Apply the final norm and return the three grains."""
         tokens_BTD = self.norm(tokens_BTD)
         pooled_BD = tokens_BTD[:, 1:].mean(dim=1) if self.mean_pooled else tokens_BTD[:, 0]
         return from_tokens(tokens_BTD[:, 1:], pooled_BD, math.isqrt(tokens_BTD.shape[1] - 1))
@@ -130,8 +124,7 @@ class VisionTransformer(Backbone):
 def waves(grid: int, width: int) -> Tensor:
     """MGC's fixed positions [G, G, D], in the float32 arithmetic of its release.
 
-    The place in row a and column b is sin(a w), cos(a w), sin(b w), cos(b w), D / 4 numbers each, with frequencies
-    w_i = 10000^(-4 i / D).
+    Row a, column b: sin(a w), cos(a w), sin(b w), cos(b w), D / 4 numbers each, w_i = 10000^(-4 i / D).
     """
     frequency = 1.0 / 10000.0 ** (torch.arange(width // 4, dtype=torch.float32) / (width // 4))
     angle = torch.arange(grid, dtype=torch.float32)[:, None] * frequency
@@ -140,12 +133,12 @@ def waves(grid: int, width: int) -> Tensor:
 
 
 def resample_table(table_GGD: Tensor, side: int, excess: float = 0.0) -> Tensor:
-    """Positions [g, g, D] for a grid of `side` from those of a square one; see `bicubic_matrix`. A fit is kept."""
+    """Positions [g, g, D] for a grid of `side` from those of a square one, by `bicubic_matrix`, if the sides differ."""
     grid = len(table_GGD)
     if side == grid:
         return table_GGD
     weight_gG = bicubic_matrix(grid, side, excess).to(table_GGD)
-    # rows, then columns: two fixed products, whose backward is deterministic where that of a resize is not
+    # rows, then columns: two matrix products, whose backward is deterministic, unlike that of a resize
     return torch.einsum("jH,iHD->ijD", weight_gG, torch.einsum("iG,GHD->iHD", weight_gG, table_GGD))
 
 
@@ -153,8 +146,8 @@ def resample_table(table_GGD: Tensor, side: int, excess: float = 0.0) -> Tensor:
 def bicubic_matrix(source: int, target: int, excess: float = 0.0) -> Tensor:
     """Weights [target, source], float64, of torch's bicubic resize without antialiasing and with unaligned corners.
 
-    Keys' cubic with a = -0.75 around position (i + 0.5) * source / (target + excess) - 0.5; places outside count as the
-    border. With an excess it is torch's resize by the factor (target + excess) / source.
+    Keys' cubic with a = -0.75 around position (i + 0.5) * source / (target + excess) - 0.5, clamped at the border. With
+    an excess it is torch's resize by the factor (target + excess) / source.
     """
     a = -0.75
     position = (torch.arange(target, dtype=torch.float64) + 0.5) * source / (target + excess) - 0.5

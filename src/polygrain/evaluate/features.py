@@ -1,4 +1,4 @@
-"""From a checkpoint to frozen features: every data set and split through the run's encoder, once."""
+"""From a checkpoint to frozen features: every data set and split once through the run's encoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +21,9 @@ def run(stage: "Stage") -> None:
 
 
 def extract(config: "Shown", checkpoint: Path, data: Mapping[str, Path], out: Path) -> None:
-    """Write the features of every data set in `data` (name -> packed folder) to `out`.
+    """Write the features of every data set in `data` (name -> packed folder) to `out`; config: see `encoder_of`.
 
-    config: see `encoder_of`. Raises UserError as that does, on an empty split and on features that are not finite;
-    `out` is then untouched.
+    Raises UserError as that does, on an empty split and on features not finite; `out` is then not changed.
     """
     encoder = encoder_of(config, checkpoint, data)
     Features({name: features_of(encoder, name) for name in config["datasets"]}).save(out)

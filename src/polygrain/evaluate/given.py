@@ -1,8 +1,7 @@
-"""What a protocol is given that runs images through the network: the run's encoder, the data sets, the plain view.
+"""What a protocol that runs images through the network gets: the run's encoder, the data sets, the plain view.
 
-The encoder sees a transfer image as pre-training would have shown it: resized to the same square, with the
-statistics that pre-training used, and with its number of channels (a grey image is repeated; a colour image
-becomes its luminance, ITU-R 601).
+A transfer image is shown as in pre-training: resized to the same square, with the same statistics and number of
+channels (a grey image is repeated; of a colour image the luminance is used, ITU-R 601).
 """
 
 import copy
@@ -31,15 +30,12 @@ if TYPE_CHECKING:
     from polygrain.config.typed import Shown
 
 METADATA = "polygrain"
-_NAMED = 4  # tensors that an error message names before it counts
+_NAMED = 4  # tensors that an error message names; the rest is counted
 _LUMINANCE = (299, 587, 114)  # thousandths of red, green, blue
 
 
 class Encoder:
-    """A frozen backbone in evaluation mode, the data sets that it is judged on, and how it is shown their images.
-
-    `network` and `datasets` (name -> packed data set) are there to be used; `finetunable` gives a network to train.
-    """
+    """A frozen backbone, the data sets to evaluate on, and how it is shown their images; see `__init__`."""
 
     def __init__(
         self,
@@ -56,19 +52,15 @@ class Encoder:
         validation: int | None,
         test: int | None,
     ) -> None:
-        """Hold what is given.
+        """Keep what is given. statistics: mean and std per channel of the encoder's input. size: side of the view, px.
 
-        statistics: mean and std per channel of the encoder, which every image is normalised by. size: side of the
-        square view, px. resize: for encoded images, the shorter side before the centre is cut out; null, and all other
-        images: the whole image becomes the square. batch: images of a forward pass. workers: processes that decode
-        encoded images. train, validation, test: rows to take from the front of each split, null for all; a split with
-        fewer gives what it has. Raises UserError on values that make no sense.
+        resize: for encoded images, the shorter side before the centre is cut out; null, and all other images: the whole
+        image becomes the square. batch: images of a forward pass. workers: processes that decode. train, validation,
+        test: rows to take from the start of each split, at most; null for all. Raises UserError on values out of range.
         """
         limits = {"train": train, "validation": validation, "test": test}
         if min(size, batch, *(limit for limit in limits.values() if limit is not None)) < 1:
-            raise UserError(
-                f"features: size ({size}), batch ({batch}) and the limits ({limits}) must be positive or null"
-            )
+            raise UserError(f"features: size ({size}), batch ({batch}) and limits ({limits}) must be positive or null")
         if resize is not None and resize < size:
             raise UserError(f"features: resize ({resize}) must be at least size ({size}), or null")
         self.network, self.datasets, self.device, self.limits = network.to(device), datasets, device, limits
@@ -78,7 +70,7 @@ class Encoder:
     def positions(self, name: str, part: str, subset: str = ALL) -> Integers:
         """Positions of a split's images within its limit, int64 [n], class-balanced in every prefix.
 
-        subset: of the train split, the images whose labels may be used. Raises UserError when there is none such.
+        subset: of the train split, the images whose labels may be used. Raises UserError for an unknown subset.
         """
         rows = np.asarray(self.datasets[name].split(part)[: self.limits[part]], dtype=np.int64)
         if subset == ALL:
@@ -100,15 +92,12 @@ class Encoder:
         return len(self.datasets[name].manifest["classes"])
 
     def label_subsets(self, name: str) -> dict[str, int]:
-        """Name -> number of train rows, of those that fit in the limit of the train split."""
+        """Name -> number of train rows, of the subsets that fit in the limit of the train split."""
         rows, subsets = len(self.positions(name, "train")), self.datasets[name].manifest["label_subsets"]
         return {key: int(size) for key, size in subsets.items() if key != ALL and 0 < size <= rows}
 
     def views(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
-        """Images as the encoder is shown them, batch by batch: their positions [B] and float32 [B, C, size, size].
-
-        They come in the order given; the last batch may be shorter.
-        """
+        """Positions [B] and plain views float32 [B, C, size, size] of images, in their order, batch by batch."""
         for rows, images in self._images(name, positions):
             yield rows, plain_view(images.to(self.device), self.size, self.mean, self.std)
 
@@ -116,8 +105,8 @@ class Encoder:
     def encoded(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Encoded]]:
         """Frozen tokens, maps and pooled features of images, batch by batch, with their positions [B].
 
-        Every forward pass has one size, the last batch being filled up with copies. So what an image gives depends on
-        itself and its place among `positions`, never on its neighbours or on how many rows follow.
+        Every forward pass has the same size (the last batch is filled with copies), so an image's result depends only
+        on the image and its index in `positions`, not on other images.
         """
         for rows, images in self._images(name, positions):
             filled = torch.cat([images, images[-1:].expand(self.batch - len(images), *images.shape[1:])])
@@ -136,12 +125,11 @@ class Encoder:
 
 
 def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
-    """Load a checkpoint's encoder and open the data sets that it is judged on.
+    """Load a checkpoint's encoder and open the data sets (`data`: name -> packed folder) to evaluate on.
 
     config: `backbone` (its name and values), `datasets`, `pretrained` (the data set of pre-training; by default the
-    first of `datasets`), `statistics` (mean and std per channel, null for that data set's own) and `features` (the
-    keyword values of `Encoder`). data: name -> packed folder. Raises UserError on a damaged checkpoint, one that does
-    not fit the backbone and a damaged data set.
+    first of `datasets`), `statistics` (mean and std per channel, null for that data set's own) and `features` (keywords
+    of `Encoder`). Raises UserError on a damaged checkpoint or data set, or one that does not fit.
     """
     opened = {name: open_data(root) for name, root in data.items()}
     own = opened[config.get("pretrained", config["datasets"][0])]
@@ -152,18 +140,14 @@ def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], devi
 
 
 def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int) -> Backbone:
-    """Build the backbone in evaluation mode and fill it, strictly, from the checkpoint's evaluated part.
-
-    Raises UserError when the checkpoint is missing or damaged, or when its tensors are not exactly the
-    backbone's.
-    """
+    """Build the backbone in evaluation mode and load the encoder. Raises UserError unless all tensors fit."""
     encoder = load_backbone(**backbone, channels=channels)
     tensors = read_encoder(checkpoint)
     misfit = _misfit(encoder.state_dict(), tensors)
     if misfit:
         raise UserError(
-            f"{checkpoint}: does not fit backbone {backbone['name']} ({misfit});"
-            " it was made with other values: pretrain again, or restore them"
+            f"{checkpoint}: does not fit backbone {backbone['name']} ({misfit}); pretrain again, or restore the values"
+            " that it was made with"
         )
     encoder.load_state_dict(tensors, strict=True)
     convolutional = any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
@@ -172,7 +156,7 @@ def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int
 
 
 def _misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Say which tensors are missing, unexpected or of another shape; empty when all fit."""
+    """Which tensors are missing, unexpected or of another shape; empty when all fit."""
     shared = expected.keys() & given.keys()
     faults = {
         "missing": expected.keys() - given.keys(),
@@ -188,7 +172,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
-    """Read the tensors under the checkpoint's encoder prefix, without it. Raises UserError on a damaged file."""
+    """Read the tensors with the checkpoint's encoder prefix, without it. Raises UserError on a damaged file."""
     try:
         with safe_open(checkpoint, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
@@ -198,9 +182,7 @@ def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
         raise UserError(f"{checkpoint}: not found; pretrain the run first") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         fault = " ".join(str(error).split())
-        raise UserError(
-            f"{checkpoint}: not a whole checkpoint ({fault}); delete it and pretrain again, or restore it"
-        ) from None
+        raise UserError(f"{checkpoint}: not a whole checkpoint ({fault}); restore it, or pretrain again") from None
     if about.get("format") != 1:
         raise UserError(f"{checkpoint}: checkpoint format {about.get('format')}, this version reads 1; pretrain again")
     if not tensors:
@@ -209,7 +191,7 @@ def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _progress(batches: Iterable[Tensor], count: int, what: str) -> "tqdm[Tensor]":
-    """Show batches per second; seldom when nobody watches."""
+    """Show batches per second; one line per half minute if not in a terminal."""
     pause = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(batches, desc=what, total=count, unit="batch", leave=False, mininterval=pause)
 
@@ -217,10 +199,7 @@ def _progress(batches: Iterable[Tensor], count: int, what: str) -> "tqdm[Tensor]
 def images_of(
     data: DataSet, parts: Sequence[np.ndarray], size: int, resize: int | None, workers: int
 ) -> Iterator[Tensor]:
-    """Yield the images at each part's positions, uint8 [B, C, H, W].
-
-    As they are stored, or, of encoded ones, the evaluation view [B, 3, size, size].
-    """
+    """Yield the images at each part's positions, uint8 [B, C, H, W]; of encoded ones the evaluation view."""
     shown: Iterator[Tensor] = import_module(f"polygrain.evaluate.images.{format_of(data)}").images_of(
         data, parts, size, resize, workers
     )
@@ -228,10 +207,7 @@ def images_of(
 
 
 def as_channels(images: Tensor, channels: int) -> Tensor:
-    """Bring uint8 images [B, C, H, W] to another number of channels.
-
-    Grey is repeated, colour becomes its rounded luminance. Raises UserError for any other pair of counts.
-    """
+    """Repeat grey images uint8 [B, C, H, W], or turn colour into luminance. Raises UserError for other counts."""
     given = images.shape[1]
     if given == channels:
         return images

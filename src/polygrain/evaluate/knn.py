@@ -3,10 +3,9 @@
 The k most similar train images of each image, by cosine, vote for their classes with weight exp(cos / temperature) (Wu
 et al. 2018). k is selected on the validation split and reported once on test.
 
-Ties have one outcome: equal similarities are taken in train order, equal votes go to the smaller class, equal
-validation accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`. Here numpy computes
-them, because importing torch takes longer than the whole protocol on small data.
-
+Ties have one outcome: equal similarities go in train order, equal votes to the smaller class, equal validation
+accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`, but computed by numpy, because
+importing torch takes longer than the whole protocol on small data.
 Legend: Q queries, N train rows, D width, K neighbours, C classes, R rows of a block.
 """
 
@@ -20,8 +19,7 @@ from polygrain.evaluate.store import Features, FeatureSet, Floats, Integers, Spl
 from polygrain.provenance.errors import UserError
 
 _GRID = 2.0**26
-# Votes are whole multiples of 2^-40 of the nearest neighbour's. Sums of fewer than 2^13 of them are exact in
-# float64, hence the same in any order.
+# Votes are whole multiples of 2^-40 of the nearest neighbour's. Sums of fewer than 2^13 are exact in float64.
 _NEAREST_VOTE = 2.0**40
 _MOST_NEIGHBOURS = 2**13 - 1
 
@@ -29,11 +27,9 @@ Doubles = npt.NDArray[np.float64]
 
 
 def evaluate(features: Features, *, k: list[int], temperature: float, byte_budget: int) -> Result:
-    """Classify every data set's test split.
+    """Classify every data set's test split. Raises UserError for values out of range or k above the train rows.
 
-    k: numbers of neighbours to select from. temperature: of the votes. byte_budget: largest temporary array,
-    in bytes; it changes memory and speed, never a result. Raises UserError when a value makes no sense or k
-    exceeds the train rows.
+    k: to select from. temperature: of the votes. byte_budget: largest temporary array; it does not change the result.
     """
     if not k or min(k) < 1 or max(k) > _MOST_NEIGHBOURS:
         raise UserError(f"knn: k must hold numbers from 1 to {_MOST_NEIGHBOURS}, not {k}")
@@ -54,7 +50,7 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
 
 
 def _select(dataset: FeatureSet, choices: list[int], temperature: float, byte_budget: int) -> tuple[int, float]:
-    """Return the k that is right most often on validation (the smaller of equals), and how often."""
+    """The k of highest validation accuracy (the smaller of equals), and that accuracy."""
     predicted_QK = _classify(dataset, dataset.validation, choices, temperature, byte_budget)
     right = (predicted_QK == dataset.validation.labels[:, None]).sum(axis=0).tolist()
     return choices[right.index(max(right))], max(right) / len(predicted_QK)
@@ -82,10 +78,7 @@ def predict(
     temperature: float,
     byte_budget: int,
 ) -> Integers:
-    """Predict classes, int64 [Q, len(choices)], for ascending numbers of neighbours `choices`.
-
-    Features of any length (the cosine scales them); labels int64 in 0..classes-1.
-    """
+    """Predict classes, int64 [Q, len(choices)], for ascending numbers of neighbours `choices`."""
     rows_QD, bank_DN = _on_grid(queries_QD), np.ascontiguousarray(_on_grid(bank_ND).T)
     block = max(1, byte_budget // (8 * len(bank_ND)))
     winners = []
@@ -103,12 +96,12 @@ def _on_grid(rows: Floats) -> Doubles:
 
 
 def _nearest(products_RN: Doubles, k: int) -> tuple[Doubles, Integers]:
-    """The k largest cosines of each row and where they stand: larger first, then the smaller index."""
+    """The k largest cosines of each row and their positions: larger first, then the smaller position."""
     more = min(k + 1, products_RN.shape[1])
     places_RK = np.sort(np.argpartition(products_RN, -more, axis=1)[:, -more:], axis=1)
     order_RK = np.argsort(-np.take_along_axis(products_RN, places_RK, axis=1), axis=1, kind="stable")
     places_RK = np.take_along_axis(places_RK, order_RK, axis=1)
-    if more > k:  # more equals than places: only a full sort knows which of them come first
+    if more > k:  # equal values at the border: only a full sort tells which come first
         last_R2 = np.take_along_axis(products_RN, places_RK[:, k - 1 :], axis=1)
         cut_R = last_R2[:, 0] == last_R2[:, 1]
         places_RK = places_RK[:, :k]
@@ -119,7 +112,7 @@ def _nearest(products_RN: Doubles, k: int) -> tuple[Doubles, Integers]:
 def _vote(
     similarities_RK: Doubles, labels_RK: Integers, choices: Sequence[int], classes: int, temperature: float
 ) -> Integers:
-    """Return winning classes [R, len(choices)]. Votes relative to the nearest one's cannot overflow."""
+    """Winning classes [R, len(choices)]. Votes are relative to the nearest one's, so they cannot overflow."""
     votes_RK = np.rint(np.exp((similarities_RK - similarities_RK[:, :1]) / temperature) * _NEAREST_VOTE)
     cells_RK = labels_RK + classes * np.arange(len(labels_RK))[:, None]
     totals, winners, start = np.zeros(len(labels_RK) * classes), [], 0

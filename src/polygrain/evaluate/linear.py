@@ -1,15 +1,13 @@
-"""Linear probe: softmax regression on frozen features, every learning rate in one pass.
+"""Linear probe: softmax regression on frozen features, all learning rates in one pass.
 
 SGD with momentum and a cosine to zero over the steps (as Mugs, SMoG and WCL probe), on features standardised over all
-extracted train rows, so that one grid of rates serves encoders of any scale. Weights start at zero: the problem is
+extracted train rows, so that one grid of rates suits encoders of any scale. Weights start at zero: the problem is
 convex. The last step is reported. Rate and weight decay are selected on the validation split (accuracy, then loss, then
-the smaller rate, then the smaller decay); the test split is looked at once, with what was selected.
+the smaller rate, then the smaller decay); the test split is used once, with the selected ones.
 
-All settings are columns of one matrix product: they see the same minibatches, and each gets the bits that it would get
+All settings are columns of one matrix product: they use the same minibatches, and each gets the bits that it would get
 alone. Small label subsets (prefixes of the train rows) get `minimum_steps`, or they would stop far from a minimum.
-
-Legend: B batch, N rows, D width + 1 (the last input is the constant 1, whose weight is the bias), R settings,
-C classes.
+Legend: B batch, N rows, D width + 1 (the last input is the constant 1, for the bias), R settings, C classes.
 """
 
 import math
@@ -27,7 +25,7 @@ from polygrain.evaluate.store import ALL, Features, FeatureSet, Split
 from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
 
-# Below 12 columns a matrix product takes other kernels, with other bits (found by trying 1 to 400 columns).
+# Below 12 columns a matrix product uses other kernels, with other bits (found by trying 1 to 400 columns).
 _FEWEST_COLUMNS = 16
 
 
@@ -65,8 +63,7 @@ def evaluate(
 
     labels: `all` or names of label subsets. rates: learning rates at the first step. decays: weight decays (not of the
     bias). epochs: passes over the labelled rows, but at least minimum_steps steps. batch: rows of a step. seed: of the
-    order, the same for every run. Raises UserError on values that make no sense, an unknown label subset and when no
-    setting converges.
+    order. Raises UserError for values out of range, an unknown label subset and when no setting converges.
     """
     settings = [ProbeSetting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
     _check(settings, labels, epochs, minimum_steps, batch, momentum)
@@ -112,7 +109,7 @@ def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], schedule:
 
 
 def gradient(weights_DRC: Tensor, x_BD: Tensor, targets_BC: Tensor) -> Tensor:
-    """Return the gradient [D, R, C] of the mean cross-entropy: x^T (softmax(x W_r) - targets) / B."""
+    """The gradient [D, R, C] of the mean cross-entropy: x^T (softmax(x W_r) - targets) / B."""
     width, *columns = weights_DRC.shape
     logits_BRC = (x_BD @ weights_DRC.view(width, -1)).view(-1, *columns)
     errors_BRC = torch.softmax(logits_BRC, dim=2).sub_(targets_BC.unsqueeze(1)).div_(len(x_BD))
@@ -122,7 +119,7 @@ def gradient(weights_DRC: Tensor, x_BD: Tensor, targets_BC: Tensor) -> Tensor:
 def select(
     weights_RDC: Tensor, x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], key: str
 ) -> tuple[int, float]:
-    """Return the best setting's position and its validation accuracy. Raises UserError when all diverged."""
+    """The best setting's position and its validation accuracy. Raises UserError when all diverged."""
     ranked = []
     for position, (weights_DC, setting) in enumerate(zip(weights_RDC, settings, strict=True)):
         logits_NC = x_ND @ weights_DC
@@ -142,7 +139,7 @@ class _Inputs:
     def __init__(self, dataset: FeatureSet) -> None:
         train = dataset.train.features.astype(np.float64)
         self.mean, deviation = train.mean(axis=0), train.std(axis=0)
-        # A dimension that is constant up to rounding stays zero: dividing would blow the rounding up.
+        # A dimension that is constant up to rounding becomes zero: division would amplify the rounding.
         constant = deviation <= 1e-6 * np.abs(train).max(axis=0)
         self.scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation))
 

@@ -1,11 +1,11 @@
-"""What a protocol found: named numbers with unit and direction, and what it gave each test example.
+"""The result of a protocol: named numbers with unit and direction, and scores of each test example.
 
-A name is `{data set}[/{subset}]/{metric}`, such as `fashion-mnist/10%/top1`; all before the metric is its key.
+A name is `{data set}[/{subset}]/{metric}`, such as `fashion-mnist/10%/top1`; the part before the metric is its key.
 
-`{protocol}.json` holds the numbers and, under `measures`, what each of them is: [unit, direction, printed decimals].
+`{protocol}.json` holds the numbers and, under `measures`, for each [unit, direction, printed decimals].
 `{protocol}.npz` holds `{key}.index`, int64 [n], the positions of the test examples in the packed data set; for every
 number that is a mean over them `{name}.score`, int64 or float64 [n]; and where classes were predicted
-`{key}.predicted` and `{key}.label`, int64 [n]. Both files are claims: equal content gives equal bytes.
+`{key}.predicted` and `{key}.label`, int64 [n]. Equal content gives equal bytes.
 """
 
 import math
@@ -26,7 +26,7 @@ from polygrain.provenance.npz import npz_bytes
 FORMAT = 2
 FRACTION = "fraction"
 DIRECTIONS = ("higher", "lower", "none")
-_ROUNDING = 1e-9  # between a number and the mean of its scores, relative to the larger of it and 1
+_ROUNDING = 1e-9  # allowed difference of a number and the mean of its scores, relative to max(1, mean)
 
 Integers = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.int64] | npt.NDArray[np.float64]
@@ -34,32 +34,32 @@ Scores = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number is: how tables print it and which of two is better."""
+    """What a number means: how tables print it and which of two is better."""
 
     unit: str
-    """`fraction` (0..1, printed in percent), `1` for a number without unit, or what it counts, such as `bits`."""
+    """`fraction` (0..1, printed in percent), `1` for a number without unit, or a name such as `bits`."""
     direction: str
     """Which is better: `higher`, `lower`, or `none`."""
     decimals: int = 1
-    """Printed behind the point; of a fraction, in percent."""
+    """Printed decimals; for a fraction, those of the percentage."""
 
     @property
     def printed_unit(self) -> str:
-        """The unit in which tables print it; empty when it has none."""
+        """The unit that tables print; empty when there is none."""
         return {FRACTION: "%", "1": ""}.get(self.unit, self.unit)
 
     @property
     def factor(self) -> float:
-        """From a value to the number that tables print."""
+        """The factor from a value to the number that tables print."""
         return 100.0 if self.unit == FRACTION else 1.0
 
     @property
     def sign(self) -> int:
-        """1 where higher numbers are better, -1 where lower ones are, 0 where neither."""
+        """1 where higher is better, -1 where lower is, 0 where neither."""
         return {"higher": 1, "lower": -1}.get(self.direction, 0)
 
     def fault(self) -> str:
-        """What is wrong with it; empty when nothing is."""
+        """The error in it; empty when there is none."""
         if not isinstance(self.unit, str) or not self.unit:
             return f"unit must be text, not {self.unit!r}"
         if self.direction not in DIRECTIONS:
@@ -72,13 +72,13 @@ ACCURACY = Measure(FRACTION, "higher")
 
 
 class Number(NamedTuple):
-    """A value and what it is."""
+    """A value and its measure."""
 
     value: float
     measure: Measure
 
     def fault(self) -> str:
-        """What is wrong with it; empty when nothing is."""
+        """The error in it; empty when there is none."""
         if fault := self.measure.fault():
             return fault
         known = isinstance(self.value, int | float) and not isinstance(self.value, bool) and math.isfinite(self.value)
@@ -94,19 +94,19 @@ class Examples:
     index: Integers
     """Positions in the packed data set."""
     scores: Mapping[str, Scores]
-    """Metric -> one score per example; the number is their mean. Metrics that are no such mean are left out."""
+    """Metric -> one score per example, whose mean is the number; other metrics are left out."""
     predicted: Integers | None = None
     label: Integers | None = None
 
     def arrays(self, key: str) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """The names and arrays that the file holds."""
+        """The names and arrays of the file."""
         yield f"{key}.index", self.index
         yield from ((f"{key}/{metric}.score", score) for metric, score in self.scores.items())
         if self.predicted is not None and self.label is not None:
             yield from ((f"{key}.predicted", self.predicted), (f"{key}.label", self.label))
 
     def fault(self) -> str:
-        """What is wrong with the arrays; empty when nothing is."""
+        """The error in the arrays; empty when there is none."""
         classes = [array for array in (self.predicted, self.label) if array is not None]
         whole = [self.index, *classes]
         if len({array.shape for array in (*whole, *self.scores.values())}) != 1 or self.index.ndim != 1:
@@ -123,22 +123,19 @@ class Examples:
 
 @dataclass(frozen=True)
 class Result:
-    """One protocol's outcome."""
+    """The result of one protocol."""
 
     values: Mapping[str, Number]
     """By name."""
     selected: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Key -> what was chosen on the validation split."""
+    """Key -> values selected on the validation split."""
     examples: Mapping[str, Examples] = field(default_factory=dict)
     """Key -> its test examples."""
     note: str = ""
-    """One line for a reader of the numbers, empty when there is nothing to say."""
+    """One line that readers of the numbers must see, or empty."""
 
     def save(self, folder: Path, protocol: str) -> None:
-        """Write `{protocol}.npz`, then `{protocol}.json`, each atomically.
-
-        Raises UserError when a number or a score is not what this module documents.
-        """
+        """Write `{protocol}.npz`, then `{protocol}.json`, atomically. Raises UserError on a faulty value or score."""
         for where, fault in self._faults():
             raise UserError(f"{protocol}: {where}: {fault}; correct the protocol")
         about = {
@@ -157,8 +154,7 @@ class Result:
     def load(cls, folder: Path, protocol: str, *, numbers_only: bool = False) -> "Result":
         """Read what `save` wrote. Raises UserError naming a file that is missing or broken.
 
-        numbers_only: leave the test examples unread; they need not be here then. Whether a number is the mean of its
-        scores is left to whoever uses them: `agrees` says it.
+        numbers_only: do not read the test examples. Whether numbers are means of scores is not checked: see `agrees`.
         """
         path = folder / f"{protocol}.json"
         about = read_json(path)
@@ -176,7 +172,7 @@ class Result:
         return cls(values, selected, examples, note)
 
     def counted(self, name: str) -> float | None:
-        """A number counted again from its test examples; None when nothing is kept to count it from."""
+        """A number computed again from its test examples; None where that is not possible."""
         key, _, metric = name.rpartition("/")
         rows = self.examples.get(key)
         if rows is not None and metric in rows.scores:
@@ -186,7 +182,7 @@ class Result:
         return None
 
     def agrees(self, name: str) -> bool:
-        """Whether a number is what its test examples give, where that can be counted."""
+        """Whether a number agrees with its test examples, where it can be computed from them."""
         counted = self.counted(name)
         return counted is None or abs(counted - self.values[name].value) <= _ROUNDING * max(1.0, abs(counted))
 
@@ -201,10 +197,7 @@ class Result:
 
 
 def classified(key: str, predicted: Integers, label: Integers, index: Integers) -> tuple[dict[str, Number], Examples]:
-    """The numbers of a classification, `{key}/top1` and `{key}/macro`, and the images behind them.
-
-    predicted, label, index: int64 [n] of the test split. The score of an image is 1 when its class was predicted.
-    """
+    """The numbers `{key}/top1` and `{key}/macro` of a classification, and its images, scored 1 if right, else 0."""
     right = (predicted == label).astype(np.int64)
     values = {"top1": int(right.sum()) / len(label), "macro": macro(predicted, label)}
     numbers = {f"{key}/{metric}": Number(value, ACCURACY) for metric, value in values.items()}
@@ -212,7 +205,7 @@ def classified(key: str, predicted: Integers, label: Integers, index: Integers) 
 
 
 def macro(predicted: Integers, label: Integers) -> float:
-    """Mean over the classes present of the share predicted within the class, rounded once."""
+    """Mean recall over the classes present, rounded once."""
     present = np.bincount(label)
     hits = np.bincount(label[predicted == label], minlength=len(present))
     shares = [Fraction(int(hit), int(of)) for hit, of in zip(hits, present, strict=True) if of]

@@ -1,4 +1,4 @@
-"""One protocol on one checkpoint: load what it needs, judge, save."""
+"""One protocol on one checkpoint: load what it needs, evaluate, save."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -12,10 +12,7 @@ if TYPE_CHECKING:  # types and what a stage says of itself decide no output: the
 
 
 def run(stage: "Stage") -> None:
-    """Do a protocol's stage: write `{protocol}.json` and `{protocol}.npz`.
-
-    Values were checked when the job graph was built. Raises UserError on bad features, checkpoints and data.
-    """
+    """Write `{protocol}.json` and `{protocol}.npz`. Raises UserError on bad features, checkpoints and data."""
     config = cast("Protocol", stage.config)
     name = config["protocol"]
     module = f"polygrain.evaluate.{name.replace('-', '_')}"
@@ -24,11 +21,7 @@ def run(stage: "Stage") -> None:
 
 
 def _given(stage: "Stage", config: "Protocol") -> Any:
-    """What the protocol needs: frozen features, or the encoder with its data sets.
-
-    The encoder's code is loaded by name: a protocol that reads features alone starts without torch, and no change in
-    how images are shown to a network makes it stale.
-    """
+    """Frozen features, or the encoder with its data sets, loaded by name: features alone need no torch."""
     if config["needs"] == "features":
         return Features.load(stage.inputs[0], config["datasets"])
     data = {path.parent.name: path.parent for path in stage.manifests}

@@ -1,7 +1,6 @@
-"""Frozen features on disk: written once per checkpoint, read by every protocol.
+"""Frozen features on disk: safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key.
 
-The file is safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key (several would be
-written in random order). Needs numpy only, so that a protocol loads neither torch nor an image library.
+Written once per checkpoint, read by every protocol. It needs numpy only: a protocol starts without torch.
 """
 
 import json
@@ -41,16 +40,15 @@ class Split:
         return len(self.labels)
 
     def prefix(self, size: int) -> "Split":
-        """Return the first `size` rows."""
+        """The first `size` rows."""
         return Split(self.features[:size], self.labels[:size], self.indices[:size])
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of one data set.
+    """The features of one data set; train rows are class-balanced, so a label subset is a prefix of them.
 
-    Train rows are in a class-balanced order, so a subset of the labels is a prefix of them. Raises UserError when a
-    split is empty, ill-shaped, has a label outside the classes or a feature that is not finite.
+    Raises UserError for an empty split, wrong shapes, a label outside the classes, a feature that is not finite.
     """
 
     name: str
@@ -66,23 +64,20 @@ class FeatureSet:
             self._check(name, getattr(self, name))
 
     def labelled(self, subset: str) -> Split:
-        """Return the train rows whose labels a protocol may use: `all` or a name in `label_subsets`.
-
-        Raises UserError with the names that exist when there is no such subset.
-        """
+        """The train rows of `all` or of a name in `label_subsets`. Raises UserError for any other name."""
         if subset == ALL:
             return self.train
         if subset not in self.label_subsets:
             known = ", ".join([ALL, *self.label_subsets])
             raise UserError(
-                f"{self.name}: no label subset '{subset}' within its {len(self.train)} extracted train rows;"
-                f" there are {known}. Name one of these under `labels`, or extract more train rows"
+                f"{self.name}: no label subset '{subset}' within its {len(self.train)} extracted train rows; there are"
+                f" {known}; name one of these under `labels`, or extract more train rows"
             )
         return self.train.prefix(self.label_subsets[subset])
 
     @property
     def collapsed(self) -> bool:
-        """Whether the encoder gives every train image the same feature, up to rounding."""
+        """Whether all train images have the same feature, up to rounding."""
         spread = np.ptp(self.train.features, axis=0).max(initial=0.0)
         return bool(spread <= 1e-6 * np.abs(self.train.features).max(initial=0.0))
 
@@ -98,19 +93,18 @@ class FeatureSet:
         if not np.isfinite(split.features).all():
             bad = int(np.flatnonzero(~np.isfinite(split.features).all(axis=1))[0])
             raise UserError(
-                f"{where}: row {bad} holds a value that is not finite, so the encoder has diverged;"
-                " train it again with a lower learning rate"
+                f"{where}: row {bad} is not finite, the encoder has diverged; train with a lower learning rate"
             )
 
 
 @dataclass(frozen=True)
 class Features:
-    """Everything that a frozen-feature protocol may look at."""
+    """All that a frozen-feature protocol may use."""
 
     datasets: Mapping[str, FeatureSet]
 
     def note(self) -> str:
-        """Say what a reader of any number made from these features must know; empty when there is nothing."""
+        """One line that readers of the numbers must see, or empty."""
         collapsed = [name for name, dataset in self.datasets.items() if dataset.collapsed]
         return f"collapsed encoder: every train image of {', '.join(collapsed)} has one feature" if collapsed else ""
 
@@ -134,10 +128,7 @@ class Features:
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str] | None = None) -> "Features":
-        """Read a features file, or some of its data sets.
-
-        Raises UserError when it is missing, truncated, not what `save` writes, or holds no such data set.
-        """
+        """Read a features file, or some of its data sets. Raises UserError when one is missing or the file damaged."""
         try:
             with safe_open(path, framework="np") as file:
                 about = json.loads((file.metadata() or {})[METADATA])

@@ -1,8 +1,8 @@
 """MGC, Multi-Grained Contrast (Shen, Chen, Wang; arXiv 2407.02014): the same place in two crops, at several grains.
 
 Grains: patch, region and instance. The L x L token map of a view is averaged over windows of c x c tokens: window 1 is
-the patch grain, L the whole view (instance), anything between a region. The crops' boxes tell which cells of two
-views show the same place of the image, and by how much: those pairs are contrasted, each pair a class of its own.
+the patch grain, L the whole view (instance), anything between a region. The crops' boxes tell which cells of two views
+show the same place of the image, and by how much. Those pairs are contrasted, each pair against all others.
 
 Equations. Online network f with projector g_c and predictor h_c per window, momentum network f', g'_c. For views 1, 2:
 
@@ -12,23 +12,21 @@ Equations. Online network f with projector g_c and predictor h_c per window, mom
     L_c(1->2)  = sum_r w_r l_r / sum_r w_r,   and L_c(2->1) likewise with the views' roles exchanged
     L          = sum_c K_c (L_c(1->2) + L_c(2->1)) / sum_c K_c
 
-A grain's term is its windows' part of that sum, so chance level is 2 ln(B K) for B images and one window. Views pass
-networks and heads one after the other: batch norm is per view. xi <- m xi + (1 - m) theta opens each step, of
-parameters only; m rises to 1 on a cosine. The momentum network has no drop path; weight decay is on all parameters.
-No term trains a transformer's class token: `pooled` of one says little, its tokens are what is trained.
+A grain's term is its windows' part of that sum, so chance level is 2 ln(B K) for B images and one window. Each view is
+one forward pass: batch norm is per view. xi <- m xi + (1 - m) theta opens each step, for parameters only; m rises to 1
+on a cosine. The momentum network has no drop path; weight decay is on all parameters. No term trains a transformer's
+class token, so evaluate its tokens, not a class-token `pooled`.
 
-Deviations (sections of the specification in brackets). The paper's body could not be read: its figure and abstract say
-what is described here, its released code the rest.
+Deviations (sections of the specification in brackets). Described: in figure and abstract; the rest was not readable.
 * Described against released: the weights w in the mean, which cancel in the release, where they only choose the pairs
   [6]; momentum weights that start as a copy, where the release draws all linear layers anew [3.3]; strides in whole
-  numbers, where the release rounds in float32 [5]. Either gives NaN where no image of a step has a pair.
+  numbers, where the release rounds in float32 [5]. Both give NaN in a step where no image has a pair.
 * Reconstructed: the grain instance (window L), which the code does not run; windows, pairs and strides for maps of
   other sides than 14, after [10]; the ablations of [9].
-* Areas are whole numbers here, so none of the release's slivers of rounded zeros [5] arise, and ties have a rule.
+* Areas are whole numbers here: no overlap is a rounding error, as it can be in the release [5], and ties have a rule.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 84.4 ± 0.3 on Fashion-MNIST,
 90.2 ± 0.5 in transfer to Animal-MNIST.
-
 Legend: B images of this process, L side of the token map, N cells of a level, K pairs, R = B K rows, D width.
 """
 
@@ -56,16 +54,13 @@ from polygrain.views.batch import Batch
 
 
 def pair_losses(q_RD: Tensor, z_SD: Tensor, temperature: float, *, first: int = 0) -> Tensor:
-    """Compute InfoNCE of each query against all targets, [R]; that of row r is target `first` + r.
-
-    Rows are scaled to unit length; no gradient reaches targets. Equal logits give ln S.
-    """
+    """InfoNCE [R] of unit-scaled queries; the target of row r is `first` + r, without gradient; chance gives ln S."""
     logits_RS = normalize(q_RD, dim=1) @ normalize(z_SD.detach(), dim=1).T / temperature
     return cross_entropy(logits_RS, first + torch.arange(len(q_RD), device=q_RD.device), reduction="none")
 
 
 def mean_over_rows(loss_R: Tensor, weight_R: Tensor, weighting: Literal["overlap", "none"]) -> Tensor:
-    """Average the rows of all processes by their weights, or plainly; NaN in either case where all weights are 0."""
+    """Average the rows of all processes, weighted or not; NaN in both cases where all weights are 0."""
     weight_R = weight_R.to(loss_R)
     total = sum_over_processes(weight_R.sum())
     if weighting == "overlap":
@@ -86,13 +81,12 @@ class MGC(nn.Module):
     """Online and momentum network with heads per window.
 
     backbone: the network that is evaluated, with a square token map.
-    windows: sides c in tokens, each a divisor of the map's; pairs: K_c of each.
-    row_strides, column_strides: of each window, [a, low, high]: view 1's cells are visited in strides of a IoU rounded
-    down, within low and high. stride_rounding: in whole numbers, or the release's float32 expression.
-    selection: the pairs of largest weight, or random ones.
+    windows, pairs: per window its side c in tokens, a divisor of the map's side, and K_c.
+    row_strides, column_strides: per window [a, low, high]: only every s-th row (column) of view 1's cells is used, with
+    s = a IoU rounded down, clipped to low..high. stride_rounding: whole numbers, or the release's float32 expression.
+    selection: the pairs of largest weight, or random ones. level_weights: windows count by K, or equally.
     weighting: pairs count by overlap, or all equally, empty slots included.
-    level_weights: windows count by their K, or equally.
-    temperature: t. momentum, momentum_end: m at the first step and after the last; both 0: a twin of equal weights.
+    temperature: t. momentum, momentum_end: m at the first step and after the last; both 0: equal weights.
     ema_init: momentum weights start as a copy, or with linear layers drawn anew.
     hidden, embedding: widths of the heads. shared_heads: one set for all windows. predictor: whether there is h.
 
@@ -145,7 +139,7 @@ class MGC(nn.Module):
         self.temperature, self.momentum, self.momentum_end = temperature, momentum, momentum_end
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """Ask for a crop, and one that overlaps it."""
+        """Ask for two crops that overlap."""
         return ("anchor", "overlapping")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -154,7 +148,7 @@ class MGC(nn.Module):
         return [{"params": trained, "name": "decayed", "decay": True}]
 
     def before_step(self, clock: Clock) -> None:
-        """Move the momentum network's parameters towards the online ones."""
+        """Update the momentum network's parameters from the online ones."""
         momentum = cosine(self.momentum, self.momentum_end, clock.step, clock.steps)
         ema.update(self.momentum_backbone, self.backbone, momentum)
         ema.update(self.momentum_projectors, self.projectors, momentum)
@@ -162,9 +156,9 @@ class MGC(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute each grain's term over the global batch.
 
-        Monitors: `spread` and `rank` of view 1, `purity`, how often its nearest one in the batch is of the same class;
-        of each window c `padded_c`, the share of slots without a pair, `weight_c`, the mean weight of the others,
-        `repeated_c`, the share of those whose cell of view 1 an earlier pair has.
+        Monitors: `spread`, `rank` of view 1; `purity`, how often its nearest neighbour in the batch has its class; for
+        each window c `padded_c`, the share of slots without a pair; of the other slots `weight_c`, the mean weight, and
+        `repeated_c`, the share whose cell of view 1 is also in an earlier pair.
         """
         online = [self.backbone(view) for view in batch.views]
         with torch.no_grad():
@@ -212,7 +206,6 @@ class MGC(nn.Module):
     def _symmetric_loss(
         self, level: Level, name: str, side: int, online: list[Tensor], targets: list[Tensor], found: Pairs
     ) -> Tensor:
-        """L_c(1->2) + L_c(2->1): a row is one pair, seen by the online network in one view, as target in the other."""
         chosen = (found.cell_1, found.cell_2)
         project, predict, project_targets = (
             heads[name] for heads in (self.projectors, self.predictors, self.momentum_projectors)
@@ -241,15 +234,10 @@ def _levels(
     column_strides: list[tuple[int, int, int]],
 ) -> list[Level]:
     if not windows or not len(windows) == len(set(windows)) == len(pairs) == len(row_strides) == len(column_strides):
-        raise UserError(
-            f"method.values: windows {windows} must differ, and pairs, row_strides and column_strides have one entry"
-            " for each"
-        )
+        raise UserError(f"method.values: windows {windows} must differ; pairs and both strides need one entry for each")
     rules = [Stride(*rule) for rule in (*row_strides, *column_strides)]
     if min(*windows, *pairs) < 1 or any(not 1 <= rule.least <= rule.most for rule in rules):
-        raise UserError(
-            "method.values: windows and pairs must be at least 1, and strides [a, low, high] 1 <= low <= high"
-        )
+        raise UserError("method.values: windows and pairs must be at least 1, strides [a, low, high] 1 <= low <= high")
     return [Level(*level) for level in zip(windows, pairs, rules[: len(windows)], rules[len(windows) :], strict=True)]
 
 
@@ -260,7 +248,7 @@ def _head(inputs: int, hidden: int, outputs: int, *, layers: int) -> Head:
 
 
 def _draw_linear(network: nn.Module) -> None:
-    """Draw all linear weights from a normal law of std 0.02, cut at +-2 [3.1]."""
+    """Draw all linear weights from a normal distribution of std 0.02, truncated at +-2 [3.1]."""
     for part in network.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

@@ -1,7 +1,7 @@
 """MNCL, Multi-network Contrastive Learning Based on Global and Local Representations (Li, Long, Li; arXiv 2306.15930).
 
-Grains: instance, a view against a look-alike of its image from a queue; and region, a view against averages of parts of
-another view. Three networks: the trained one, its moving average, and the trained one again without gradient.
+Grains: instance, a view against the queue's nearest neighbour of another view; and region, a view against averages of
+parts of another view. Three networks: the trained one, its moving average, and the trained one without gradient.
 
 Equations. Trained network f, g with predictor h; moving average f', g'. For views v_1, v_2, v_3 of N images:
 
@@ -12,22 +12,21 @@ Equations. Trained network f, g with predictor h; moving average f', g'. For vie
     L_instance = 1/2 NTX_T2(k_3, p_1) + 1/2 NTX_T2(k_1, p_3)
     L = w L_region + a L_instance
 
-All rows at unit length; c, k without gradient. e_3 enters the queue after the look-ups. f', g' <- m (f', g') + (1 - m)
+All rows have unit length; c, k without gradient. e_3 enters the queue after the search. f', g' <- m (f', g') + (1 - m)
 (f, g) opens the step, equivalent to the release's place between the passes. Batch norm is per pass, in the order v_1,
 v_2, v_3, parts of v_1, of v_2. `local_gradient: tiles` is Fast-MoCo instead: with z_a = e_a and gradient through h, g
 and f, L_region = 1/(2J) sum_j [ CE_T1(h(c_1(j)), z_2) + CE_T1(h(c_2(j)), z_1) ].
 
-Deviations (specification 3 to 5); described is what the authors' figure shows, the paper's body could not be read.
+Deviations (specification 3 to 5). Described: what the authors' figure shows, as the paper's body could not be read.
 * `local_gradient`: described `predictor`, L_region trains p; released `none`, p is detached.
-* `queue_wrap`: described `ring`; released `cut` loses the rows of a batch that do not fit the end of the queue.
-* `search`: described `written`, past embeddings (before the first, k_a = e_a); released `all`, at first also noise.
+* `queue_wrap`: described `ring`; released `cut` loses the rows of a batch that do not fit at the end of the queue.
+* `search`: described `written`, past embeddings (k_a = e_a while there are none); released `all`, also initial noise.
 * `head_norm_scale`, `ema_init`: described `one` and `copy`; released `uniform` in (0, 1) and `independent` (here the
   copy with the entries of each tensor shuffled).
-Reconstructed: all values not at the paper's scale, biases and norms without weight decay there, and the ablations (9).
+Reconstructed: values at other scales than the paper's, biases and norms without weight decay there, the ablations (9).
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 82.9 ± 0.1 on Fashion-MNIST,
 86.6 ± 1.2 in transfer to Animal-MNIST.
-
 Legend: N images of the global batch, b of this process, P parts of a view, J sets, D width, E feature width, Q queue.
 """
 
@@ -62,15 +61,15 @@ Terms = tuple[dict[str, Tensor], Monitors]
 class MNCL(nn.Module):
     """Trained network with predictor, its moving average, and a queue of past embeddings.
 
-    backbone: the network that is evaluated. images, batch: of pre-training and of a step, of all processes.
-    grains: `region`, `instance` or both; what the others need alone is neither built nor run.
-    local_gradient: `predictor` through p; `none`; `tiles` is Fast-MoCo, whose one grain is region.
-    hidden, embedding, predictor_hidden: widths inside and at the end of g, inside h. momentum: m.
+    backbone: the network that is evaluated. images, batch: of pre-training and of a step, all processes.
+    grains: `region`, `instance` or both; parts that no grain needs are not built.
+    local_gradient: `predictor` through p; `none`; `tiles`: Fast-MoCo, with region as only grain.
+    hidden, embedding, predictor_hidden: inner and output width of g, inner width of h. momentum: m.
     region_weight, instance_weight: w and a. region_temperature, instance_temperature: T1 and T2.
     splits, combined: n and r. parts: `tiles` of the view, or n^2 small `crops`. combine: average `before` or `after` g.
-    local_norm: parts move the running statistics of batch norm (`shared`), none (`no_track`), or some of their own.
+    local_norm: batch norm's running statistics that parts update: `shared` the usual, `no_track` none, `separate` own.
     neighbour: k_a from the queue, or k_a = e_a. queue: Q, as a share of the images if below 1; at least a batch.
-    queue_wrap, search, head_norm_scale, ema_init: see above. third_view: v_3 is its `own`, or the `first` or `second`.
+    third_view: v_3 is its `own` view, or the `first` or `second`. queue_wrap, search, head_norm_scale, ema_init: above.
     predictor_constant: h keeps the base learning rate. decay_all: biases and norms are decayed too.
 
     Raises UserError for values that do not fit each other.
@@ -127,10 +126,7 @@ class MNCL(nn.Module):
         if self.neighbour:
             rows = max(round(queue * images), batch) if queue < 1 else int(queue)
             if not batch <= rows <= images:
-                raise UserError(
-                    f"method.values.queue is {rows} rows, outside the batch of {batch} to the {images} images that it"
-                    " may remember"
-                )
+                raise UserError(f"method.values.queue: {rows} rows, must be from {batch} (batch) to {images} (images)")
             self.queue = Queue(rows, embedding, wrap=queue_wrap, unit=True)
             self.queue_indices = Queue(rows, 1, wrap=queue_wrap, unit=False)
         if local_norm == "separate" and "region" in grains:
@@ -155,7 +151,7 @@ class MNCL(nn.Module):
         return ("global",) * len(self.shown) + ("local",) * crops
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train backbone and projector on the schedule, the predictor at a constant rate if asked for."""
+        """Train backbone, projector and predictor; with `predictor_constant` h keeps the base learning rate."""
         online = nn.ModuleList([self.backbone, self.projector])
         groups = []
         for name, part, constant in (("online", online, False), ("predictor", self.predictor, self.predictor_constant)):
@@ -167,7 +163,7 @@ class MNCL(nn.Module):
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
-        """Move the moving average's parameters; its batch-norm statistics are its own."""
+        """Update the moving average's parameters; its batch-norm statistics come from its own passes."""
         if hasattr(self, "momentum_backbone"):
             ema.update(self.momentum_backbone, self.backbone, self.momentum)
             ema.update(self.momentum_projector, self.projector, self.momentum)
@@ -175,9 +171,9 @@ class MNCL(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> Terms:
         """Compute each grain's term over the global batch. The queue is written in `after_step`.
 
-        Monitors: `region_top1`, `instance_top1`, the share of images whose own key is the most similar of the batch
-        (chance 1 / N); `neighbour_agreement`, of labelled images whose nearest other one in the batch has their label;
-        `neighbour_self`, of neighbours that show their own image; `spread`, `rank` of view 1 or of its parts' mean.
+        Monitors: `region_top1`, `instance_top1`: share of images whose own key is the most similar one (chance 1 / N);
+        `neighbour_agreement`: of labelled images whose nearest neighbour in the batch has their label;
+        `neighbour_self`: of neighbours that show the same image; `spread`, `rank` of view 1 (`tiles`: of parts' means).
         """
         view, crops = dict(zip(self.shown, batch.views, strict=False)), batch.views[len(self.shown) :]
         if self.local_gradient == "tiles":
@@ -201,7 +197,7 @@ class MNCL(nn.Module):
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
-        """Put this step's embeddings into the queue, and beside them whose they are."""
+        """Write this step's embeddings into the queue, and the indices of their images beside them."""
         if self.neighbour:
             assert self._newest is not None, "after_step follows forward"
             embedding_ND, index_N = self._newest
@@ -210,7 +206,6 @@ class MNCL(nn.Module):
             self._newest = None
 
     def _fast_moco(self, view: Mapping[int, Tensor], crops: Sequence[Tensor]) -> Terms:
-        """Parts with gradient against whole views of the moving average."""
         features, anchors = [], []
         for part in self._parts(view, crops):
             features.append(self._encode(part))
@@ -222,7 +217,7 @@ class MNCL(nn.Module):
         return {"region": loss}, {"region_top1": top1} | _feature_monitors(features[0].mean(dim=0))
 
     def _region(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Weighted loss, and top-1, of two pairs of anchors and keys, [J, N, D] or [1, N, D] each."""
+        """Weighted loss and top-1 of two pairs of anchors and keys, [J, N, D] or [1, N, D] each."""
         terms = [one_way(anchor_JND, key_JND, self.region_temperature) for anchor_JND, key_JND in pairs]
         with phase("rest"):
             top1 = own_key_share(pairs)
@@ -251,7 +246,7 @@ class MNCL(nn.Module):
         return embedding_bD
 
     def _look_up(self, e_bD: Tensor, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """The targets k of embeddings, and which of them are of the same image, bool [b]."""
+        """The targets k of embeddings, and which of them show the same image, bool [b]."""
         if self.neighbour:
             searched_Q = self.queue.written if self.search == "written" else torch.ones_like(self.queue.written)
             place_Q = searched_Q.nonzero()[:, 0]
@@ -263,26 +258,25 @@ class MNCL(nn.Module):
         return e_bD, torch.ones_like(index_b, dtype=torch.bool)
 
     def _parts(self, view: Mapping[int, Tensor], crops: Sequence[Tensor]) -> list[Tensor]:
-        """Parts [P b, C, s, s] of view 1 and of view 2, or the crops in their place."""
+        """Parts [P b, C, s, s] of view 1 and of view 2: tiles or small crops."""
         if self.parts == "tiles":
             return [tiles(view[role], self.splits) for role in self.region_roles]
         half = len(crops) // 2
         return [torch.cat(list(crops[:half])), torch.cat(list(crops[half:]))]
 
     def _encode(self, part_RCss: Tensor) -> Tensor:
-        """Features [P, b, E] of the parts of a view."""
         part_PbE: Tensor = self.backbone(part_RCss).pooled.unflatten(0, (self.splits**2, -1))
         return part_PbE
 
     def _combine(self, part_PbE: Tensor) -> Tensor:
-        """The sets c [J, b, D] of a view's parts: each the projected mean, or the mean of the projected."""
+        """The sets c [J, b, D] of a view: the projection of each mean, or the mean of the projections."""
         before = self.combine == "before"
         rows_XbE = set_means(part_PbE, self.combined) if before else part_PbE
         rows_XbD: Tensor = self.projector(rows_XbE.flatten(0, 1)).unflatten(0, rows_XbE.shape[:2])
         return rows_XbD if before else set_means(rows_XbD, self.combined)
 
     def _part_norms(self) -> AbstractContextManager[None]:
-        """Let batch norm's running statistics alone meanwhile, or put those of the parts in their place."""
+        """Protect batch norm's running statistics while parts are encoded, or use those of the parts instead."""
         if self.local_norm == "shared":
             return nullcontext()
         norms = norms_of(self.backbone, self.projector)
@@ -293,21 +287,16 @@ def _check(grains: Sequence[str], local_gradient: str, splits: int, combined: in
     if not grains or len(set(grains)) < len(grains):
         raise UserError(f"method.values.grains is {list(grains)}; name region, instance or both, once each")
     if local_gradient == "tiles" and (list(grains) != ["region"] or local_norm != "shared"):
-        raise UserError(
-            "method.values.local_gradient tiles is Fast-MoCo, which has no other grain and no other pass that moves the"
-            " running statistics; set grains: [region] and local_norm: shared"
-        )
+        raise UserError("method.values: local_gradient tiles (Fast-MoCo) needs grains: [region] and local_norm: shared")
     if local_gradient == "none" and list(grains) == ["region"]:
         raise UserError("method.values: local_gradient none with grains [region] trains nothing; change one of them")
     if splits < 1 or not 1 <= combined <= splits**2:
-        raise UserError(
-            f"method.values: combined {combined} is outside the 1 to {splits**2} parts of splits {splits}; change one"
-        )
+        raise UserError(f"method.values.combined is {combined}; with splits {splits} it must be in 1..{splits**2}")
 
 
 @torch.no_grad()
 def _shuffle(network: nn.Module) -> None:
-    """Redraw what was drawn: shuffle the entries of every tensor. Tensors of one value, as of new norms, stay."""
+    """Shuffle the entries of every tensor; tensors of equal entries, such as those of new norms, stay the same."""
     for parameter in network.parameters():
         order = torch.randperm(parameter.numel()).to(parameter.device)
         parameter.copy_(parameter.flatten()[order].view_as(parameter))

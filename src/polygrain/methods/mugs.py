@@ -1,7 +1,7 @@
 """Mugs (Zhou, Zhou, Si, Yu, Ng, Yan; 2022, arXiv 2203.14415): multi-granular self-supervised learning.
 
-Grains: instance (an image against others), local group (an image joined by its nearest neighbours, against other such
-groups) and group (soft assignments to learnable prototypes). A student f, h, p and an EMA teacher f', h' (without p).
+Grains: instance (an image against others), local group (an image together with its nearest neighbours, against other
+such groups) and group (soft assignments to learnable prototypes). Student f, h, p; EMA teacher f', h' without p.
 
 Equations. unit(.) is l2 normalisation; t = 1, 2 are the teacher's (weak) views of an image, s = 1, 2 the student's own
 global crops and s = 3 .. V + 2 its local ones. X are the tokens of a crop before the final norm of f, Y after it, y_c
@@ -15,26 +15,24 @@ the class token of Y (the mean of the map where a network has none).
                  l(t, s) = mean_b -sum_j P_t[j] log softmax(o_s/tau_s)[j]
     each         L = ( mean of l(1, 2), l(2, 1)  +  mean of l(t, s) over t and s > 2 ) / 2;  total sum w L / sum w
 
-Student and teacher have a memory each of the mean patch token of Y of their first global crop, of the student's only
-where it was weakly augmented. Queues take the keys of view 1, then of view 2. Queues, memories and centre are written
-at the end of `forward`, equivalent to updating after the step. theta' <- m theta' + (1 - m) theta follows the
+Student and teacher each have a memory of the mean patch token of Y of their first global crop; the student's memory
+takes only weakly augmented crops. Queues take the keys of view 1, then of view 2. Queues, memories and centre are
+written at the end of `forward`, equivalent to updating after the step. theta' <- m theta' + (1 - m) theta follows the
 optimiser's step, m rising to 1. The teacher stays in training mode, without drop path.
 
 Described against released (sections of the specification in brackets; abstract, figure and code could be read):
-* `query` [3.3]: u is the mean patch token of Y (consistent), or the mean of all tokens of X (asymmetric); the same
-  where a network has no class token and no final norm.
-* `pointer` [3.4]: a ring, or the release's write pointer that moves twice as far as it should.
-* `unfilled` [10.2]: rows of a memory that still hold noise are masked, or retrieved like others.
-* `weighting` [4.3]: w are factors, or switches: sum L / sum w over the w above 0.
-* Backbone `vit`, `resample` [2.1]: position tables of small crops resized, or sampled with the release's factor.
-Reconstructed: values not at the paper's scale; the ablations of section 9; batch norm in heads; a ResNet's first
-convolution in place of the patch embedding, whose learning rate is scaled. One memory serves search and retrieval.
+* `query` [3.3]: u is the mean patch token of Y (consistent), or the mean of all tokens of X (asymmetric).
+* `pointer` [3.4]: a ring, or the release's write pointer, which moves twice as far as it should.
+* `unfilled` [10.2]: rows of a memory that still hold initial noise are masked, or retrieved like others.
+* `weighting` [4.3]: w are factors; or they only switch terms on: sum L / sum w over the w above 0.
+* Backbone `vit`, `resample` [2.1]: position tables of small crops are resized, or sampled with the release's factor.
+Reconstructed: values at other scales than the paper's; the ablations of section 9; batch norm in heads; for a ResNet
+the first convolution has the learning rate of the patch embedding. One memory serves search and retrieval.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 81.4 ± 1.0 on Fashion-MNIST,
 85.5 ± 1.1 in transfer to Animal-MNIST.
-
-Legend: B images, S crops of the student, T views of the teacher, R = rows of several crops, crop-major; N tokens, D
-width of a feature or an embedding, k neighbours, G = k + 1, Q queue or memory rows, P prototypes.
+Legend: B images, S crops of the student, T views of the teacher, R rows of several crops, crop-major; D width of a
+feature or an embedding, P prototypes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,18 +68,18 @@ GRAINS = ("instance", "local-group", "group")
 
 
 class Mugs(nn.Module):
-    """Student, teacher, predictors, queues, memories and centre; what the grains do not need is not built.
+    """Student, teacher, predictors, queues, memories and centre; parts that no grain needs are not built.
 
-    backbone: the student's; the teacher's copy is evaluated. images, batch: of pre-training and of a step, in all.
-    grains: those that are contrasted. weights, weighting: w, factors of the losses or mere switches.
-    pairs: see `over_pairs`. local_crops: V. student_views: own crops of recipes `mixed_*`, or the teacher's tensors.
-    remember: the student's weak global crops, or all. memory, pointer: rows of a memory (None: one per image), and how
-    its pointer moves. unfilled: what becomes of its noise.
-    neighbours, query, aggregation: k, u, and what makes y* of them: the block of `relation_heads`, their mean, or u.
+    backbone: the student's; the teacher's copy is evaluated. images, batch: of pre-training and a step, all processes.
+    grains: those that are contrasted. weights, weighting: w, and what they mean (see above).
+    pairs: see `over_pairs`. local_crops: V. student_views: own crops of recipes `mixed_*`, or the teacher's views.
+    remember: which global crops the student's memory takes, the weak ones or all.
+    memory, pointer, unfilled: rows of a memory (None: one per image), its write pointer, how its noise is treated.
+    neighbours, query, aggregation: k, u, and how y* is made: by the block of `relation_heads`, as the mean, or as u.
     queue, temperature: Q (None: one per image) and tau of instance and local group.
     prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which c and g are not trained.
-    student_temperature: tau_s. teacher_temperature, final_teacher_temperature, teacher_warmup: tau_t on a line over so
-    many epochs, both ends included. centre_momentum: of the centre.
+    student_temperature: tau_s. teacher_temperature, final_teacher_temperature, teacher_warmup: start and end of tau_t,
+    and the epochs of the straight line between, both ends included. centre_momentum: of the centre.
     hidden, prediction_hidden, embedding, bottleneck: widths inside projectors and predictors, of queries and keys, and
     before the prototypes. head_norm: batch norm in heads. prediction, norm_before_prediction: p, and the inner unit.
     momentum: m at the start. embedding_lr: factor of the patch embedding's learning rate.
@@ -191,14 +189,17 @@ class Mugs(nn.Module):
         return ("weak_a", "weak_b", *own) + ("mixed_local",) * self.local_crops
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train student and predictors; no decay of biases and of one axis [6.2]; the embedding has its own rate."""
+        """Train student and predictors; biases and 1-D tensors without decay [6.2]; the embedding has its own rate."""
         backbone = self.student.backbone
         embed = getattr(backbone, "embed", None) or getattr(backbone, "stem", None)
         first = {id(parameter) for parameter in embed.parameters()} if isinstance(embed, nn.Module) else set()
         return with_own_rate(split_by_decay(self), first, "embedding", self.embedding_lr)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute a term per grain over the global batch, and how the teacher fares; write queues, memories, centre."""
+        """Compute a term per grain over the global batch, and monitors; write queues, memories and centre.
+
+        `purity`: share of images whose nearest neighbour in the batch, by what the memory takes, has their label.
+        """
         self._frozen = clock.epoch < self.freeze_epochs
         taught, views = batch.views[:2], batch.views
         own = views[2:4] if self.student_views == "own" else taught
@@ -220,18 +221,18 @@ class Mugs(nn.Module):
 
     @torch.no_grad()
     def after_clip(self) -> None:
-        """In the first epochs drop the prototypes' gradients, so that the optimiser passes them over."""
+        """In the first epochs drop the prototypes' gradients, so that the optimiser does not update them."""
         if self._frozen and self.student.prototypes is not None:
             for parameter in self.student.prototypes.parameters():
                 parameter.grad = None
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
-        """Move the teacher after the student."""
+        """Update the teacher from the student."""
         ema.update(self.teacher, self.student, cosine(self.momentum, 1.0, clock.step, clock.steps))
 
     def _outputs(self, grain: str, rows_RD: Tensor) -> Tensor:
-        """The student's queries of unit length; logits stay as they are."""
+        """The student's queries, unit length; for the group grain its logits."""
         if grain == "group":
             return rows_RD
         if grain in self.predictors:
@@ -239,7 +240,6 @@ class Mugs(nn.Module):
         return normalize(rows_RD, dim=1)
 
     def _term(self, grain: str, outputs_SBD: Tensor, target_TBD: Tensor, clock: Clock) -> Tensor:
-        """A grain's part of the total."""
         if grain == "group":
             losses_TS = cross_entropies(outputs_SBD, self._assignments(target_TBD, clock), self.student_temperature)
         else:
@@ -256,7 +256,6 @@ class Mugs(nn.Module):
         return ((logits_TBP - self.centre) / temperature).softmax(dim=2)
 
     def _write(self, target: CropFeatures, targets: dict[str, Tensor], student_BD: Tensor, batch: Batch) -> None:
-        """Keep this step's keys, logits and features, those of all processes in one order."""
         for grain in self.queues:
             for keys_BD in targets[grain]:
                 self._queue(grain).push(gather_rows(keys_BD))
@@ -272,19 +271,15 @@ class Mugs(nn.Module):
         self.student_memory.push(student_BD)
 
     def _weak(self, batch: Batch) -> Tensor:
-        """Whose global crops of the student are weak, bool [B], of all processes."""
+        """Which of the student's first global crops are weakly augmented, bool [B], all processes."""
         weak_B = batch.weak[2]
         if weak_B is None:
-            raise UserError("augmentation.mixed_a tosses no coin between two recipes; set method.values.remember: all")
+            raise UserError("augmentation.mixed_a is no mixed recipe (weak, strong); set method.values.remember: all")
         return gather_rows(weak_B.to(torch.uint8)).bool()
 
     def _monitors(
         self, target: CropFeatures, targets: dict[str, Tensor], student: CropFeatures, labels_B: Tensor, clock: Clock
     ) -> dict[str, Tensor]:
-        """How the teacher fares before this step is written.
-
-        `purity`: share of images whose nearest other one in the batch, by what the memory takes, has their label.
-        """
         pooled_BD, labels_B = gather_rows(target.pooled[: len(labels_B)]), gather_rows(labels_B)
         monitors = {"spread": spread(pooled_BD), "rank": effective_rank(pooled_BD)}
         if "group" in targets:
@@ -301,17 +296,12 @@ def _check_grains(grains: Sequence[str], weights: Mapping[str, float]) -> None:
     if not grains or len(set(grains)) < len(grains) or not set(grains) <= set(GRAINS):
         raise UserError(f"method.values.grains: one or more of {', '.join(GRAINS)}, each once, not {list(grains)}")
     if set(weights) != set(GRAINS) or min(weights[grain] for grain in grains) <= 0:
-        raise UserError(
-            f"method.values.weights: give a number for each of {', '.join(GRAINS)}, above 0 for those in grains; to"
-            " leave a grain out take it out of grains"
-        )
+        raise UserError(f"method.values.weights: give each of {', '.join(GRAINS)} a number, above 0 if in grains")
 
 
 def _check_size(name: str, size: int, images: int, batch: int) -> None:
     if not batch <= size <= images:
-        raise UserError(
-            f"method.values.{name} {size} must hold a batch of {batch} and no more than the {images} images"
-        )
+        raise UserError(f"method.values.{name} {size} must be from {batch} (batch) to {images} (images)")
 
 
 METHOD = Mugs

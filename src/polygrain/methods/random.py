@@ -1,4 +1,4 @@
-"""Random initialisation: the control without any training. What the architecture alone is worth.
+"""Random initialisation: the control without any training.
 
 It contrasts nothing and takes no step: its checkpoint is the backbone as the seed initialised it, batch norm with mean
 0 and variance 1.
@@ -18,7 +18,7 @@ from polygrain.views.batch import Batch
 
 
 class Random(nn.Module):
-    """A backbone as it was made."""
+    """The untrained backbone."""
 
     encoder_name = "backbone."
     uses_labels = False
@@ -28,7 +28,7 @@ class Random(nn.Module):
         self.backbone = backbone
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """Ask for none: no image is looked at."""
+        """Ask for none: no image is used."""
         return ()
 
     def parameter_groups(self) -> list[dict[str, Any]]:

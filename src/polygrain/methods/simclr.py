@@ -1,15 +1,14 @@
 """SimCLR (Chen, Kornblith, Norouzi, Hinton; ICML 2020): the single-grain baseline.
 
-Grain: instance. Two views of an image attract each other, all other views in the global batch are pushed away.
+Grain: instance. The two views of an image attract each other; all other views in the global batch are pushed away.
 
 Equations. h = f(x) pooled; z = W2 relu(BN(W1 h)) (a head of `layers` linear layers); for the 2B rows z_i of
 two views with cosine similarity s and temperature t, NT-Xent (equation 1):
 
     l(i) = -log( exp(s(z_i, z_p(i)) / t) / sum_{j != i} exp(s(z_i, z_j) / t) ),   L = mean_i l(i)
 
-As in the original, both views of all images go through the network in one batch, so batch norm is joint over the
-views, and negatives come from all processes. Deviations: no batch norm behind the head's last layer, as in WCL; crops,
-budget and optimiser are those of the scale.
+As in the original, all views are one forward pass, so batch norm is joint over the views, and negatives come from all
+processes. Deviations: no batch norm after the head's last layer, as in WCL; crops, budget and optimiser of the scale.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 84.9 ± 0.3 on Fashion-MNIST,
 90.2 ± 0.7 in transfer to Animal-MNIST.
@@ -31,11 +30,9 @@ from polygrain.views.batch import Batch
 
 
 class SimCLR(nn.Module):
-    """Backbone and projection head trained with NT-Xent.
+    """Backbone (the network that is evaluated) and projection head trained with NT-Xent.
 
-    backbone: the network that is evaluated.
-    temperature: t of NT-Xent.
-    layers: linear layers of the projection head; hidden: width of its inner ones; embedding: of its output.
+    temperature: t. layers, hidden, embedding: linear layers of the projection head, inner and output width.
     """
 
     encoder_name = "backbone."
@@ -57,7 +54,7 @@ class SimCLR(nn.Module):
         return split_by_decay(self)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the instance term over the global batch, and how the embeddings lie on the sphere."""
+        """Compute the instance term over the global batch, and monitors of the embeddings."""
         z_RD = self.projector(self.backbone(torch.cat(batch.views)).pooled)
         z_1_BD, z_2_BD = (gather_rows(z_BD) for z_BD in z_RD.chunk(2))
         monitors = {

@@ -1,22 +1,22 @@
 """SMoG (Pang, Zhang, Li, Cai, Lu; ECCV 2022, arXiv 2207.06167): synchronous momentum grouping.
 
-Grain: group. A crop is contrasted with K groups of images, which move in the same step in which they are used.
+Grain: group. A crop is contrasted with K groups of images, which are updated in the same step in which they are used.
 
 Equations. Online network f, p with predictor r; momentum network f', p'. For crops x_r of an image (online) and x'_s
 (momentum): e_r = unit(p(f(x_r))), o_r = unit(r(p(f(x_r)))), t_s = unit(p'(f'(x'_s))). For each of H banks of K unit
-vectors G (heads; head h is moved by large crop h mod 2), over the images i of the global batch:
+vectors G (heads; head h is updated from large crop h mod 2), over the images i of the global batch:
 
     c_s(i) = argmax_c t_s(i) . G_c,   a(i) = argmax_c e(i) . G_c                                   (old groups)
     G'_c = unit( beta G_c + (1 - beta) mean_{a(i) = c} e(i) ), or G_c without members
     L = mean_{h, s, r, i} -log( exp(o_r(i) . G'_{c_s(i)} / tau) / sum_c exp(o_r(i) . G'_c / tau) )   (new groups)
 
-beta falls on a line and is lowered before it is used; theta' <- m theta' + (1 - m) theta opens each step. A memory
+beta falls linearly and is lowered before it is used; theta' <- m theta' + (1 - m) theta opens each step. A memory
 holds e of every image's (at most two) large crops; before step 0 a pass without gradient fills it. Every
 `reset_epochs`, first at step 0, spherical k-means of the memory replaces the groups, and theta' <- theta.
 
-Described: gradient also flows through the moved groups (`group_grad`). Released: it does not. Reconstructed, as only
-the released code could be read: every value not at the paper's scale; that only the last of several `micro_batches`
-has this gradient; batch norm in the pass of `clean`; no small crops for the momentum network without `joint_norm`.
+Described: gradient also flows through the new groups (`group_grad`). Released: it does not. Reconstructed, as only
+the released code could be read: values at other scales than the paper's; only the last of several `micro_batches` has
+this gradient; batch norm in the pass of `clean`; no small crops for the momentum network without `joint_norm`.
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 83.4 ± 0.3 on Fashion-MNIST,
 86.6 ± 0.5 in transfer to Animal-MNIST.
@@ -56,18 +56,18 @@ class Embedded(NamedTuple):
 class SMoG(nn.Module):
     """Online and momentum network, groups, and a memory of an epoch's embeddings.
 
-    backbone: the network that is evaluated. images, batch: of pre-training and of a step, of all processes.
+    backbone: the network that is evaluated. images, batch: of pre-training and of a step, all processes.
     groups, heads: K (None: one per image of an epoch, which is instance discrimination) and H. temperature: tau.
     momentum: m; 0: equal weights. beta_start, beta_end: momentum of the groups; both 1: fixed between resets.
-    reset: what is renewed every `reset_epochs`, after the first groups, by `kmeans_iterations` rounds of k-means.
-    hidden, embedding: widths of the heads; activation: the projection's.
-    predictor: whether there is r, or o = e. truncated_init: linear layers of the heads as in Swin, or as in torch.
-    group_features: what moves the groups (e, t or o, each to its nearest). logit_groups: new or old G in the loss.
+    reset: what is reset every `reset_epochs` (after the first groups), with `kmeans_iterations` rounds of k-means.
+    hidden, embedding, activation: inner and output width of the heads, activation of p.
+    predictor: whether there is r; without it o = e. truncated_init: heads' linear layers start as in Swin, or torch.
+    group_features: what updates the groups: e, t or o. logit_groups: new or old G in the loss.
     large, targets, small: large crops of the online and of the momentum network; small crops.
-    asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; or one for both.
+    asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; else one recipe for both.
     joint_norm: crops of both sizes share batch-norm statistics. clean: e from a pass without drop path and gradient.
-    micro_batches: parts with batch norm of their own, of which all but the last meet the old groups in the loss.
-    decay_all: decay (and LARC) for all parameters, or not for biases, norms and tables of relative positions.
+    micro_batches: parts with their own batch norm; in the loss, all parts but the last use the old groups.
+    decay_all: weight decay (and LARC) on all parameters; else not on biases, norms and tables of relative positions.
 
     Raises UserError for values that do not fit each other.
     """
@@ -154,7 +154,7 @@ class SMoG(nn.Module):
         return online + (f"global{k}",) * self.targets + (f"local{k}",) * own_small
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train the online network and its predictor; the momentum network is not descended to."""
+        """Train the online network and its predictor."""
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -183,7 +183,7 @@ class SMoG(nn.Module):
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
-        """Renew groups and momentum network where it is time; then move the momentum network's parameters."""
+        """Reset groups and momentum network when due; then update the momentum network's parameters."""
         if clock.step % max(1, round(self.reset_epochs * clock.steps_per_epoch)) == 0:
             if self.reset in ("both", "groups") or clock.step == 0:
                 with phase("rest: k-means"):
@@ -218,7 +218,7 @@ class SMoG(nn.Module):
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
-        """Keep the moved groups and this step's embeddings."""
+        """Store the new groups and this step's embeddings."""
         assert self._moved is not None, "after_step follows forward"
         self.groups, online_LBD = self._moved
         self._remember(clock.step_in_epoch, online_LBD)
@@ -227,7 +227,7 @@ class SMoG(nn.Module):
     def _embed(self, views: Sequence[Tensor]) -> Embedded:
         end = self.large + self.small
         q, k = list(views[:end]), list(views[end : end + self.targets])
-        if self.joint_norm:  # the momentum network meets the same mixture of sizes
+        if self.joint_norm:  # the momentum network gets the same mixture of sizes
             k += views[end + self.targets :] if self.asymmetric else q[self.large :]
         projected = self._project(self.backbone, self.projector, q)
         outputs_RD = torch.cat([self.predictor(rows_RD) for rows_RD in projected])
@@ -243,25 +243,24 @@ class SMoG(nn.Module):
         return Embedded(outputs_RBD, online_RBD[: self.large], momentum_RBD[: self.targets])
 
     def _project(self, backbone: Backbone, projector: nn.Module, crops: Sequence[Tensor]) -> list[Tensor]:
-        """Project crops to rows in crop-major order, large before small: in one part, or in one part per size."""
+        """Project crops, large before small, to rows in crop-major order: in one part, or in one part per size."""
         pooled = [encoded.pooled for encoded in backbone.encode_crops(crops, joint_norm=self.joint_norm)]
         border = sum(crop.shape[-1] == crops[0].shape[-1] for crop in crops)
         parts = [pooled] if self.joint_norm else [pooled[:border], pooled[border:]]
         return [projector(torch.cat(part)) for part in parts if part]
 
     def _group_features(self, parts: Sequence[Embedded], head: int) -> Tensor:
-        """Choose the rows [B, D] that move a head's groups; the last micro-batch may keep its gradient."""
+        """The rows [B, D] that update a head's groups; the last micro-batch may keep its gradient."""
         crop = head % (min(self.targets, 2) if self.group_features == "momentum" else len(self.memory))
         *earlier, last_BD = [getattr(part, self.group_features)[crop] for part in parts]
         return torch.cat([*(rows_BD.detach() for rows_BD in earlier), last_BD if self.group_grad else last_BD.detach()])
 
     def _remember(self, place: int, online_LBD: Tensor) -> None:
-        """Write the embeddings of the step at `place` in its epoch into their slots."""
         rows_BLD = gather_rows(online_LBD.transpose(0, 1).contiguous())
         self.memory[:, place * self.batch : (place + 1) * self.batch] = rows_BLD.transpose(0, 1)
 
     def _cluster(self, head: int, clock: Clock) -> Tensor:
-        """Find a head's groups in its bank by k-means, each process working on its share of the rows."""
+        """A head's groups by k-means of its memory; each process works on its share of the rows."""
         bank_MD, (rank, processes) = self.memory[head % len(self.memory)], world()
         start_K = permutation(len(bank_MD), clock.seed, "groups", clock.step, head)[: self.groups.shape[1]]
         start_KD = bank_MD[start_K.to(bank_MD.device)]

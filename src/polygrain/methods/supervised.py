@@ -1,11 +1,9 @@
-"""Supervised classification: the control that sees the labels.
+"""Supervised classification: the control that uses the labels.
 
-Grain: class, given. One view per image, a linear classifier on the pooled feature h, cross-entropy with the
-true label y:
+Grain: class, given. One view per image, a linear classifier on the pooled feature h, cross-entropy with the label y:
+L = mean_i -log softmax(W h_i + b)[y_i].
 
-    L = mean_i -log softmax(W h_i + b)[y_i]
-
-It says what the same backbone, budget and augmentation reach when the classes of the pre-training set are known; it is
+It shows what the same backbone, budget and augmentation reach when the classes of the pre-training set are known; it is
 no upper bound for transfer. The view is "global" as for the other methods. An image costs half of what two-view methods
 spend, so at equal compute it is seen twice as often.
 
@@ -26,11 +24,9 @@ from polygrain.views.batch import Batch
 
 
 class Supervised(nn.Module):
-    """Backbone and linear classifier.
+    """Backbone (the network that is evaluated) and linear classifier.
 
-    backbone: the network that is evaluated.
-    classes: classes of the pre-training set; a label that does not fit is refused.
-    smoothing: label smoothing, the share of the target that is spread evenly over the classes; 0 for none.
+    classes: of the pre-training set. smoothing: of labels, the share of the target spread evenly over the classes.
     """
 
     encoder_name = "backbone."
@@ -51,15 +47,12 @@ class Supervised(nn.Module):
         return split_by_decay(self)
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the cross-entropy, and the share of views classified correctly.
-
-        Raises UserError when the data set has more classes than the classifier.
-        """
+        """Compute the cross-entropy and the accuracy. Raises UserError for a label that is not below `classes`."""
         labels_B = batch.labels_for_monitoring
         if int(labels_B.max()) >= self.classifier.out_features:
             raise UserError(
-                f"method.values.classes is {self.classifier.out_features} but a label is"
-                f" {int(labels_B.max())}; set it to the number of classes of the data set"
+                f"method.values.classes is {self.classifier.out_features} but a label is {int(labels_B.max())}; set it"
+                " to the number of classes of the data set"
             )
         logits_BC = self.classifier(self.backbone(batch.views[0]).pooled)
         accuracy = (logits_BC.detach().argmax(dim=1) == labels_B).float().mean()

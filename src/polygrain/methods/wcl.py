@@ -1,7 +1,7 @@
-"""WCL, Weakly Supervised Contrastive Learning (Zheng, Wang, You, Qian, Zhang, Wang, Xu; ICCV 2021): two grains.
+"""WCL, Weakly Supervised Contrastive Learning (Zheng, Wang, You, Qian, Zhang, Wang, Xu; ICCV 2021).
 
-Grains: instance, as in SimCLR; and weak class, groups of look-alikes that the batch itself suggests. Two heads of
-their own weights share the backbone, so that pulling a group together does not undo telling its members apart.
+Grains: instance, as in SimCLR; and weak class, groups of similar images that are found in each batch. Each grain has
+its own head on the shared backbone, so that pulling a group together does not undo the separation of its members.
 
 Equations. For views v = 1, 2 of B images: h^v = F(x^v) pooled, z^v = unit(g(h^v)), u^v = unit(phi(h^v)).
 
@@ -12,23 +12,22 @@ Equations. For views v = 1, 2 of B images: h^v = F(x^v) pooled, z^v = unit(g(h^v
                 L_swap = ( L_sup(1 | y^2) + L_sup(2 | y^1) ) / 2
                 L = L_NCE + L_swap
 
-Views pass network and heads one after the other, so batch norm is per view. Graph and sums are over the global batch.
-Over the first `weak_phase` of the run (the warm-up of the learning rate) both views take the milder recipe `weak`.
+Each view is one forward pass, so batch norm is per view. Graph and sums are over the global batch. During the first
+`weak_phase` of the run (the learning-rate warm-up) both views use the milder recipe `weak`.
 
-Multi-crop (`local_crops` > 0): V small crops per image, in one further pass, are anchors only. Keys are the B global
-rows of one view (no gradient); both views count half. Added to the instance term: InfoNCE with the crop's own image
-(head g); to the weak-class term: L_sup whose positives are the own image and the K keys nearest to the crop (head phi).
+Multi-crop (`local_crops` > 0): V small crops per image, encoded in a further pass, are anchors only. Keys are the B
+embeddings of one view, without gradient; the two views are averaged. The instance term (head g) adds InfoNCE whose
+positive is the crop's image, the weak-class term (head phi) L_sup whose positives are that and the K nearest keys.
 
 Deviations (sections of the specification in brackets).
-* Described against released [4.1, 7]: `nce_block` = 128 lets gradient reach a row as key only from anchors of its block
-  of so many images, in the release those of one process (a batch of at most 128 shows no difference);
-  `decay_shortcut_norms` puts shortcuts' batch norm weights under weight decay and LARS scaling. Formula: None, False.
-* Known from the release alone, as the paper's body could not be read: `keys_grad` = False, the switch of recipes, the
-  swap's 1/2. Recipes, head widths (release 4096 and 256, paper 2048 and 128) and optimiser are those of the scale.
-* Reconstructed: multi-crop [5], named by the abstract and absent from the release, and the ablations [10]. Some leave
-  anchors without positives: the mean is over the others. k-means starts from the batch's first rows. `joint` links
-  every row of both views to its nearest one, so an image's views soon find each other and little else.
-
+* Described against released [4.1, 7]: released, `nce_block` = 128 gives a key gradient only from anchors of its block
+  of 128 images (one process; no difference up to a batch of 128), `decay_shortcut_norms` applies weight decay and LARS
+  scaling to batch norm weights in modules named shortcut or downsample. Described: None, False.
+* Known from the release only, as the paper's body could not be read: `keys_grad` = False, the change of recipes, the
+  factor 1/2 of L_swap. Recipes, head widths (release 4096 and 256, paper 2048 and 128) and optimiser: see the scale.
+* Reconstructed: multi-crop [5], which the abstract names and the release lacks, and the ablations [10]. Anchors without
+  positives are left out of the mean. k-means starts from the first rows of the batch. `joint` links each row of both
+  views to its nearest row, which is often the other view of the same image.
 Legend: B images of the global batch, b of this process, V crops of an image, A = BV, N rows, d and D widths of feature
 and embedding, K neighbours.
 
@@ -61,24 +60,17 @@ Pair = tuple[Tensor, Tensor]
 class WCL(nn.Module):
     """Backbone, instance head g and weak-label head phi.
 
-    backbone: the network that is evaluated.
-    hidden, embedding: widths inside and at the end of a head of three linear layers.
-    grains: the terms that there are; what the others would need is not built.
-    shared_head: one head serves as both.
-    temperature, weak_temperature: t of the terms of the instance grain, and of the weak class.
-    instance_weight, weak_weight: factors of the grains' terms.
-    nce_block: None, or images of a block between which keys of L_NCE carry no gradient.
-    keys_grad: gradient through the keys of L_sup.
-    label_source: whose positives supervise view v: `swapped` the other view's, `own`, `intersection` those that both
-    have, `instance_head` swapped from a graph on g, `joint` swapped from one graph over both views' rows.
-    label_generator: `nearest` components of the nearest-neighbour graph; `mutual` the pairs in it; `knn` components
-    of the graph of `label_k` neighbours; `direct` those neighbours themselves; `kmeans` with `label_k` clusters;
-    `classes` those of the data set: no self-supervised method, an upper bound.
-    label_k: as above, None for the others.
-    weak_phase: share of the run with recipe `weak`.
-    local_crops, local_neighbours: V and K of multi-crop; V = 0 is none, K = 0 takes the own image alone.
-    decay_shortcut_norms: a quirk of the release, see above; finds nothing where no module is called shortcut or
-    downsample.
+    backbone: the network that is evaluated. hidden, embedding: inner and output width of a head (three linear layers).
+    grains: the terms of the loss; parts that no grain needs are not built. shared_head: one head for both grains.
+    temperature, weak_temperature: t of the instance and of the weak-class terms. instance_weight, weak_weight: factors.
+    nce_block: None, or images per block; see above. keys_grad: whether gradient reaches keys of L_sup.
+    label_source: the positives for view v: `swapped` of the other view, `own`, `intersection` of both, `instance_head`
+    swapped, of the graph on g, `joint` swapped, of one graph over the rows of both views.
+    label_generator: `nearest` components of the nearest-neighbour graph; `mutual` its mutual pairs; `knn` components of
+    the graph of `label_k` neighbours; `direct` those neighbours; `kmeans` with `label_k` clusters; `classes` the true
+    classes (an upper bound, not self-supervised). label_k: None for the other generators.
+    weak_phase: share of the run with recipe `weak`. decay_shortcut_norms: see above.
+    local_crops, local_neighbours: V (0: no multi-crop) and K (0: the own image is the only positive).
 
     Raises UserError without grains, for a weight of 0, and for a `label_k` that does not fit the generator.
     """
@@ -132,12 +124,12 @@ class WCL(nn.Module):
         self.uses_labels = label_generator == "classes" and "weak-class" in grains
 
     def views(self, clock: Clock) -> tuple[str, ...]:
-        """Ask for two full-size views of the recipe that is due, then for the small crops."""
+        """Ask for two full-size views of the current recipe, then for the small crops."""
         full_size = "weak" if clock.step < round(self.weak_phase * clock.steps) else "global"
         return (full_size, full_size) + ("local",) * self.local_crops
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train everything; biases and norms without weight decay, save for the release's slip if asked for."""
+        """Train everything; biases and norms without weight decay, except those of `decay_shortcut_norms`."""
         groups = split_by_decay(self)
         if self.decay_shortcut_norms:
             slipped = {
@@ -152,15 +144,13 @@ class WCL(nn.Module):
         return groups
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute each grain's term over the global batch, and how embeddings and weak labels fare.
+        """Compute each grain's term over the global batch, and monitors.
 
-        Monitors: `alignment`, `spread` and `rank` of head g, or of phi where g is not trained, and of the other head
-        with its name before them; `component_mean` and `component_max`, images of a weak class; `purity`, the share of
-        positive pairs of one true class, and `hit`, the share of anchors that have such a pair, both over labelled
-        images only; what small crops add to either grain's term.
-
-        Raises UserError for more neighbours or clusters than the batch holds, and for unknown classes where
-        `label_generator` is `classes`.
+        Monitors: `alignment`, `spread`, `rank` of head g (of phi if g is not trained), and of the second head with its
+        name as prefix; `component_mean`, `component_max`: images per weak class; over labelled images `purity`, the
+        share of positive pairs of equal class, and `hit`, the share of anchors with such a pair; `local_*`: the
+        multi-crop terms.
+        Raises UserError for more neighbours or clusters than a batch holds, and for unlabelled images with `classes`.
         """
         pooled_1_bd, pooled_2_bd = (self.backbone(view).pooled for view in batch.views[:2])
         pairs = {
@@ -201,9 +191,7 @@ class WCL(nn.Module):
         """Positives of the rows of view 1 and of view 2, bool [B, B] each."""
         if self.label_generator == "classes":
             if int(class_B.min()) < 0:
-                raise UserError(
-                    "method.values.label_generator is classes but an image has no label; take a labelled split"
-                )
+                raise UserError("method.values.label_generator is classes but an image has no label; use labelled data")
             return graph.same_label(class_B), graph.same_label(class_B)
         u_1_BD, u_2_BD = pairs[self.graph_head]
         if self.label_source == "joint":
@@ -219,7 +207,7 @@ class WCL(nn.Module):
         return by_2_BB, by_1_BB
 
     def _local_terms(self, crops: Sequence[Tensor], pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
-        """Contrast small crops with the global rows of either view; anchors A are an image's crops, then the next's."""
+        """Contrast small crops with the keys of each view; anchors A are ordered image by image."""
         pooled_bVd = torch.stack([encoded.pooled for encoded in self.backbone.encode_crops(crops)], dim=1)
         anchors = {name: gather_rows(head(pooled_bVd.flatten(0, 1))) for name, head in self.heads.items()}
         images = len(next(iter(pairs.values()))[0])

@@ -1,7 +1,4 @@
-"""How well two sets of embeddings of the same images agree. For monitoring: no gradient, each a scalar.
-
-Legend: J sets, N images, D width. Rows may have any length.
-"""
+"""Agreement of two sets of embeddings, for monitoring, without gradient. Legend: J sets, N images, D width."""
 
 from collections.abc import Sequence
 
@@ -12,7 +9,7 @@ from torch.nn.functional import normalize
 
 @torch.no_grad()
 def own_key_share(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Share of anchors to which their own key is the most similar, ties by equal parts; mean over pairs of rows."""
+    """Share of anchors whose own key is the most similar one (n equal keys count 1 / n each), mean over the pairs."""
     shares = []
     for anchor_JND, key_JND in pairs:
         cosine_JNN = normalize(anchor_JND, dim=2) @ normalize(key_JND, dim=2).mT
@@ -24,7 +21,7 @@ def own_key_share(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 @torch.no_grad()
 def neighbour_agreement(e_1_ND: Tensor, e_3_ND: Tensor, label_N: Tensor) -> Tensor:
-    """Share of labelled images whose nearest other labelled one has their label; 0 with fewer than two of them."""
+    """Share of labelled images whose nearest other labelled image has the same label; 0 with fewer than two of them."""
     known_N = label_N >= 0
     e_1_ND, e_3_ND, label_N = e_1_ND[known_N], e_3_ND[known_N], label_N[known_N]
     if len(label_N) < 2:

@@ -1,8 +1,4 @@
-"""Batch norm whose statistics are those of the global batch, on any backend (torch's own needs CUDA).
-
-`synchronise` turns every batch norm of a network into one of these. With one process it computes exactly what the
-original did, bit for bit, through the same kernel.
-"""
+"""Batch norm over the global batch, on any backend (torch's own needs CUDA); with one process torch's, bit for bit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +13,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """Batch norm over channels, axis 1 of [B, C, ...], with mean and variance over the rows of all processes.
-
-    In training mode gradient flows through the shared statistics; running ones are equal on all processes.
-    """
+    """Batch norm over axis 1 of [B, C, ...], over the rows of all processes; gradient flows through the statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [B, C, ...]; shape is kept. B may differ between processes."""
@@ -53,10 +46,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 
 def synchronise(module: nn.Module) -> nn.Module:
-    """Turn every batch norm inside `module` (itself included) into a synchronised one, in place, and return it.
-
-    Parameters, buffers and state-dict keys stay the same objects and names.
-    """
+    """Turn every batch norm in `module` into a synchronised one, in place, and return it; parameters and keys stay."""
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.__class__ = SynchronisedBatchNorm
@@ -64,13 +54,13 @@ def synchronise(module: nn.Module) -> nn.Module:
 
 
 def norms_of(*networks: nn.Module) -> list[_BatchNorm]:
-    """Every batch norm of the networks, in their order."""
+    """All batch norms of the networks, in order."""
     return [part for network in networks for part in network.modules() if isinstance(part, _BatchNorm)]
 
 
 @contextmanager
 def borrowed_statistics(norms: Sequence[_BatchNorm], others: Iterable[nn.Module] | None) -> Iterator[None]:
-    """Let `norms` move the running statistics of `others`, one for each, meanwhile; without others, none at all."""
+    """Inside it, `norms` update the running statistics of `others` (one for each), or none where that is None."""
     kept = [{name: getattr(norm, name) for name in _STATISTICS} for norm in norms]
     lenders = [None] * len(norms) if others is None else list(others)
     for norm, other in zip(norms, lenders, strict=True):

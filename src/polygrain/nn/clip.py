@@ -1,4 +1,4 @@
-"""Gradient clipping in place: a gradient is scaled by maximum / (norm + 1e-6) where that is below 1."""
+"""Gradient clipping in place: a gradient is multiplied by min(1, maximum / (norm + 1e-6))."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,9 @@ _FLOOR = 1e-6
 
 
 def clip_global(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
-    """Scale all gradients by one factor so that their joint 2-norm is at most `maximum` (MNCL).
+    """Scale all gradients by one factor so that their joint 2-norm is at most `maximum` (inf: as they are) (MNCL).
 
-    Returns the norm before clipping, a scalar (0 when no parameter has a gradient). With `maximum` infinite
-    no gradient changes.
+    Returns the norm before clipping, a scalar (0 when no parameter has a gradient).
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -23,10 +22,7 @@ def clip_global(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
 
 
 def clip_each(parameters: Iterable[nn.Parameter], maximum: float) -> Tensor:
-    """Scale each tensor's gradient on its own so that its 2-norm is at most `maximum` (MGC, Mugs).
-
-    Returns the joint 2-norm before clipping, a scalar (0 when no parameter has a gradient).
-    """
+    """Scale each tensor's gradient so that its own 2-norm is at most `maximum` (MGC, Mugs); return as `clip_global`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())

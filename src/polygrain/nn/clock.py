@@ -1,11 +1,11 @@
-"""Where a run stands: the only notion of time that a method sees."""
+"""The position of a run in time: all that a method knows of it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Position of one optimiser step. All schedules are functions of it, so a resumed run needs no other state."""
+    """One optimiser step. All schedules are functions of it, so a resumed run needs no other state."""
 
     seed: int
     step: int

@@ -1,8 +1,7 @@
-"""Which cells of two crops of one image show the same place, from the crops' boxes alone (MGC section 5).
+"""Which cells of two crops of one image show the same place, computed from the crops' boxes (MGC section 5).
 
-A crop is laid out in C x C equal cells. Counted in units of 1/C pixel the borders of all cells are whole numbers, so
-shared areas are exact: equal overlaps tie exactly, and a choice is the same on every device. No gradient.
-
+A crop has C x C equal cells. In units of 1/C pixel all cell borders are whole numbers, so shared areas are exact, equal
+areas are exactly equal, and every device makes the same choice. No gradient.
 Legend: B images, C cells along a side, N = C C cells of a view, P = N N pairs of cells, K pairs kept.
 """
 
@@ -16,7 +15,7 @@ Rounding = Literal["exact", "float32"]
 
 
 class Stride(NamedTuple):
-    """The rule of a stride: the coefficient times the IoU of the crops, rounded down, within [least, most]."""
+    """A stride: the coefficient times the IoU of the crops, rounded down and clipped to [least, most]."""
 
     coefficient: int
     least: int
@@ -26,8 +25,7 @@ class Stride(NamedTuple):
 class Pairs(NamedTuple):
     """K pairs per image: cells of view 1 and of view 2, row-major int64 [B, K], and their weights, float64 [B, K].
 
-    Cells are counted as the network sees them, mirrored where the view was. A slot without a pair has cells 0 and
-    weight 0.
+    Cells are those of the view as the network gets it, after the flip. A slot without a pair has cells and weight 0.
     """
 
     cell_1: Tensor
@@ -50,12 +48,9 @@ def correspond(
     """Find the `pairs` pairs of cells with the largest weight w = shared area / (area of one + area of the other).
 
     boxes, flips: of views 1 and 2, int64 [B, 4] = top, left, height, width in source pixels, and bool [B].
-    cells: C. row_stride, column_stride: of view 1 only every so manieth row and column is visited, from the first that
-    meets the other crop on; of view 2 every cell is. rounding: see `stride`.
-    lottery_BP: int64 [B, P], 0 .. 2^31 - 1; where given, the pairs with the largest of these are kept instead, out of
-    those that share any area.
-
-    Ties go to the smaller pair (row, column of view 1, row, column of view 2, all unmirrored).
+    cells: C. row_stride, column_stride: only every s-th row (column) of view 1 is used, from the first one that
+    overlaps view 2 on. rounding: see `stride`. lottery_BP: int64 [B, P], 0 .. 2^31 - 1; if given, the overlapping pairs
+    with the largest of these. Ties go to the smaller pair (row, column of view 1, then of view 2, before the flip).
     """
     size_B2, other_size_B2 = (box_B4[:, 2:] for box_B4 in boxes)
     steps_B2 = torch.stack([stride(boxes, rule, rounding) for rule in (row_stride, column_stride)], dim=1)
@@ -74,10 +69,9 @@ def correspond(
 
 
 def stride(boxes: tuple[Tensor, Tensor], rule: Stride, rounding: Rounding) -> Tensor:
-    """The stride of each image's rows or columns, int64 [B].
+    """The stride of each image's rows or columns, int64 [B]; rounding `exact` is in whole numbers.
 
-    rounding: `exact`, in whole numbers; or `float32`, the released expression, where the union is inverted and rounded
-    first, so that a product that should be whole may come out one lower (IoU 440/880 times 12 gives 5).
+    `float32` is the released expression, which may give one less than a whole product (IoU 440/880 times 12 gives 5).
     """
     (start_B2, size_B2), (other_B2, other_size_B2) = ((box_B4[:, :2], box_B4[:, 2:]) for box_B4 in boxes)
     end_B2 = torch.minimum(start_B2 + size_B2, other_B2 + other_size_B2)
@@ -92,17 +86,14 @@ def stride(boxes: tuple[Tensor, Tensor], rule: Stride, rounding: Rounding) -> Te
 
 @torch.no_grad()
 def repeats(found: Pairs) -> Tensor:
-    """Which kept pairs have a cell of view 1 that an earlier one of the image has too, bool [B, K]."""
+    """Which kept pairs have a cell of view 1 that an earlier pair of the image has too, bool [B, K]."""
     kept_BK = found.weight > 0
     same_BKK = (found.cell_1[:, :, None] == found.cell_1[:, None, :]) & kept_BK[:, None, :]
     return same_BKK.tril(diagonal=-1).any(dim=2) & kept_BK
 
 
 def _axis_overlap(span_B2: Tensor, other_B2: Tensor, cells: int) -> Tensor:
-    """Length that cell i of one span and cell s of the other share, [B, C, C] in units of 1/C pixel.
-
-    Spans are start and length, [B, 2] in pixels.
-    """
+    """Length shared by cell i of one span (start, length in pixels) and cell s of the other, [B, C, C] in 1/C pixel."""
     count_C = torch.arange(cells + 1, device=span_B2.device)
     edge_BC, other_edge_BC = (cells * span[:, :1] + count_C * span[:, 1:] for span in (span_B2, other_B2))
     end_BCC = torch.minimum(edge_BC[:, 1:, None], other_edge_BC[:, None, 1:])
@@ -110,7 +101,7 @@ def _axis_overlap(span_B2: Tensor, other_B2: Tensor, cells: int) -> Tensor:
 
 
 def _visited(overlap_BCC: Tensor, stride_B: Tensor) -> Tensor:
-    """Zero for cells of view 1 that are passed over."""
+    """The overlaps, with zeros for cells of view 1 that the stride leaves out."""
     meets_BC = (overlap_BCC > 0).any(dim=2)
     place_C = torch.arange(meets_BC.shape[1], device=meets_BC.device)
     first_B = meets_BC.to(torch.uint8).argmax(dim=1)  # the first of equals, on any device
@@ -119,7 +110,7 @@ def _visited(overlap_BCC: Tensor, stride_B: Tensor) -> Tensor:
 
 
 def _largest(score_BP: Tensor, k: int) -> Tensor:
-    """Places of the k largest whole numbers, largest first, equals by place: places make all numbers different."""
+    """Positions of the k largest whole numbers, largest first; of equal ones the smaller position first."""
     places = score_BP.shape[1]
     place_P = torch.arange(places, device=score_BP.device)
     top_BK = (score_BP * places + (places - 1 - place_P)).topk(k, dim=1).values

@@ -60,8 +60,8 @@ def mean_over_processes(values: Tensor) -> Tensor:
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate rows [b, ...] of all processes in rank order; b must be equal everywhere.
 
-    The backward pass sums the gradients that all processes send to a row. If each process computes the loss of the
-    global batch, parameter gradients averaged over processes are those of one process with the whole batch.
+    Backward sums the gradients of all processes. So if each computes the loss of the global batch, their average
+    parameter gradient is that of one process with the whole batch.
     """
     if world()[1] == 1:
         return rows

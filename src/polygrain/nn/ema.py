@@ -7,16 +7,15 @@ from torch import Tensor, nn
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """Make a deep copy, buffers included, whose parameters need no gradient: a momentum network to be."""
+    """Make a deep copy, buffers included, whose parameters need no gradient."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def update(target: nn.Module, source: nn.Module, momentum: float) -> None:
-    """Move every parameter of `target`, in place: target <- momentum * target + (1 - momentum) * source.
+    """Update every parameter of `target`, in place: target <- momentum * target + (1 - momentum) * source.
 
-    Buffers, such as batch-norm statistics, are left alone. `source` may have more parameters (a predictor).
-    Raises ValueError when it lacks one of `target`'s or holds it in another shape.
+    Buffers do not change. Raises ValueError when `source` lacks a parameter of `target` or has another shape.
     """
     targets, sources = _pairs(target, source)
     torch._foreach_mul_(targets, momentum)

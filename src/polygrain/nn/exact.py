@@ -4,9 +4,8 @@ from torch import Tensor
 
 
 def square_root(x: Tensor) -> Tensor:
-    """The square root of numbers >= 0, within two units in the last place.
+    """The square root of numbers >= 0, to two units in the last place, with equal bits on every processor.
 
-    `torch.sqrt` may start from the processor's own approximation (RSQRTPS), which differs between makers in the last
-    bit of one result in seven. `torch.rsqrt` divides by a root that is rounded as IEEE 754 demands.
+    `torch.sqrt` may use RSQRTPS, which differs between makers; `torch.rsqrt` uses a root rounded as IEEE 754 demands.
     """
     return x.rsqrt().reciprocal()

@@ -1,10 +1,8 @@
-"""Neighbour graphs of a batch, their connected components, and how pure they are (WCL section 4.2). No gradient.
+"""Neighbour graphs of a batch, their connected components and their purity (WCL section 4.2). No gradient.
 
-Similarities are exact (see `neighbours`), every choice among equals falls on the smaller index and nothing is summed by
-atomics: the same rows give the same graph on CPU and GPU. Work is done on whole [N, N] tensors, so it
-suits batches, not data sets. A component is named by its smallest member.
-
-Legend: N rows (nodes), A rows that look for neighbours, D width, K neighbours.
+Similarities are exact (see `neighbours`), ties go to the smaller index and nothing is summed by atomics: equal rows
+give equal graphs on CPU and GPU. Tensors are [N, N], for batches, not data sets. A component is named by its smallest
+member. Legend: N rows (nodes), A rows that look for neighbours, D width, K neighbours.
 """
 
 import torch
@@ -20,31 +18,28 @@ KMEANS_ROUNDS = 10
 
 
 def nearest_neighbours(rows_ND: Tensor, k: int) -> Tensor:
-    """Find the k rows of largest cosine to each row, itself left out, largest first, int64 [N, k].
-
-    Rows may have any length. Raises ValueError for k outside 1..N-1.
-    """
+    """The k rows of largest cosine to each row, without itself, int64 [N, k]. Raises ValueError unless 1 <= k < N."""
     if not 1 <= k < len(rows_ND):
         raise ValueError(f"k = {k} neighbours asked of {len(rows_ND)} rows")
     _, found_NK = topk_cosine(rows_ND, rows_ND, k + 1, byte_budget=_BYTES)
-    # A row is usually its own first, but equal rows of smaller index come before it, or push it out altogether.
+    # A row is usually its own first neighbour; equal rows of smaller index come before it, or even in its place.
     own_NK = found_NK == torch.arange(len(found_NK), device=found_NK.device)[:, None]
     return found_NK.gather(1, own_NK.to(torch.uint8).argsort(dim=1, stable=True))[:, :k]
 
 
 def nearest_neighbour(rows_ND: Tensor) -> Tensor:
-    """Find the row of largest cosine to each row, itself left out, int64 [N]."""
+    """The row of largest cosine to each row, without itself, int64 [N]."""
     return nearest_neighbours(rows_ND, 1)[:, 0]
 
 
 def mutual(neighbour_N: Tensor) -> Tensor:
-    """Keep the links that are returned: `neighbour_N[i]` where that node's neighbour is i, else i itself."""
+    """Keep mutual links: `neighbour_N[i]` where that node's neighbour is i, else i itself."""
     own_N = torch.arange(len(neighbour_N), device=neighbour_N.device)
     return torch.where(neighbour_N[neighbour_N] == own_N, neighbour_N, own_N)
 
 
 def links(neighbours_AK: Tensor, nodes: int) -> Tensor:
-    """Write lists of neighbours out of `nodes` as a matrix, bool [A, nodes]: row i is True at the neighbours of i."""
+    """Lists of neighbours as a matrix, bool [A, nodes]: row i is True at the neighbours of i."""
     none_AN = torch.zeros(len(neighbours_AK), nodes, dtype=torch.bool, device=neighbours_AK.device)
     return none_AN.scatter(1, neighbours_AK, True)
 
@@ -53,7 +48,7 @@ def pointer_components(neighbour_N: Tensor) -> Tensor:
     """Label the components of a graph in which every node has one link, to `neighbour_N[i]`, int64 [N].
 
     Links count in both directions; a link to itself is none. Following links ends in one cycle per component. After
-    ceil(log2 N) rounds, each doubling the steps followed, every node knows the smallest node of its cycle.
+    ceil(log2 N) rounds, each of which doubles the steps followed, every node knows the smallest node of its cycle.
     """
     nodes = len(neighbour_N)
     place_N, least_N = neighbour_N, torch.arange(nodes, device=neighbour_N.device)
@@ -64,10 +59,10 @@ def pointer_components(neighbour_N: Tensor) -> Tensor:
 
 
 def components(linked_NN: Tensor) -> Tensor:
-    """Label the components of any graph, int64 [N]; i and j are linked where bool [N, N] says so in either direction.
+    """Label the components of any graph, int64 [N]; i and j are linked where bool [N, N] is True in either direction.
 
-    Repeated until nothing changes: every node takes the smallest label around it and hands it to the node that it was
-    named after, then all names are looked up once more. About log N rounds suffice, for chains too.
+    Until nothing changes: every node takes the smallest label of its neighbours and passes it to the node of its old
+    label; then every label is replaced by the label of that node. About log N rounds suffice, for chains too.
     """
     linked_NN = linked_NN | linked_NN.T
     own_N = torch.arange(len(linked_NN), device=linked_NN.device)
@@ -87,18 +82,17 @@ def same_label(label_N: Tensor) -> Tensor:
 
 
 def _smallest_of_equals(mark_N: Tensor) -> Tensor:
-    """The first place that holds the same mark; argmax gives the first of equals, on any device."""
+    """The first position of an equal mark; argmax gives the first of equals, on any device."""
     return (mark_N[:, None] == mark_N).to(torch.uint8).argmax(dim=1)
 
 
 @torch.no_grad()
 def positives(rows_ND: Tensor, generator: str, k: int | None) -> Tensor:
-    """Which rows are positives of which, bool [N, N], diagonal False; see the module for links and components.
+    """Which rows are positives of which, bool [N, N], diagonal False. Raises ValueError if generator and k do not fit.
 
-    generator: `nearest`, components of the graph of nearest neighbours; `mutual`, the pairs in it; `knn`, components
+    generator: `nearest`, components of the graph of nearest neighbours; `mutual`, its mutual pairs; `knn`, components
     of the graph of k neighbours; `direct`, those neighbours themselves, in one direction; `kmeans`, members of one of k
-    clusters on the sphere, started from the first k rows. The first two take None for k.
-    Raises ValueError for any other pair of generator and k.
+    spherical clusters, started from the first k rows. The first two take None for k.
     """
     match generator, k:
         case "nearest", None:
@@ -111,7 +105,7 @@ def positives(rows_ND: Tensor, generator: str, k: int | None) -> Tensor:
             return links(nearest_neighbours(rows_ND, k), len(rows_ND))
         case "kmeans", int():
             unit_ND = normalize(rows_ND, dim=1)
-            # Every process holds all rows here, so sums over processes count each row as often: the mean is the same.
+            # Every process has all rows here, so sums over processes count every row equally often: same means.
             label_N = assign(unit_ND, spherical_kmeans(unit_ND, unit_ND[:k], KMEANS_ROUNDS))
         case _:
             raise ValueError(f"no generator of positives {generator!r} with k = {k}")
@@ -119,24 +113,17 @@ def positives(rows_ND: Tensor, generator: str, k: int | None) -> Tensor:
 
 
 def component_sizes(positive_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and largest number of nodes of a component, given which pairs are in one (diagonal False); float scalars.
+    """Mean and largest number of nodes of a component, from its pairs (diagonal False); float scalars.
 
-    For relations that are no components (direct neighbours) a node's group is itself and its positives, and the
-    mean is the harmonic one over nodes, which for components is their plain mean.
+    For `direct` neighbours a node's group is itself and its positives, and the mean is harmonic over nodes.
     """
     size_N = positive_NN.sum(dim=1) + 1
     return len(size_N) / (1.0 / size_N).sum(), size_N.max().float()
 
 
 def purity(positive_NN: Tensor, class_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of positive pairs of equal class, and of nodes that have such a pair; float scalars in 0..1.
-
-    Nodes of class -1 (unknown) are left out, of the pairs too. Where that leaves nothing the share is 0.
-    """
+    """Share of positive pairs of equal class, and of nodes with such a pair, in 0..1; without nodes of class -1."""
     known_N = class_N >= 0
     pair_NN = positive_NN & known_N & known_N[:, None]
     right_NN = pair_NN & (class_N == class_N[:, None])
-    return (
-        right_NN.sum() / pair_NN.sum().clamp(min=1),
-        right_NN.any(dim=1).sum() / known_N.sum().clamp(min=1),
-    )
+    return right_NN.sum() / pair_NN.sum().clamp(min=1), right_NN.any(dim=1).sum() / known_N.sum().clamp(min=1)

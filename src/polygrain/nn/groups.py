@@ -1,8 +1,6 @@
-"""Groups on the unit sphere: assign rows to them, move them towards their members, find them by k-means (SMoG).
+"""Groups on the unit sphere (SMoG): assign rows to them, move them towards their members, find them by k-means.
 
-What moves groups is global over processes: `rows` are those of this process, sums and counts run over all of them, and
-the groups that come out are equal everywhere. Legend: R rows of this process, D width, K groups. Groups have unit
-length.
+Sums and counts run over all processes. Legend: R rows of this process, D width, K groups of unit length.
 """
 
 import torch
@@ -11,26 +9,25 @@ from torch.nn.functional import normalize
 
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes
 
-# Rows of one block of similarities [block, K]. On one CPU core 60,000 x 300 similarities take 71 ms in blocks of 1024
-# rows, which stay in the cache, 85 ms in blocks of 16,384 and 104 ms at once.
+# Rows of one block of similarities [block, K], which stay in the cache: on one CPU core 60,000 x 300 similarities take
+# 71 ms with 1024 rows, 85 ms with 16,384 and 104 ms at once.
 _BLOCK = 1024
 
 
 @torch.no_grad()
 def assign(rows_RD: Tensor, groups_KD: Tensor) -> Tensor:
-    """Find for each row the group of the largest dot product, int64 [R]; of equal ones the first. No gradient."""
+    """Find for each row the group of the largest dot product, int64 [R]; the first of equal ones. No gradient."""
     return torch.cat([(block_BD @ groups_KD.T).argmax(dim=1) for block_BD in torch.split(rows_RD, _BLOCK)])
 
 
 def moved_groups(groups_KD: Tensor, rows_RD: Tensor, assignment_R: Tensor, momentum: float) -> Tensor:
     """Move every group towards the mean of its members, unit(momentum * group + (1 - momentum) * mean), a new [K, D].
 
-    A group without members in any process stays as it is, bit for bit. Gradient reaches `rows_RD` where they need it,
-    those of other processes too (see `sum_over_processes`). Rows count as they come: normalise them before.
+    A group without members does not change. Gradient reaches `rows_RD` of all processes. Normalise rows before.
     """
     ones_R1 = rows_RD.new_ones(len(rows_RD), 1)
     zeros_KD1 = rows_RD.new_zeros(len(groups_KD), rows_RD.shape[1] + 1)
-    # a sum per group and, in the last column, its members; without atomics on a GPU that is held to determinism
+    # a sum per group and, in the last column, its members; in torch's deterministic mode a GPU uses no atomics here
     totals_KD1 = sum_over_processes(zeros_KD1.index_add(0, assignment_R, torch.cat([rows_RD, ones_R1], dim=1)))
     count_K1 = totals_KD1[:, -1:]
     mean_KD = totals_KD1[:, :-1] / count_K1.clamp(min=1.0)
@@ -40,10 +37,9 @@ def moved_groups(groups_KD: Tensor, rows_RD: Tensor, assignment_R: Tensor, momen
 
 @torch.no_grad()
 def spherical_kmeans(rows_ND: Tensor, start_KD: Tensor, iterations: int) -> Tensor:
-    """Move `start_KD` by `iterations` rounds of k-means on the sphere: assign, then unit mean of the members, [K, D].
+    """Run `iterations` rounds of k-means on the sphere from `start_KD`: assign, then unit mean of the members, [K, D].
 
-    A cluster without members keeps its centroid. `rows_ND` (unit length) are this process's share of the data;
-    `start_KD` must be equal on all processes and is not written to.
+    A cluster without members stays. `rows_ND` (unit length) are this process's share; `start_KD` is equal everywhere.
     """
     centroids_KD = start_KD.clone()
     for _ in range(iterations):
@@ -53,14 +49,14 @@ def spherical_kmeans(rows_ND: Tensor, start_KD: Tensor, iterations: int) -> Tens
 
 @torch.no_grad()
 def occupancy(assignment_R: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Measure exp(entropy) / K of the groups' shares (1: all equal, 1 / K: one for all) and the share of empty ones."""
+    """exp(entropy) / K of the groups' shares (1: all equal, 1 / K: one has all), and the share of empty groups."""
     count_K = torch.bincount(assignment_R, minlength=groups)
     entropy = torch.special.entr(count_K / len(assignment_R)).sum()
     return entropy.exp() / groups, (count_K == 0).double().mean()
 
 
 def assignment_monitors(share_TBP: Tensor) -> dict[str, Tensor]:
-    """How T views of B images are assigned to P groups: entropy of the mean, mean entropy, occupancy by view 1."""
+    """Of T views of B images' assignments to P groups: entropy of the mean, mean entropy, occupancy by view 1."""
     mean_P = mean_over_processes(share_TBP.mean(dim=(0, 1)))
     return {
         "batch_entropy": torch.special.entr(mean_P).sum(),
@@ -71,10 +67,7 @@ def assignment_monitors(share_TBP: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def pair_purity(assignment_R: Tensor, labels_R: Tensor) -> Tensor:
-    """Measure how many of the pairs of rows in one group share their label; 0 without pairs; label -1 is unknown.
-
-    Unlike the share of the most frequent label it does not rise by itself where groups have few members.
-    """
+    """Share of the pairs of rows in one group that share their label; 0 without pairs; label -1 is unknown."""
     assignment_R, labels_R = assignment_R[labels_R >= 0], labels_R[labels_R >= 0]
     together_RR = (assignment_R[:, None] == assignment_R).triu(diagonal=1)
     alike_RR = together_RR & (labels_R[:, None] == labels_R)
@@ -82,9 +75,6 @@ def pair_purity(assignment_R: Tensor, labels_R: Tensor) -> Tensor:
 
 
 def group_loss(outputs_RBD: Tensor, groups_KD: Tensor, targets_SB: Tensor, temperature: float) -> Tensor:
-    """Compute the cross-entropy of R crops' outputs against each of S views' target groups, mean over R, S and B.
-
-    Outputs and groups have unit length; equal logits give ln K.
-    """
+    """Cross-entropy of R crops' unit outputs and S views' target groups, mean over R, S and B; chance gives ln K."""
     log_RBK = (outputs_RBD @ groups_KD.T / temperature).log_softmax(dim=2)
     return -log_RBK.gather(2, targets_SB.T.expand(len(outputs_RBD), -1, -1)).mean()

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons that sit on a backbone: projectors and predictors."""
+"""Multi-layer perceptrons on a backbone: projectors and predictors."""
 
 from typing import Literal
 
@@ -13,12 +13,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 class Head(nn.Sequential):
     """A chain of `layers` linear layers; after each but the last: batch norm if asked for, activation.
 
-    Input [R, inputs], output [R, outputs], not of unit length. Linear layers start as torch's do.
-
-    inputs, hidden, outputs: widths of rows that come in, of every inner layer, of rows that go out.
-    batch_norm: affine batch norm between a linear layer and its activation.
+    Input [R, inputs], output [R, outputs], not of unit length. hidden: width of every inner layer. batch_norm: affine.
     final_norm: what follows the last linear layer: `none`, `batch` (without scale and shift) or `batch_affine`.
-    bias, final_bias: whether the inner linear layers, and the last one, have a bias.
+    bias, final_bias: whether the inner linear layers, and the last one, have a bias. Raises ValueError without layers.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""Mugs's local groups: a crop's feature joined by its nearest neighbours in a memory (section 3 of the specification).
+"""Mugs's local groups: a crop's feature together with its nearest neighbours in a memory (section 3).
 
-Legend: R crops, N tokens, P patch tokens, D width, k neighbours, G = k + 1 members of a group, A rows of the memory
-that may be found.
+Legend: R crops, N tokens, P patch tokens, D width, k neighbours, G = k + 1 members, A rows that are searched.
 """
 
 from typing import Literal
@@ -17,28 +16,21 @@ from polygrain.nn.queue import Queue
 class LocalGroup(nn.Module):
     """Query, retrieval, aggregation; gradient flows through the query and `relation`, neighbours are constants.
 
-    relation: turns a group [R, G, D], the query first, into [R, D]; None takes the mean of its members.
-    neighbours: k; 0 leaves the query alone.
-    query: `consistent`, the mean patch token after the final norm, as it is remembered; or `asymmetric`, the mean of
-    all tokens before it.
-    masked: rows that nobody wrote are never found; otherwise their noise is searched like any row.
+    relation: maps a group [R, G, D], the query first, to [R, D]; None takes the mean of its members. neighbours: k; 0
+    leaves the query alone. query: `consistent`, the mean patch token after the final norm, as in the memory; or
+    `asymmetric`, the mean of all tokens before it. masked: rows not yet written are never found.
     """
 
     def __init__(
-        self,
-        relation: nn.Module | None,
-        *,
-        neighbours: int,
-        query: Literal["consistent", "asymmetric"],
-        masked: bool,
+        self, relation: nn.Module | None, *, neighbours: int, query: Literal["consistent", "asymmetric"], masked: bool
     ) -> None:
         super().__init__()
         self.relation, self.neighbours, self.query, self.masked = relation, neighbours, query, masked
 
     def forward(self, tokens_RND: Tensor, patches_RPD: Tensor, memory: Queue) -> tuple[Tensor, Tensor]:
-        """Join all tokens before the final norm, or patch tokens after it, with neighbours.
+        """The group's feature [R, D], before the final norm, and the share of wanted neighbours that are noise.
 
-        Returns the group's feature [R, D], before the final norm, and the share of wanted neighbours that are noise.
+        tokens_RND are all tokens before the final norm, patches_RPD the patch tokens after it.
         """
         u_RD = (patches_RPD if self.query == "consistent" else tokens_RND).mean(dim=1)
         with phase("rest"):
@@ -48,7 +40,7 @@ class LocalGroup(nn.Module):
 
     @torch.no_grad()
     def _retrieve(self, u_RD: Tensor, memory: Queue) -> tuple[Tensor, Tensor]:
-        """Find the neighbours [R, k, D], fewer while a masked memory holds fewer rows; the search is in float32."""
+        """The neighbours [R, k, D], fewer while a masked memory has fewer rows; the search is in float32."""
         allowed_Q = memory.written if self.masked else torch.ones_like(memory.written)
         place_A = allowed_Q.nonzero()[:, 0]
         count = min(self.neighbours, len(place_A))

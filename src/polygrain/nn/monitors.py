@@ -1,7 +1,4 @@
-"""Numbers that tell how a representation fares. Cheap, without gradient, each a scalar tensor.
-
-Legend: B images, D width. Rows may have any length; they are scaled to unit length first.
-"""
+"""Monitors: scalar tensors without gradient, of rows scaled to unit length. Legend: B images, D width."""
 
 import math
 
@@ -18,10 +15,7 @@ def alignment(z_1_BD: Tensor, z_2_BD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uniformity(z_BD: Tensor) -> Tensor:
-    """Measure log mean exp(-2 squared distance) over pairs of different rows (Wang and Isola 2020, t = 2).
-
-    0 when collapsed; the lower, the more evenly the rows cover the sphere.
-    """
+    """Measure log mean exp(-2 squared distance) over pairs of rows (Wang and Isola 2020, t = 2): 0 when collapsed."""
     z_BD = normalize(z_BD, dim=1)
     potential_BB = 4.0 * (z_BD @ z_BD.T) - 4.0
     rows = len(z_BD)
@@ -31,17 +25,14 @@ def uniformity(z_BD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(z_BD: Tensor) -> Tensor:
-    """Measure mean deviation per dimension times sqrt(D): 0 when collapsed, about 1 on a filled sphere."""
+    """Measure the mean deviation per dimension times sqrt(D): 0 when collapsed, about 1 if uniform on the sphere."""
     z_BD = normalize(z_BD, dim=1)
     return z_BD.std(dim=0, correction=0).mean() * math.sqrt(z_BD.shape[1])
 
 
 @torch.no_grad()
 def effective_rank(z_BD: Tensor) -> Tensor:
-    """Measure the participation ratio (tr C)^2 / tr(C^2) of the rows' covariance C: 1 .. D, 0 for equal rows.
-
-    It counts the dimensions that carry variance and needs no eigendecomposition.
-    """
+    """Measure the participation ratio (tr C)^2 / tr(C^2) of the rows' covariance C: 1 .. D, 0 for equal rows."""
     z_BD = normalize(z_BD, dim=1)
     centred_BD = z_BD - z_BD.mean(dim=0)
     total = centred_BD.square().sum()

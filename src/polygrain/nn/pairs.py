@@ -1,4 +1,4 @@
-"""Losses of every crop with every view, and their average over pairs (Mugs, sections 3 and 4 of the specification).
+"""Losses of all pairs of a crop and a view, and their average (Mugs, sections 3 and 4).
 
 Legend: B images, S crops of the student, T views of the teacher, D width, Q rows of a queue, P prototypes.
 """
@@ -11,10 +11,7 @@ from torch.nn.functional import logsigmoid
 
 
 def info_nce(queries_SBD: Tensor, keys_TBD: Tensor, queue_QD: Tensor, temperature: float) -> Tensor:
-    """Compute InfoNCE of every crop with every view, [T, S]; all rows of unit length, negatives from the queue alone.
-
-    A crop's negative logits serve all views. Collapsed rows and queue give ln(Q + 1).
-    """
+    """InfoNCE of every crop with every view, [T, S]; unit rows, negatives from the queue; collapsed: ln(Q + 1)."""
     others_SB = (queries_SBD @ queue_QD.T / temperature).logsumexp(dim=2)
     own_TSB = torch.einsum("sbd,tbd->tsb", queries_SBD, keys_TBD) / temperature
     return -logsigmoid(own_TSB - others_SB).mean(dim=2)
@@ -29,8 +26,7 @@ def cross_entropies(logits_SBP: Tensor, targets_TBP: Tensor, temperature: float)
 def over_pairs(losses_TS: Tensor, pairs: Literal["half", "flat"]) -> Tensor:
     """Average the losses of two views and 2 + V crops over all pairs but (1, 1) and (2, 2), a scalar.
 
-    half: the two pairs of global crops weigh as much as all others together (section 4). flat: all weigh the same.
-    Without local crops there is nothing to weigh.
+    half: the two pairs of global crops have half of the weight (section 4), if V > 0. flat: equal weights.
     """
     crossed_2, local_N = torch.stack([losses_TS[0, 1], losses_TS[1, 0]]), losses_TS[:, 2:].flatten()
     if pairs == "flat" or len(local_N) == 0:

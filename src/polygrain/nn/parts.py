@@ -1,7 +1,6 @@
-"""Views cut into parts, parts averaged in sets (Fast-MoCo; MNCL, section 4 of the specification), tokens over windows.
+"""Views cut into parts, means of sets of parts (Fast-MoCo; MNCL section 4), token means over windows.
 
-Legend: B or b images, C channels, S side, P parts of a view, J sets, r parts in a set, E or D width; L side of a map of
-tokens, N cells of it.
+Legend: B or b images, C channels, S side, P parts, J sets of r, E or D width; L side of a token map, N cells of it.
 """
 
 from itertools import combinations
@@ -13,10 +12,7 @@ from polygrain.provenance.errors import UserError
 
 
 def tiles(view_bCSS: Tensor, splits: int) -> Tensor:
-    """Cut views into splits x splits equal tiles, [P b, C, S / splits, S / splits]: column by column, images inside.
-
-    Raises UserError when the side is no multiple of `splits`.
-    """
+    """Cut views into splits^2 tiles, column by column, then by image. Raises UserError if the side does not fit."""
     images, channels, side = view_bCSS.shape[:3]
     if side % splits:
         raise UserError(f"method.values.splits {splits} does not divide a view's side of {side} px; take one that does")

@@ -1,8 +1,4 @@
-"""Where a step's time goes, by phase. A record, never a claim.
-
-`phase` may stand anywhere in the code: it does nothing unless a `Stopwatch` is in a phase. A phase inside a phase is
-taken out of the outer one's time.
-"""
+"""Measures the time of a step by phase, which changes no result; an inner phase does not count in the outer one."""
 
 import time
 from collections import defaultdict
@@ -13,7 +9,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds per phase; on CUDA it waits for the device so that a phase owns its kernels."""
+    """Sums seconds per phase; on CUDA it waits for the device, so that kernels count in their phase."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -23,7 +19,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book the body's time under `name`; an outer phase pauses meanwhile."""
+        """Add the body's time to `name`; an outer phase pauses meanwhile."""
         global _running
         self._book()
         before, _running = _running, self
@@ -49,7 +45,7 @@ _running: Stopwatch | None = None
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Book the body's time under `name` with the stopwatch in one of whose phases this is called, if any."""
+    """Add the body's time to `name` of the stopwatch that is in a phase, if any."""
     if _running is None:
         yield
     else:

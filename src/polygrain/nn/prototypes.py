@@ -1,4 +1,4 @@
-"""Learnable prototypes that rows are assigned to (the last layer of DINO's and Mugs's group heads)."""
+"""Learnable prototypes to which rows are assigned (the last layer of DINO's and Mugs's group heads)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,7 @@ from torch.nn.functional import normalize
 
 
 class Prototypes(nn.Module):
-    """A linear layer with weight normalisation: P prototypes, unit `direction` [P, D] times `gain` [P, 1] each.
-
-    Directions start as torch's linear layers do, gains at 1; without `train_gain` they stay there.
-    """
+    """A linear layer: P prototypes, unit `direction` [P, D] times `gain` [P, 1], fixed at 1 unless `train_gain`."""
 
     def __init__(self, inputs: int, prototypes: int, *, train_gain: bool) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""First-in-first-out memories of rows, and the ways in which their write pointers go round.
-
-Legend: Q rows of the queue, N rows of a push, D width.
-"""
+"""First-in-first-out queues of rows. Legend: Q rows of the queue, N rows of a push, D width."""
 
 from typing import Literal
 
@@ -13,14 +10,13 @@ Wrap = Literal["ring", "cut", "double"]
 
 
 class Queue(nn.Module):
-    """Q rows of width D without gradient; `written` bool [Q] tells real rows from the noise that it starts with.
+    """Q rows of width D without gradient; `written` bool [Q] is False for rows that still hold the initial noise.
 
-    size, width: Q and D. unit: the noise starts at unit length (pushed rows are stored as they come).
-    wrap: what becomes of a push at the end of the queue:
+    size, width: Q and D. unit: the noise has unit length (pushed rows are stored as they are). wrap, at the end:
 
-        ring    the oldest rows are overwritten, across the end
+        ring    a push continues at the start, over the oldest rows
         cut     only the rows that fit are written, and the pointer returns to 0 (MNCL section 4)
-        double  the pointer moves twice as far as was written, unless the push crosses the end (Mugs section 3.4)
+        double  as `ring`, but the pointer moves twice as far, unless the push crosses the end (Mugs section 3.4)
     """
 
     rows: Tensor
@@ -37,7 +33,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows_ND: Tensor) -> None:
-        """Write rows (the caller gathers those of all processes). Raises ValueError for N > Q, unless wrap is `cut`."""
+        """Write rows (gathered from all processes by the caller). Raises ValueError for N > Q, unless wrap is `cut`."""
         size, count = len(self.rows), len(rows_ND)
         if count > size and self.wrap != "cut":
             raise ValueError(f"{count} rows do not fit a queue of {size}")

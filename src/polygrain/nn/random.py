@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of named counters: no generator, no state, nothing to restore.
+"""Random numbers as pure functions of named counters: no generator and no state to save.
 
 A draw is `hash64(seed, purpose, epoch, sample index, view, ...)`: each counter is mixed into a 64-bit word with the
-finaliser of SplitMix64 (Steele, Lea and Flood 2014). The same counters give the same bits everywhere.
+finaliser of SplitMix64 (Steele, Lea and Flood 2014). Equal counters give equal bits everywhere.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def uniform(*counters: Counter) -> Tensor:
 
 
 def normal(*counters: Counter) -> Tensor:
-    """Float64 draws from the standard normal law, by Box and Muller's transform of two uniforms."""
+    """Float64 draws from the standard normal distribution, by the Box-Muller transform of two uniforms."""
     radius = square_root(-2.0 * torch.log1p(-uniform(*counters, "radius")))
     return radius * torch.cos(2.0 * torch.pi * uniform(*counters, "angle"))
 

@@ -1,7 +1,4 @@
-"""The checkpoint: every tensor of the method in one safetensors file, with one metadata key.
-
-One key, because safetensors writes several in random order and the file's bytes are a claim.
-"""
+"""The checkpoint: a safetensors file of the method, with one metadata key (several are written in random order)."""
 
 import json
 from pathlib import Path
@@ -15,10 +12,7 @@ METADATA = "polygrain"
 
 
 def save_checkpoint(path: Path, method: nn.Module, *, encoder: str, backbone: str) -> None:
-    """Write the method's whole state.
-
-    `encoder` is the state-dict prefix of the network to evaluate, e.g. `backbone.`.
-    """
+    """Write the method's whole state; `encoder`: state-dict prefix of the network to evaluate, e.g. `backbone.`."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in method.state_dict().items()}
     about = json.dumps({"backbone": backbone, "encoder": encoder, "format": 1}, sort_keys=True)
     write_bytes(path, save(tensors, metadata={METADATA: about}))

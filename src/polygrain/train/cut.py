@@ -1,4 +1,4 @@
-"""What is cut out of encoded images: a pure function of the image and of what was drawn for it."""
+"""Views of encoded images: pure functions of the image and of what was drawn for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +15,9 @@ from polygrain.views.load import load_randaugment
 
 @dataclass(frozen=True)
 class Cut:
-    """One view of every image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view.
+    """One view of each image of a job: `box` int64 [B, 4] and `flip` bool [B]; without boxes the evaluation view.
 
-    `randaugment`: what is done to the whole image before, the three arrays [B, K] of a RandAugmentDraw; `fill` is what
-    then lies outside of the image, one 8-bit value per channel.
+    `randaugment`: the arrays [B, K] of a RandAugmentDraw, done before; `fill`: per channel, for outside pixels.
     """
 
     size: int
@@ -37,7 +36,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutJob:
-    """What to cut out of the images at `positions` of the data set, int64 [B]."""
+    """The views to cut out of the images at `positions` of the data set, int64 [B]."""
 
     positions: np.ndarray
     cuts: tuple[Cut, ...]
@@ -62,13 +61,12 @@ def cut_job(data: EncodedData, job: CutJob, views: Sequence[Tensor]) -> None:
                 view[row] = central_view(image, one.size, one.resize)
             else:
                 flip = bool(one.flip[row])
-                view[row] = cut(
-                    _changed(image, one, row, flip), one.box[row].tolist(), flip, one.size, one.interpolation
-                )
+                whole, box = _changed(image, one, row, flip), one.box[row].tolist()
+                view[row] = cut(whole, box, flip, one.size, one.interpolation)
 
 
 def _changed(image_CHW: Tensor, one: Cut, row: int, flip: bool) -> Tensor:
-    """The whole image behind the operations of RandAugment, the image itself where there are none."""
+    """The whole image after RandAugment's operations, if there are any."""
     if not one.randaugment or (one.randaugment[0][row] < 0).all():
         return image_CHW
     drawn = RandAugmentDraw(*(torch.from_numpy(values[row : row + 1]) for values in one.randaugment))

@@ -1,4 +1,4 @@
-"""The pre-training images, in the order and with the draws that the counters say."""
+"""The pre-training images, in an order and with draws that depend on counters only."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -29,9 +29,8 @@ Views = Callable[[Clock], tuple[str, ...]]
 class PretrainingData:
     """The subset of the data set that a run trains on; a batch is a pure function of the clock.
 
-    Arrays of pixels are held in memory; encoded images are decoded and cut when their turn comes, `pretrain.workers`
-    processes working ahead. `pretrain.split` is `train`, `unlabelled`, or `train+unlabelled` (in this order); the
-    subset is its first `pretrain.images` images.
+    Pixels of equal size are held in memory; encoded images are decoded ahead of time by `pretrain.workers` processes.
+    The subset is the first `pretrain.images` of `pretrain.split`: `train`, `unlabelled` or `train+unlabelled`.
     """
 
     def __init__(self, root: Path, config: "Pretrain") -> None:
@@ -54,7 +53,7 @@ class PretrainingData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass; the rest of the subset waits for the next shuffle."""
+        """Whole batches in one pass; the rest of the subset is left out of this epoch."""
         return len(self.positions) // self.batch_size
 
     @property
@@ -65,8 +64,8 @@ class PretrainingData:
     def batch(self, clock: Clock, views: tuple[str, ...], ahead: Views | None = None) -> Batch:
         """The batch of one step, with one augmented view per name in `views`.
 
-        Workers go on with the steps that follow. `ahead` says which views those will have (default: the same); a wrong
-        guess costs time only. Raises UserError on an unknown view recipe and on a damaged image.
+        Workers already prepare the next steps. `ahead` predicts their views (default: the same); a wrong prediction
+        only costs time. Raises UserError on an unknown recipe and on a damaged image.
         """
         ahead = ahead or (lambda _: views)
         if self._next != (clock, views):
@@ -74,7 +73,7 @@ class PretrainingData:
             later = (replace(clock, step=step) for step in range(clock.step + 1, clock.steps))
             wanted = chain([(clock, views)], ((step, ahead(step)) for step in later))
             self._stream = self.images.batches(self._requests(wanted))
-        self._next = None  # until this batch is there: after a fault, and after the last step, the stream is over
+        self._next = None  # after an error, and after the last step, the stream has ended
         batch = next(self._stream)
         if clock.step + 1 < clock.steps:
             following = replace(clock, step=clock.step + 1)
@@ -89,10 +88,10 @@ class PretrainingData:
         yield from self.images.batches(self._requests(wanted))
 
     def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Unaugmented images, indices and labels (for monitoring, or for a control that says so) in the stored order.
+        """Unaugmented images, indices and labels (for monitoring and controls only) in the stored order.
 
-        `split` is `pretrain` (the subset) or `validation` (held out of training). The view of an encoded image is its
-        central square, 224 of 256 parts of the shorter side; other images are shown whole.
+        `split` is `pretrain` (the subset) or `validation`. Encoded images show the central 224 / 256 of the shorter
+        side.
         """
         self._stop()
         subset = split == "pretrain"
@@ -105,7 +104,7 @@ class PretrainingData:
             start += len(part)
 
     def _stop(self) -> None:
-        """End what was begun for the next steps, so that its workers are free."""
+        """End the preparation of next steps, which frees its workers."""
         self._stream, self._next = iter(()), None
 
     def _recipes(self, views: tuple[str, ...]) -> tuple[ViewRecipe, ...]:
@@ -123,7 +122,7 @@ class PretrainingData:
             yield Request(rows, clock.epoch, self._recipes(views))
 
     def _order(self, epoch: int) -> Tensor:
-        """The rows of the subset in the order of an epoch; two epochs are kept, as workers run ahead into the next."""
+        """The subset's rows in an epoch's order; two epochs are kept, as workers prepare the next one."""
         if epoch not in self._orders:
             self._orders = dict(list(self._orders.items())[-1:])
             self._orders[epoch] = permutation(len(self.positions), self.seed, "order", epoch)
@@ -141,7 +140,7 @@ def _images(data: DataSet, setting: Setting, workers: int, batch_size: int) -> I
 
 
 def chosen(data: DataSet, split: str, images: int | None) -> np.ndarray:
-    """Positions of the first `images` images (None: all) of `split`, or of several joined by +, int64.
+    """Positions, int64, of the first `images` images (None: all) of `split`, or of several joined by +.
 
     Raises UserError when there are fewer, or no such split.
     """

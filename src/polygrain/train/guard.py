@@ -1,4 +1,4 @@
-"""Two guards of a running job: one process per run directory, and no job that outlives the workflow that started it."""
+"""One process per run directory, and no job that outlives the workflow that started it."""
 
 import fcntl
 import os
@@ -13,10 +13,7 @@ from polygrain.provenance.errors import UserError
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the operating system's lock on `directory`; the kernel drops it when the process dies, however it dies.
-
-    Raises UserError at once when another process holds it.
-    """
+    """Lock `directory` until the process ends for any reason. Raises UserError when another process holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "lock"
     with path.open("a+", encoding="utf-8") as stream:
@@ -37,8 +34,7 @@ def locked(directory: Path) -> Iterator[None]:
 def exit_with_parent(seconds: float = 0.5) -> None:
     """End this process when the one that started it ends, so that a killed workflow leaves no training behind.
 
-    A thread looks at the parent every `seconds`: the kernel's parent-death signal is bound to the starting *thread*,
-    which a workflow engine may end while the job goes on.
+    A thread checks every `seconds`: the kernel's own signal belongs to the starting *thread*, which may end before.
     """
     parent = os.getppid()
 

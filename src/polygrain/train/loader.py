@@ -1,9 +1,8 @@
-"""Views cut out of encoded images, ahead of their use, by worker processes.
+"""Views cut out of encoded images, ahead of time, by worker processes.
 
-Boxes are drawn beforehand, so the pixels do not depend on how many workers there are, nor on when they work. A job is
-split into chunks; workers write a chunk's pixels into a slot of memory that they share with this process. The memory is
-anonymous and the workers are forks: nothing is copied through pipes, no name is left behind in /dev/shm, and a worker
-whose parent is gone finds its pipe closed and ends.
+All random numbers are drawn before, so pixels do not depend on number or timing of the workers. A job is split into
+chunks; a worker writes a chunk's pixels into a slot of shared memory. The memory is anonymous and workers are forks: no
+pixels go through pipes, no name remains in /dev/shm, and a worker ends when its parent's end closes its pipe.
 """
 
 import gc
@@ -28,7 +27,7 @@ from polygrain.data.encoded import CHANNELS, EncodedData
 from polygrain.provenance.errors import UserError
 from polygrain.train.cut import CutJob, cut_job
 
-CHUNK = 32  # images that a worker cuts at once, fewer where their views would not fit into a slot
+CHUNK = 32  # images that a worker cuts at once; fewer if their views do not fit into a slot
 SLOT_BYTES = 16 * 2**20
 _STOP_SECONDS = 5.0
 
@@ -36,8 +35,7 @@ _STOP_SECONDS = 5.0
 class Loader:
     """Cuts the views of jobs, in their order, with `workers` processes or in this one (0).
 
-    batch: images of a usual job, which decides how much memory is set aside. pin: give page-locked tensors, from which
-    a CUDA device copies without waiting.
+    batch: images of a usual job, which decides the memory. pin: page-locked tensors, for copies that do not block.
     """
 
     def __init__(self, data: EncodedData, workers: int, batch: int, *, pin: bool = False) -> None:
@@ -45,10 +43,9 @@ class Loader:
         self.pool = Pool(data, workers, slots=2 * workers + -(-batch // CHUNK)) if workers else None
 
     def stream(self, jobs: Iterable[CutJob]) -> Iterator[list[Tensor]]:
-        """Yield the views of each job, uint8 [B, 3, size, size] per cut.
+        """Yield the views of each job, uint8 [B, 3, size, size] per cut; several streams may be open at once.
 
-        Jobs are asked for ahead, as far as there are free slots. Several streams may be open at once. Raises UserError
-        on a damaged image when its job's turn comes, and when a worker dies.
+        Jobs are taken ahead into free slots. Raises UserError on a damaged image in its turn, and when a worker dies.
         """
         chunks = _chunks(jobs)
         waiting: deque[tuple[_Chunk, _Ticket]] = deque()
@@ -66,8 +63,9 @@ class Loader:
                     yield views
         finally:
             for _, ticket in waiting:
+                assert self.pool is not None
                 with suppress(UserError):
-                    self._release(ticket)
+                    self.pool.wait(ticket, None)
 
     def _submit(self, chunks: "Iterator[_Chunk]", waiting: "deque[tuple[_Chunk, _Ticket]]") -> None:
         while self.pool is not None and self.pool.free:
@@ -77,23 +75,13 @@ class Loader:
             waiting.append((chunk, self.pool.submit(chunk.work)))
 
     def _collect(self, chunk: "_Chunk", ticket: "_Ticket | None", views: Sequence[Tensor]) -> None:
-        """Bring a chunk's pixels into place; one without a ticket is cut here: other streams hold every slot."""
+        """Copy a chunk's pixels into place; without a ticket (other streams use all slots) cut it here."""
         if ticket is None:
             cut_job(self.data, chunk.work, views)
             return
         assert self.pool is not None
-        try:
-            for view, done in zip(views, self.pool.wait(ticket, chunk.work), strict=True):
-                view.copy_(done)
-        finally:
-            self.pool.free.append(ticket.slot)
-
-    def _release(self, ticket: "_Ticket") -> None:
-        assert self.pool is not None
-        try:
-            self.pool.wait(ticket, None)
-        finally:
-            self.pool.free.append(ticket.slot)
+        for view, done in zip(views, self.pool.wait(ticket, chunk.work), strict=True):
+            view.copy_(done)
 
     def _empty(self, job: CutJob) -> list[Tensor]:
         shapes = [(len(job.positions), CHANNELS, one.size, one.size) for one in job.cuts]
@@ -126,10 +114,7 @@ def _chunks(jobs: Iterable[CutJob]) -> Iterator[_Chunk]:
 
 
 class Pool:
-    """Worker processes with a pipe each, and slots of shared memory that they fill.
-
-    Chunks go to the workers in turn, so each pipe brings its answers in the order in which they were asked for.
-    """
+    """Worker processes with a pipe each, to which chunks go in turn, and slots of shared memory that they fill."""
 
     def __init__(self, data: EncodedData, workers: int, slots: int) -> None:
         memory = mmap.mmap(-1, slots * SLOT_BYTES)
@@ -152,7 +137,7 @@ class Pool:
         self.close = weakref.finalize(self, _stop, os.getpid(), self.connections, self.processes)
 
     def submit(self, work: CutJob) -> _Ticket:
-        """Have a chunk cut into a free slot. Raises UserError when the worker whose turn it is has died."""
+        """Have a chunk cut into a free slot. Raises UserError when the next worker has died."""
         worker = self._sent % len(self.processes)
         ticket = _Ticket(self._sent, worker, self.free.pop())
         self._sent += 1
@@ -163,7 +148,8 @@ class Pool:
         return ticket
 
     def wait(self, ticket: _Ticket, work: CutJob | None) -> list[Tensor]:
-        """The pixels of a chunk, in its slot. Raises UserError on a damaged image and when the worker has died."""
+        """The pixels of a chunk, valid until the next `submit`. Raises UserError on a damaged image, a dead worker."""
+        self.free.append(ticket.slot)
         while ticket.number not in self._answers:
             try:
                 number, fault = self.connections[ticket.worker].recv()
@@ -185,7 +171,6 @@ class Pool:
 
 
 def _carve(slot: Tensor, work: CutJob) -> list[Tensor]:
-    """The views of a chunk, one after the other in the memory of a slot."""
     views, start = [], 0
     for one in work.cuts:
         shape = (len(work.positions), CHANNELS, one.size, one.size)
@@ -196,7 +181,7 @@ def _carve(slot: Tensor, work: CutJob) -> list[Tensor]:
 
 
 def _stop(owner: int, connections: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
-    """Close the pipes, on which the workers end; a fork that inherits this object leaves them alone."""
+    """Close the pipes, which ends the workers; does nothing in a fork that inherited this object."""
     if os.getpid() != owner:
         return
     for connection in connections:
@@ -209,8 +194,8 @@ def _stop(owner: int, connections: Sequence[Connection], processes: Sequence[Bas
 
 
 def _work(data: EncodedData, memory: Tensor, connection: Connection) -> None:
-    """What a worker does until its pipe closes. It leaves interrupts to its parent, which closes the pipe then."""
-    gc.freeze()  # what the parent left is never collected here: its files would be closed twice
+    """What a worker does until its pipe closes. Its parent handles interrupts and then closes the pipe."""
+    gc.freeze()  # never collect the parent's objects here: their files would be closed twice
     _close_inherited(connection.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -222,7 +207,7 @@ def _work(data: EncodedData, memory: Tensor, connection: Connection) -> None:
 
 
 def _cut_or_fault(data: EncodedData, work: CutJob, slot: Tensor) -> str | None:
-    """Cut a chunk into its slot; returns what went wrong, in one line, or None."""
+    """Cut a chunk into its slot; return the error in one line, or None."""
     try:
         cut_job(data, work, _carve(slot, work))
     except UserError as error:
@@ -234,9 +219,6 @@ def _cut_or_fault(data: EncodedData, work: CutJob, slot: Tensor) -> str | None:
 
 
 def _close_inherited(kept: int) -> None:
-    """Close every file of the parent but the standard ones and `kept`.
-
-    Else a worker would hold the run's lock, and its siblings' pipes, for a moment longer than a killed parent.
-    """
+    """Close every inherited file but the standard ones and `kept`: a run's lock must end with a killed parent."""
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))

@@ -1,4 +1,4 @@
-"""Pre-training: one plain loop, in the order in which things happen. It knows no method by name."""
+"""Pre-training: one loop, in the order in which things happen, the same for all methods."""
 
 import json
 import math
@@ -50,15 +50,15 @@ def pretrain(
 ) -> None:
     """Train the run that `config` describes and write `checkpoint.safetensors` and `metrics.jsonl` into `run`.
 
-    A half-done run in `run/scratch` made from the same inputs is continued bit for bit. `timing` receives the record
-    of where the time went. Raises UserError on a non-finite loss, on bad data and when another process works on `run`.
+    A half-done run in `run/scratch` of the same inputs is continued bit for bit. The seconds per phase are written to
+    `timing`. Raises UserError on a non-finite loss, on bad data and when another process works on `run`.
     """
     with locked(run / "scratch"):
         Training(config, data, run / "scratch" / "state.pt", identity, resume).finish(run, timing)
 
 
 class Training:
-    """Everything that a run holds while it is going on."""
+    """The state of a run and its steps."""
 
     def __init__(self, config: "Pretrain", data: Path, state: Path, identity: Identity, resume: bool) -> None:
         self.config = config
@@ -68,7 +68,7 @@ class Training:
         self.data = PretrainingData(data, config)
         torch.manual_seed(config["seed"])
         backbone = load_backbone(**config["backbone"], channels=self.data.channels)
-        # typed loosely: which hooks a method has is its own choice
+        # Any, as hooks are optional
         self.method: Any = load_method(config["method"]["name"], backbone, config["method"]["values"])
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
         self.optimizer = self._optimizer()
@@ -78,7 +78,7 @@ class Training:
         self._restore(resume)
 
     def finish(self, run: Path, timing: Path) -> None:
-        """Take every step that is left and publish the results."""
+        """Take every remaining step and publish the results."""
         start = self.step
         with self._progress() as bar:
             if self.config["steps"] == 0:
@@ -95,7 +95,7 @@ class Training:
 
     @property
     def clock(self) -> Clock:
-        """Where the run stands."""
+        """The current position of the run."""
         return Clock(self.config["seed"], self.step, self.config["steps"], self.data.steps_per_epoch)
 
     def take_step(self) -> None:
@@ -128,7 +128,7 @@ class Training:
         self.step += 1
 
     def state(self) -> State:
-        """What a later process needs to go on from here."""
+        """What a later process needs to continue from here."""
         optimizer = self.optimizer.state_dict() if self.optimizer else None
         return State(self.identity, self.step, self.method.state_dict(), optimizer, self.metrics)
 
@@ -149,10 +149,7 @@ class Training:
         return build_optimizer(chosen["name"], self.method.parameter_groups(), **chosen["values"])
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, clock: Clock) -> float:
-        """Write this step's learning rate and weight decay into the optimiser and return the rate.
-
-        Warm-up is given as a share of the run.
-        """
+        """Set this step's learning rate and weight decay and return the rate; warm-up is a share of the run."""
         schedule, final = self.config["optimizer"]["schedule"], self.config["optimizer"]["final_weight_decay"]
         if final is not None:
             start = self.config["optimizer"]["values"]["weight_decay"]
@@ -170,7 +167,7 @@ class Training:
         return rate
 
     def _clip(self) -> Tensor:
-        """Shorten the gradients as configured; returns their joint norm before that."""
+        """Clip the gradients as configured; return their joint norm before."""
         rule, maximum = self.config["optimizer"]["clip"]["rule"], self.config["optimizer"]["clip"]["maximum"]
         clip = clip_each if rule == "each" else clip_global
         return clip(self.method.parameters(), math.inf if maximum is None else maximum)
@@ -211,7 +208,7 @@ class Training:
         self.state_path.unlink(missing_ok=True)
 
     def _progress(self) -> "tqdm[Any]":
-        """Images per second, elapsed and remaining; a line every half minute when nobody watches."""
+        """Images per second, elapsed and remaining time; one line per half minute if not in a terminal."""
         batch = self.data.batch_size
         return tqdm(
             desc=self.config["method"]["name"],

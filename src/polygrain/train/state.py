@@ -1,8 +1,6 @@
-"""The half-done run: what a killed job needs to go on bit for bit, kept in the run's scratch folder.
+"""The half-done run: what a killed job needs to continue bit for bit, kept in the run's scratch folder.
 
-It holds the method, the optimiser, the step and the metrics so far; there is no generator to save, because every draw
-is a function of counters. It also names what it was made from, so that it is never continued under another
-configuration.
+It has no generator state, as every draw is a function of counters, and names the hashes of its inputs.
 """
 
 import io
@@ -43,17 +41,16 @@ class State:
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write the state atomically: a kill leaves the previous one."""
+    """Write the state atomically: if the process is killed, the previous one stays."""
     buffer = io.BytesIO()
     torch.save({**vars(state), "identity": asdict(state.identity)}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path, identity: Identity, *, refuse: bool) -> State | None:
-    """The state at `path` if it was made from the same inputs.
+    """The state at `path` if it was made from the same inputs, None when there is none.
 
-    Otherwise it is discarded with one line that names what differs, or, with `refuse`, raises UserError. A truncated
-    file is treated the same way. Returns None when there is nothing to go on from.
+    If inputs differ or the file is damaged, print one line that says so and delete it; with `refuse`, raise UserError.
     """
     if not path.is_file():
         if refuse:
@@ -63,7 +60,7 @@ def load_state(path: Path, identity: Identity, *, refuse: bool) -> State | None:
         raw = torch.load(path, map_location="cpu", weights_only=True)
         state = State(**{**raw, "identity": Identity(**raw["identity"])})
         different = state.identity.differences(identity)
-    except Exception:  # whatever torch raises on a damaged file, the remedy is the same
+    except Exception:  # torch raises many kinds on a damaged file
         state, different = None, ["the file itself, which is damaged"]
     if not different:
         return state

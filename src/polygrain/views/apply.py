@@ -1,4 +1,4 @@
-"""From drawn parameters to pixels: pure tensor code on whole batches, any device, no random numbers."""
+"""From drawn parameters to pixels: tensor code on whole batches, on any device, without random numbers."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from polygrain.views.recipe import Recipe
 
 
 def fill_of(mean: Sequence[float]) -> list[int]:
-    """What lies outside of an image: the mean of each channel (0..1), as an 8-bit value."""
+    """The mean of each channel (0..1) as an 8-bit value, which fills what lies outside of an image."""
     return [min(255, round(255 * value)) for value in mean]
 
 
@@ -23,9 +23,8 @@ def apply(
 ) -> Tensor:
     """Make the views that `parameters` describe: uint8 images [B, C, H, W] to float32 [B, C, size, size].
 
-    Order: RandAugment, in 8 bits; crop, resize and flip; jitter; greyscale; blur; solarise; normalise with `mean` and
-    `std` per channel (0..1 scale); erasing. Pixels stay float behind the crop, where torchvision on uint8 rounds after
-    each operation.
+    Order: RandAugment, in 8 bits; crop, resize, flip; jitter; greyscale; blur; solarise; normalise with `mean` and
+    `std` per channel (0..1 scale); erasing. After the crop pixels stay float; torchvision rounds after each operation.
     """
     change = load_randaugment(parameters.randaugment)
     images_BCHW = change(images_BCHW, parameters.randaugment, parameters.flip, fill_of(mean))
@@ -33,7 +32,7 @@ def apply(
 
 
 def geometric(images_BCHW: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
-    """The middle of `apply`: crop, resize and flip, to float32 views in 0..1."""
+    """The crop, resize and flip of `apply`, to float32 views in 0..1."""
     flip_B = parameters.flip if recipe.flip > 0 else None
     views = crop_resize_flip(unit(images_BCHW), parameters.box, flip_B, recipe.size, recipe.interpolation)
     return views.clamp_(0.0, 1.0) if recipe.interpolation == "bicubic" else views
@@ -42,7 +41,7 @@ def geometric(images_BCHW: Tensor, parameters: Parameters, recipe: Recipe) -> Te
 def photometric(
     views: Tensor, parameters: Parameters, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """The rest of `apply`: everything after the flip, on float32 views in 0..1, which may be overwritten."""
+    """What `apply` does after the flip, on float32 views in 0..1, which may be overwritten."""
     if recipe.jitter and parameters.jitter:
         views = colour_jitter(views, parameters.jitter, recipe.jitter)
     if parameters.grey is not None and views.shape[1] > 1:
@@ -59,10 +58,7 @@ def photometric(
 
 
 def plain_view(images_BCHW: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Make the evaluation view: the whole uint8 image, resized (antialiased bilinear) and normalised.
-
-    An image that has the size already is not resampled.
-    """
+    """Make the evaluation view: the uint8 image, resized (antialiased bilinear) unless it has `size`, normalised."""
     views = unit(images_BCHW)
     if images_BCHW.shape[-2:] != (size, size):
         height, width = images_BCHW.shape[-2:]
@@ -77,7 +73,7 @@ def unit(images_BCHW: Tensor) -> Tensor:
 
 
 def erase(views_BCSS: Tensor, drawn: ErasingDraw) -> Tensor:
-    """Fill each view's box with standard normal noise, in place: a function of its key, the place and the channel."""
+    """Fill each view's box with standard normal noise, in place; the noise depends on key, pixel and channel."""
     channels, size = views_BCSS.shape[1], views_BCSS.shape[-1]
     pixel_S = torch.arange(size, device=views_BCSS.device)
     top, left, height, width = drawn.box[:, :, None].unbind(dim=1)

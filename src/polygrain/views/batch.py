@@ -1,7 +1,4 @@
-"""What a method receives at each step: views, where they were cut, and which samples they show.
-
-Legend: B samples, C channels, S side of a view.
-"""
+"""The input of a method's step: views, their boxes, their samples. Legend: B samples, C channels, S side of a view."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +17,9 @@ __all__ = ["Batch", "DataPasses", "Geometry", "draw_views", "finish_batch", "mak
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a view lies in its source: `box` int64 [B, 4] = top, left, height, width in source pixels; `flip` bool [B].
+    """The place of a view in its source: `box` int64 [B, 4] = top, left, height, width in source px; `flip` bool [B].
 
-    The box is cut and resized to the view first, then mirrored left to right where `flip` is set. `source` is (H, W),
-    or int64 [B, 2] where images differ in size.
+    The box is cut, resized, then mirrored where `flip` is True. `source`: (H, W), or int64 [B, 2] if sizes differ.
     """
 
     box: Tensor
@@ -31,10 +27,7 @@ class Geometry:
     source: Source
 
     def to_source(self, points_BN2: Tensor, size: int) -> Tensor:
-        """Source coordinates (row, column) of points [B, N, 2] given in pixels of a view of side `size`.
-
-        Both are continuous, with pixel i covering [i, i + 1), so a pixel's centre is at i + 0.5.
-        """
+        """Source coordinates (row, column) of points [B, N, 2] in pixels of a view; pixel i covers [i, i + 1)."""
         row, column = points_BN2.unbind(dim=-1)
         top, left, height, width = self.box[:, :, None].unbind(dim=1)
         column = torch.where(self.flip[:, None], size - column, column)
@@ -45,9 +38,8 @@ class Geometry:
 class Batch:
     """One step's input: `views` float32 [B, C, S, S] each (sizes may differ), their `geometry`, `indices` int64 [B].
 
-    `labels_for_monitoring` int64 [B] never enters a self-supervised loss; a monitor may say with it how pure a
-    grouping is. `weak`: per view bool [B], True where the coin of a mixed recipe chose its weak side, None for a view
-    without a coin.
+    `labels_for_monitoring` int64 [B] never enters a self-supervised loss. `weak`: per view bool [B], True where a mixed
+    recipe used its weak side; None for a view of another recipe.
     """
 
     views: list[Tensor]
@@ -58,14 +50,14 @@ class Batch:
 
 
 class DataPasses(Protocol):
-    """What a method may ask of the data at the start of an epoch."""
+    """Passes over the data that a method may ask for at the start of an epoch."""
 
     def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield unaugmented images, their indices and labels, in the stored order."""
         ...
 
     def augmented_pass(self, clock: Clock, views: tuple[str, ...]) -> Iterator[Batch]:
-        """Yield the batches of the epoch of `clock`, in its order, with one view per recipe named."""
+        """Yield the batches of the epoch of `clock`, in its order, with one view per named recipe."""
         ...
 
 
@@ -80,10 +72,7 @@ def make_batch(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Batch:
-    """Draw and make one view per recipe of the images uint8 [B, C, H, W]; a view's number is its recipe's position.
-
-    Draws are made on the CPU, so that every device gets the same ones.
-    """
+    """Draw (on the CPU, so equally for all devices) and make one view per recipe of images uint8 [B, C, H, W]."""
     source = (images_uint8.shape[-2], images_uint8.shape[-1])
     drawn = draw_views(recipes, indices.cpu(), seed=seed, epoch=epoch, source=source)
     drawn = [one.to(images_uint8.device) for one in drawn]
@@ -118,10 +107,7 @@ def finish_batch(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Batch:
-    """Make a batch of views that are cut, resized and flipped already, uint8 [B, C, size, size] per recipe.
-
-    What was drawn and the sizes `source`, int64 [B, 2], go to the device of the views.
-    """
+    """Make a batch, on their device, of views already cut, resized and flipped, uint8 [B, C, size, size] each."""
 
     def finish(cut: Tensor, parameters: Parameters, recipe: Recipe) -> Tensor:
         return photometric(unit(cut), parameters, recipe, mean, std)
@@ -134,7 +120,7 @@ def finish_batch(
 def _by_side(
     make: Callable[[Tensor, Parameters, Recipe], Tensor], images_BCHW: Tensor, drawn: Drawn, recipe: ViewRecipe
 ) -> Tensor:
-    """Views float32 [B, C, S, S] by `make`; each side of a mixed recipe is made of its own images only."""
+    """Views float32 [B, C, S, S] by `make`; of a mixed recipe, each side makes its own images only."""
     if isinstance(drawn, Parameters):
         assert isinstance(recipe, Recipe)
         return make(images_BCHW, drawn, recipe)

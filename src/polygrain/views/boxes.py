@@ -1,7 +1,6 @@
-"""Where a view is cut: the laws of crops, each a pure function of a sample's key and its image's size.
+"""Where a view is cut: boxes, int64 top, left, height, width, as pure functions of a sample's key and image size.
 
-The law of the crop is that of torchvision's RandomResizedCrop. Boxes are int64: top, left, height, width.
-Legend: B images, N images that are still open, T tries.
+Crops follow torchvision's RandomResizedCrop. Legend: B images, N images still without a box, T tries.
 """
 
 import math
@@ -16,12 +15,12 @@ from polygrain.provenance.errors import UserError
 from polygrain.views.recipe import Erasing, Range, Recipe
 
 _TRIES = 10
-# an overlapping crop is looked for among this many tries, drawn in growing rounds for the samples that are still open
+# tries for an overlapping crop, made in rounds of growing size for the samples still without a box
 _ROUNDS = (0, 10, 100, 1000)
 
 
 def crop_box(recipe: Recipe, key_B: Tensor, size_B2: Tensor) -> Tensor:
-    """Boxes [B, 4] by torchvision's law: ten tries at once, the first that fits is taken, else the central crop."""
+    """Boxes [B, 4] as torchvision draws them: of ten tries the first that fits, else the central crop."""
     box_BT4, fits_BT = _tries(recipe, key_B, size_B2, 0, _TRIES)
     return torch.where(fits_BT.any(dim=1)[:, None], _first(box_BT4, fits_BT), _central(recipe, size_B2))
 
@@ -29,8 +28,8 @@ def crop_box(recipe: Recipe, key_B: Tensor, size_B2: Tensor) -> Tensor:
 def overlapping_box(recipe: Recipe, key_B: Tensor, size_B2: Tensor, first_B4: Tensor | None) -> Tensor:
     """Boxes [B, 4]: the first of the same tries that fits and whose IoU with `first_B4` is above the minimum.
 
-    MGC's law for its second view (specification section 4.2). Where all 1000 tries fail, as in very long images, the
-    whole image is taken. Deviation: MGC then goes on until a try does not fit. Raises UserError without a first view.
+    MGC's rule for its second view (specification section 4.2). Where all 1000 tries fail, as in very long images, it is
+    the whole image. Deviation: MGC then continues until a try does not fit. Raises UserError without a first view.
     """
     if first_B4 is None or recipe.overlap is None:
         raise UserError("augmentation: the first view has a recipe with 'overlap', which refers to the first view")
@@ -48,7 +47,7 @@ def overlapping_box(recipe: Recipe, key_B: Tensor, size_B2: Tensor, first_B4: Te
 
 
 def _overlap_above(minimum: float, box: Tensor, other: Tensor) -> Tensor:
-    """Whether the IoU of two boxes [..., 4] is above `minimum`, from whole pixels."""
+    """Whether the IoU of two boxes [..., 4] is above `minimum`, computed from whole pixels."""
     near, far = torch.maximum(box[..., :2], other[..., :2]), torch.minimum(_end(box), _end(other))
     shared = (far - near).clamp(min=0).prod(dim=-1)
     union = box[..., 2:].prod(dim=-1) + other[..., 2:].prod(dim=-1) - shared
@@ -60,15 +59,15 @@ def _end(box: Tensor) -> Tensor:
 
 
 def _first(box_BT4: Tensor, good_BT: Tensor) -> Tensor:
-    """The box [B, 4] of each sample's first good try, of its last try where none is good."""
-    # argmax of a mask is not promised to be its first true place; the smallest number of a good try is
+    """Each sample's first good box [B, 4], its last box where none is good."""
+    # torch does not promise that argmax of a mask is its first True; the smallest number of a good try is
     tries = torch.arange(good_BT.shape[1], device=good_BT.device)
     first_B = torch.where(good_BT, tries, good_BT.shape[1] - 1).amin(dim=1)
     return box_BT4.gather(1, first_B[:, None, None].expand(-1, 1, 4))[:, 0]
 
 
 def _tries(recipe: Recipe, key_B: Tensor, size_B2: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Boxes [B, T, 4] of the tries with numbers from `start` to `stop`, and whether each fits into its image."""
+    """Boxes [B, T, 4] of tries number `start` to `stop` - 1, and whether each fits into its image."""
     height_B1, width_B1 = size_B2[:, :1], size_B2[:, 1:]
     tries = torch.arange(start, stop, device=key_B.device)
     key_BT1 = hash64(key_B[:, None], "crop", tries)[..., None]
@@ -84,7 +83,7 @@ def _tries(recipe: Recipe, key_B: Tensor, size_B2: Tensor, start: int, stop: int
 
 
 def _central(recipe: Recipe, size_B2: Tensor) -> Tensor:
-    """The largest central boxes [B, 4] within the ratio bounds, for sources that no try fits."""
+    """The largest central boxes [B, 4] within the ratio bounds, for images in which no try fits."""
     height_B, width_B = size_B2.unbind(dim=1)
     low, high = recipe.ratio
     ratio_B = width_B.double() / height_B
@@ -94,7 +93,7 @@ def _central(recipe: Recipe, size_B2: Tensor) -> Tensor:
 
 
 def erased_box(values: Erasing, size: int, key_B: Tensor) -> Tensor:
-    """Boxes [B, 4] in views of side `size`: the first of ten tries that is smaller than the view, else nothing."""
+    """Boxes [B, 4] in views of side `size`: the first of ten tries that is smaller than the view, else an empty box."""
     tries = torch.arange(_TRIES, device=key_B.device)
     key_BT1 = hash64(key_B[:, None], "erased box", tries)[..., None]
     area, ratio, down, right = uniform(key_BT1, torch.arange(4, device=key_B.device)).unbind(-1)

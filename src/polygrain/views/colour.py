@@ -1,7 +1,4 @@
-"""Colour operations on whole batches of float images in [0, 1], with one factor per image; formulas of torchvision.
-
-Legend: B images, C channels (1 or 3), H, W.
-"""
+"""torchvision's colour operations on float images [B, C, H, W] in [0, 1], C 1 or 3, with one factor per image."""
 
 import torch
 from torch import Tensor
@@ -13,7 +10,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def greyscale(images_BCHW: Tensor) -> Tensor:
-    """Luma of each image, [B, 1, H, W]; one-channel images come back as they are."""
+    """Luma of each image, [B, 1, H, W]; one-channel images are returned as they are."""
     if images_BCHW.shape[1] == 1:
         return images_BCHW
     red, green, blue = images_BCHW.unbind(dim=1)
@@ -22,14 +19,14 @@ def greyscale(images_BCHW: Tensor) -> Tensor:
 
 
 def adjust_hue(images_BCHW: Tensor, shift_B: Tensor) -> Tensor:
-    """Turn the hue of RGB images by `shift_B` turns (-0.5..0.5) in HSV space; value and saturation stay."""
+    """Shift the hue of RGB images by `shift_B` turns (-0.5..0.5) in HSV space; value and saturation stay."""
     value, low = images_BCHW.amax(dim=1), images_BCHW.amin(dim=1)
     chroma = value - low
     red, green, blue = ((value[:, None] - images_BCHW) / torch.where(chroma > 0, chroma, 1.0)[:, None]).unbind(dim=1)
     is_red, is_green = images_BCHW[:, 0] == value, images_BCHW[:, 1] == value
     sixths = torch.where(is_red, blue - green, torch.where(is_green, 2.0 + red - blue, 4.0 + green - red))
     sixths = sixths + 6.0 * shift_B[:, None, None]
-    # channel n (red 5, green 3, blue 1) falls from the value by the chroma where the hue is far from that channel
+    # each channel is value - chroma * fall; fall is 0 where the hue is near the channel, 1 where it is far
     offset = torch.tensor([5.0, 3.0, 1.0], device=images_BCHW.device)[:, None, None]
     turned = sixths[:, None] + offset
     turned = turned - 6.0 * torch.floor(turned / 6.0)  # several times faster than torch.remainder
@@ -38,14 +35,11 @@ def adjust_hue(images_BCHW: Tensor, shift_B: Tensor) -> Tensor:
 
 
 def colour_jitter(images_BCHW: Tensor, drawn: JitterDraw, jitter: Jitter) -> Tensor:
-    """Brightness, contrast, saturation and hue in each image's own order; images outside `drawn.mask` are untouched.
-
-    Operations of strength 0 are skipped, and so are saturation and hue of one-channel images, which they leave alone.
-    """
+    """Brightness, contrast, saturation and hue in each image's own order, where `drawn.mask` is True."""
     active = _active(jitter, images_BCHW.shape[1])
     if not active:
         return images_BCHW
-    # the drawn order of four operations, cut down to the active ones: [B, number of active]
+    # the drawn order, active operations only: [B, number of active]
     rank_B4 = torch.argsort(drawn.order, dim=1)
     operations = torch.tensor(active, device=images_BCHW.device)
     order_BA = operations[rank_B4[:, operations].argsort(dim=1)]
@@ -66,7 +60,7 @@ def _active(jitter: Jitter, channels: int) -> list[int]:
 
 
 def _with_hue(images_BCHW: Tensor, order_BA: Tensor, factors_B4: Tensor, saturation: bool) -> Tensor:
-    """Do hue, which costs more than the rest together, once for all images, between the blends before and after it."""
+    """Change hue, the most expensive operation, once for all images, between the blends before and after it."""
     last = order_BA.shape[1] - 1
     turn_B = (order_BA == HUE).long().argmax(dim=1)
     for place in range(last):
@@ -80,10 +74,7 @@ def _with_hue(images_BCHW: Tensor, order_BA: Tensor, factors_B4: Tensor, saturat
 
 
 def _blend(images_BCHW: Tensor, operation_B: Tensor, factors_B4: Tensor, saturation: bool) -> Tensor:
-    """One step of brightness, contrast or saturation: f * image + (1 - f) * other, cut to [0, 1].
-
-    The other end of the blend is black, the image's mean luma, or its luma; an image whose operation is HUE is kept.
-    """
+    """Any operation but hue: f * image + (1 - f) * (black, mean luma or luma), clipped to [0, 1]; HUE: unchanged."""
     grey = greyscale(images_BCHW)
     mean = grey.mean(dim=(1, 2, 3), keepdim=True)
     other = torch.where(_column(operation_B == CONTRAST), mean, 0.0)
@@ -95,12 +86,12 @@ def _blend(images_BCHW: Tensor, operation_B: Tensor, factors_B4: Tensor, saturat
 
 
 def solarise(images_BCHW: Tensor, mask_B: Tensor, threshold: float) -> Tensor:
-    """Invert pixels at or above `threshold` in the images that `mask_B` names."""
+    """Invert pixels at or above `threshold` in the images of `mask_B`."""
     return torch.where(_column(mask_B) & (images_BCHW >= threshold), 1.0 - images_BCHW, images_BCHW)
 
 
 def to_grey(images_BCHW: Tensor, mask_B: Tensor) -> Tensor:
-    """Replace the images that `mask_B` names by their luma, in all channels."""
+    """Replace the images of `mask_B` by their luma, in all channels."""
     return torch.where(_column(mask_B), greyscale(images_BCHW), images_BCHW)
 
 

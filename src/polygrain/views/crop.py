@@ -1,7 +1,6 @@
-"""Crop, resize and flip, and Gaussian blur, as matrix products: one small matrix per image and axis.
+"""Crop, resize and flip, and Gaussian blur, as matrix products, which are deterministic on every device.
 
-Dense products sum in a fixed order, so they are deterministic on every device and need no interpolation or sampling
-kernel. Large images of many sizes are cut one by one instead, in 8 bits, by torch's own antialiased kernel.
+Large images of many sizes are cut one by one instead, in 8 bits, by torch's own antialiased kernel.
 Legend: B images, C channels, H/W source sides, S side of the view, R taps of a blur from its centre outwards.
 """
 
@@ -14,18 +13,12 @@ from torch.nn.functional import interpolate
 
 
 def resize_matrix(
-    start_B: Tensor,
-    length_B: Tensor,
-    flip_B: Tensor | None,
-    source: int,
-    size: int,
-    interpolation: str = "bilinear",
+    start_B: Tensor, length_B: Tensor, flip_B: Tensor | None, source: int, size: int, interpolation: str = "bilinear"
 ) -> Tensor:
     """Weights [B, size, source], float32, that resample pixels start..start+length-1 of an axis to `size` pixels.
 
-    Antialiased `bilinear`: a triangle of half-width max(1, length / size) source pixels around each output pixel's
-    centre, cut to the box and normalised, as in torch's antialiased interpolation. Where `flip_B` is set the output
-    runs backwards. `bicubic`: the cubic with a = -0.5 instead of the triangle, twice as wide.
+    `bilinear`: a triangle of half-width max(1, length / size) source pixels around each output pixel's centre, clipped
+    to the box, normalised. `bicubic`: the cubic with a = -0.5, twice as wide. Where `flip_B` is True it runs backwards.
     """
     output_S = torch.arange(size, dtype=torch.float32, device=start_B.device)
     pixel_H = torch.arange(source, dtype=torch.float32, device=start_B.device) + 0.5
@@ -44,7 +37,7 @@ def resize_matrix(
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys's cubic with a = -0.5, of distances from 0 on."""
+    """Keys's cubic with a = -0.5 of a distance >= 0."""
     near = (1.5 * distance - 2.5) * distance**2 + 1.0
     far = ((2.5 - 0.5 * distance) * distance - 4.0) * distance + 2.0
     return torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, 0.0))
@@ -53,10 +46,7 @@ def _cubic(distance: Tensor) -> Tensor:
 def crop_resize_flip(
     images_BCHW: Tensor, box_B4: Tensor, flip_B: Tensor | None, size: int, interpolation: str = "bilinear"
 ) -> Tensor:
-    """Cut each image's box out of [B, C, H, W], resize it to [B, C, size, size], mirror it where flip is set.
-
-    Bicubic values may lie beyond those of the image.
-    """
+    """Cut each image's box out of [B, C, H, W], resize to [B, C, size, size], mirror it; bicubic may leave 0..1."""
     height, width = images_BCHW.shape[-2:]
     top, left, h, w = box_B4.unbind(dim=1)
     down_BSH = resize_matrix(top, h, None, height, size, interpolation)
@@ -65,10 +55,9 @@ def crop_resize_flip(
 
 
 def cut(image_CHW: Tensor, box: Sequence[int], flip: bool, size: int, interpolation: str = "bilinear") -> Tensor:
-    """Cut `box` = top, left, height, width out of a uint8 image, resize it to [C, size, size], mirror it on `flip`.
+    """Cut `box` = top, left, height, width out of a uint8 image, resize it to [C, size, size], mirror it if `flip`.
 
-    The same weights as in `crop_resize_flip`, but pixels are rounded to 8 bits, as in the papers' own pipelines:
-    several times faster, and a quarter of the bytes.
+    As `crop_resize_flip`, but rounded to 8 bits, as in the papers' pipelines: several times faster.
     """
     top, left, height, width = box
     view = _resized(image_CHW[:, top : top + height, left : left + width], size, size, interpolation)
@@ -78,8 +67,7 @@ def cut(image_CHW: Tensor, box: Sequence[int], flip: bool, size: int, interpolat
 def central_view(image_CHW: Tensor, size: int, resize: int | None) -> Tensor:
     """The evaluation view of a uint8 image, [C, size, size]: shorter side resized to `resize`, centre cut out.
 
-    Where `resize` is None the whole image is resized to the square. Sides and offsets are rounded as torchvision does.
-    Raises ValueError when `resize` is below `size`.
+    If `resize` is None the whole image becomes the square. Rounds as torchvision. Raises ValueError if resize < size.
     """
     if resize is None:
         return _resized(image_CHW, size, size)
@@ -97,10 +85,7 @@ def _resized(image_CHW: Tensor, height: int, width: int, interpolation: str = "b
 
 
 def gaussian_blur(images_BCSS: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
-    """Blur each image by its own sigma (pixels; 0 leaves the image untouched, bit for bit), mirrored at the border.
-
-    The kernel has 2 * radius + 1 taps. Raises ValueError when the radius does not fit: reflection needs radius < side.
-    """
+    """Blur each image by its sigma (px; 0: same bits), mirrored at the border. ValueError unless radius < side."""
     side = images_BCSS.shape[-1]
     if radius >= side:
         raise ValueError(f"blur radius {radius} does not fit an image of {side} pixels")
@@ -119,12 +104,12 @@ def blur_radius(sigma: float, size: int) -> int:
 
 
 def _reflected(taps_BR: Tensor, side: int) -> Tensor:
-    """Blur matrices [B, S, S]: output i takes pixel k once directly and once through each mirror in reach."""
+    """Blur matrices [B, S, S]: output i takes pixel k directly, and once for each reflection within the radius."""
     tap_R11 = torch.arange(taps_BR.shape[1], device=taps_BR.device)[:, None, None]
     out_S1 = torch.arange(side, device=taps_BR.device)[:, None]
     in_1S = out_S1.T
     direct_SS = (out_S1 - in_1S).abs()
-    # the border pixels are the mirrors and have no image of their own
+    # the border pixels are the mirrors and are not reflected themselves
     before_SS = torch.where(in_1S > 0, out_S1 + in_1S, -1)
     behind_SS = torch.where(in_1S < side - 1, 2 * (side - 1) - out_S1 - in_1S, -1)
     count_RSS = (direct_SS == tap_R11).float() + (before_SS == tap_R11) + (behind_SS == tap_R11)

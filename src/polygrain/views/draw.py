@@ -1,9 +1,7 @@
-"""All decisions about a view, drawn before any pixel is touched, so that crop geometry is data.
+"""All random decisions about a view, drawn before any pixel is computed. Legend: B images, K operations in a row.
 
 Every draw is a pure function of (seed, epoch, view number, sample index, purpose): a sample gets the same view in any
 batch, order, worker or process.
-
-Legend: B images, K operations one after the other.
 """
 
 from dataclasses import dataclass, fields
@@ -25,10 +23,9 @@ Source = tuple[int, int] | Tensor
 
 @dataclass(frozen=True)
 class JitterDraw:
-    """Colour jitter of a batch: `mask` bool [B] (who gets it), `factors` float32 [B, 4] and `order` int64 [B, 4].
+    """Colour jitter of a batch: `mask` bool [B] (applied or not), `factors` float32 [B, 4] and `order` int64 [B, 4].
 
-    Column i of `factors` belongs to operation i (brightness, contrast, saturation: a factor; hue: a shift in turns);
-    `order[b, k]` is the operation that is k-th for sample b.
+    Column i of `factors` is of operation i (hue: a shift in turns); `order[b, k]` is the k-th operation of sample b.
     """
 
     mask: Tensor
@@ -42,10 +39,9 @@ class JitterDraw:
 
 @dataclass(frozen=True)
 class RandAugmentDraw:
-    """Operations of a batch: `operation` int64 [B, K] (place in OPERATIONS; -1: none), in the order of doing them.
+    """Operations of a batch: `operation` int64 [B, K] (index in OPERATIONS; -1: none), in the order of execution.
 
-    `magnitude` float64 [B, K], -10..10, negative where an operation that has two directions goes the other way; `cubic`
-    bool [B, K] says how an operation that moves pixels interpolates.
+    `magnitude` float64 [B, K], -10..10, the sign is a direction; `cubic` bool [B, K]: bicubic where pixels move.
     """
 
     operation: Tensor
@@ -54,11 +50,11 @@ class RandAugmentDraw:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All three."""
+        """All three tensors."""
         return self.operation, self.magnitude, self.cubic
 
     def widened(self, count: int) -> "RandAugmentDraw":
-        """The same with `count` operations, those that are added being none."""
+        """The same with `count` operations; added ones are none."""
         more = (0, count - self.operation.shape[1])
         return RandAugmentDraw(pad(self.operation, more, value=-1), pad(self.magnitude, more), pad(self.cubic, more))
 
@@ -90,7 +86,7 @@ class Parameters:
 
     `box` int64 [B, 4] = top, left, height, width in source pixels; `flip`, `grey`, `solarise` bool [B]; `sigma`
     float32 [B] in pixels of the view, 0 where a view is not blurred. RandAugment acts before the crop: where it moves
-    pixels, `box` lies in the image that it leaves, and it does not say where they come from.
+    pixels, `box` refers to the image after that.
     """
 
     box: Tensor
@@ -111,10 +107,10 @@ class Parameters:
 
 @dataclass(frozen=True)
 class MixedParameters:
-    """What was drawn for B views of a mixed recipe: `weak` bool [B] where the coin chose the weak side.
+    """What was drawn for B views of a mixed recipe: `weak` bool [B], True where the weak side is used.
 
-    `sides` hold the draws of the weak and of the strong side, each for its own images only, which are `rows` of the
-    batch (int64, ascending); `place` int64 [B] says where each sample is when the two sides are put together.
+    `sides` are the draws of the weak and the strong side, each for its own images, which are `rows` of the batch
+    (int64, ascending); `place` int64 [B] is the position of each sample in the concatenation of both sides.
     """
 
     weak: Tensor
@@ -124,17 +120,17 @@ class MixedParameters:
 
     @property
     def box(self) -> Tensor:
-        """The boxes that were used, int64 [B, 4]."""
+        """The boxes, int64 [B, 4]."""
         return self.together([side.box for side in self.sides])
 
     @property
     def flip(self) -> Tensor:
-        """The flips that were used, bool [B]."""
+        """The flips used, bool [B]."""
         return self.together([side.flip for side in self.sides])
 
     @property
     def randaugment(self) -> RandAugmentDraw | None:
-        """The operations of both sides, none where a side has no RandAugment."""
+        """The operations of both sides, None where neither has RandAugment."""
         if all(side.randaugment is None for side in self.sides):
             return None
         count = max(side.randaugment.operation.shape[1] for side in self.sides if side.randaugment)
@@ -142,7 +138,7 @@ class MixedParameters:
         return RandAugmentDraw(*(self.together(list(parts)) for parts in zip(*sides, strict=True)))
 
     def together(self, parts: list[Tensor]) -> Tensor:
-        """One row per sample, in the batch's order, of what the weak and the strong side hold."""
+        """Rows of the weak and of the strong side, put into the batch's order."""
         return torch.cat(parts)[self.place]
 
     def to(self, device: torch.device) -> "MixedParameters":
@@ -158,7 +154,7 @@ Drawn = Parameters | MixedParameters
 def draw_view(
     recipe: ViewRecipe, *, seed: int, epoch: int, indices: Tensor, view: int, source: Source, first: Tensor | None
 ) -> Drawn:
-    """As `draw`, for mixed recipes too; `first` int64 [B, 4] are the boxes of view 0, which a recipe may refer to."""
+    """As `draw`, also for mixed recipes; `first` int64 [B, 4] are the boxes of view 0, which a recipe may refer to."""
     if isinstance(recipe, Recipe):
         return draw(recipe, seed=seed, epoch=epoch, indices=indices, view=view, source=source, first=first)
     weak_B = _coin(recipe, seed, epoch, indices, view)
@@ -180,25 +176,17 @@ def draw_view(
 
 
 def _coin(recipe: Mixed, seed: int, epoch: int, indices: Tensor, view: int) -> Tensor:
-    """Bool [B]: True is weak. A shared coin leaves the view out of the counters; so all views that share it agree."""
+    """Bool [B]: True is weak. A shared coin does not depend on the view, so all views that share it agree."""
     coin_B = uniform(seed, "coin", epoch, indices) if recipe.shared else uniform(seed, "own coin", epoch, view, indices)
     return coin_B < recipe.probability
 
 
 def draw(
-    recipe: Recipe,
-    *,
-    seed: int,
-    epoch: int,
-    indices: Tensor,
-    view: int,
-    source: Source,
-    first: Tensor | None = None,
+    recipe: Recipe, *, seed: int, epoch: int, indices: Tensor, view: int, source: Source, first: Tensor | None = None
 ) -> Parameters:
     """Draw view number `view` of the samples `indices` (int64 [B]), whose images have `source` = (H, W) pixels.
 
-    `first`: int64 [B, 4], the boxes of view 0, for a recipe whose crops overlap it. Raises UserError when such a recipe
-    is asked for view 0 itself.
+    `first`: int64 [B, 4], the boxes of view 0, which `overlap` needs: without them it raises UserError.
     """
     key_B = hash64(seed, "view", epoch, view, indices)
     size_B2 = torch.as_tensor(source, device=key_B.device).expand(len(key_B), 2)
@@ -232,7 +220,7 @@ def _sigma(probability: float, bounds: tuple[float, float], key_B: Tensor) -> Te
 
 
 def _randaugment(values: RandAugment, key_B: Tensor) -> RandAugmentDraw:
-    """The operations of smallest hash, so without replacement; each is then left out or done at its own magnitude."""
+    """The operations of smallest hash, hence without replacement; each is then skipped or done at its own magnitude."""
     key_B1, place_K = key_B[:, None], torch.arange(values.count, device=key_B.device)
     code_A = torch.tensor([OPERATIONS.index(name) for name in values.operations], device=key_B.device)
     order_BA = torch.argsort(hash64(key_B1, "randaugment order", code_A), dim=1, stable=True)

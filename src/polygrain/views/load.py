@@ -1,4 +1,4 @@
-"""What happens to whole images, by name: runs without RandAugment do not depend on its code."""
+"""RandAugment by name, so that runs without it do not depend on its code."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -11,7 +11,7 @@ _MODULES = {False: "polygrain.views.untouched", True: "polygrain.views.randaugme
 
 
 def load_randaugment(drawn: RandAugmentDraw | None) -> Callable[[Tensor, object, Tensor, Sequence[int]], Tensor]:
-    """The function `randaugment` of images [B, C, H, W], what was drawn, flips [B] and the fill per channel."""
+    """The function `randaugment` of images [B, C, H, W], drawn operations, flips [B] and the fill per channel."""
     change: Callable[[Tensor, object, Tensor, Sequence[int]], Tensor] = import_module(
         _MODULES[drawn is not None]
     ).randaugment

@@ -1,6 +1,6 @@
 """RandAugment's operations on whole batches of 8-bit images, with one magnitude per image; each rounds as Pillow does.
 
-What is done to whom is drawn beforehand. Operations come one after the other, each on 8-bit pixels: those that look at
+Operations and magnitudes are drawn beforehand and done one after the other, each on 8-bit pixels. Those that treat
 pixels one by one become a table of 256 values per image and channel; those that move pixels become a matrix.
 Legend: B images of the batch, N images that get one operation, C channels (1 or 3), H, W, P = H * W pixels, L = 256.
 """
@@ -19,10 +19,10 @@ _MOVES = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
 
 
 def randaugment(images_BCHW: Tensor, drawn: RandAugmentDraw, flip_B: Tensor, fill: Sequence[int]) -> Tensor:
-    """Do each image's operations in turn: uint8 [B, C, H, W] to the same; the argument is left as it is.
+    """Do each image's operations in turn: uint8 [B, C, H, W] to a new tensor. `fill`: one value per channel.
 
-    The papers flip first, then do the operations, then crop. Here the crop mirrors at the end, so images that are moved
-    are mirrored before and after where `flip_B` is set. `fill`: one value per channel.
+    The papers flip first, then do the operations, then crop. Here the crop flips at the end, so operations that move
+    pixels work on the mirrored image where `flip_B` is True.
     """
     images_BCHW = images_BCHW.clone(memory_format=torch.contiguous_format)
     fill_C = torch.tensor(list(fill), dtype=torch.uint8, device=images_BCHW.device)
@@ -42,11 +42,10 @@ def _rows(operation_B: Tensor, name: str) -> Tensor:
     return (operation_B == OPERATIONS.index(name)).nonzero()[:, 0]
 
 
-# --- operations that look at pixels one by one: tables uint8 [N, C or 1, L]
+# --- operations on single pixels: tables uint8 [N, C or 1, L]
 
 
 def _look_up(images_BCHW: Tensor, operation_B: Tensor, magnitude_B: Tensor, present: set[str]) -> None:
-    """Do the operations that are tables, in place."""
     rows, tables = [], []
     for name in OPERATIONS:
         if name in present and name in _TABLES:
@@ -64,7 +63,6 @@ def _levels(like: Tensor) -> Tensor:
 
 
 def _histogram(images_NCHW: Tensor) -> Tensor:
-    """How often each value occurs, int64 [N, C, L]."""
     N, C = images_NCHW.shape[:2]
     channel_NC1 = torch.arange(N * C, device=images_NCHW.device).view(N, C, 1)
     flat = (images_NCHW.flatten(2).long() + _LEVELS * channel_NC1).flatten()
@@ -132,21 +130,21 @@ _TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-# --- operations that go towards or away from another image: uint8 [N, C or 1, H, W]
+# --- operations that blend with another image: uint8 [N, C or 1, H, W]
 
 
 def _factor(magnitude_N: Tensor) -> Tensor:
-    """Weight of the image itself in a blend, [N, 1, 1, 1]: below 1 goes towards the other one, above 1 away from it."""
+    """Weight of the image itself in a blend, [N, 1, 1, 1]; above 1 it moves away from the other image."""
     return (1.0 + 0.09 * magnitude_N)[:, None, None, None]
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """In single precision and cut down to whole numbers, as Pillow does."""
+    """In single precision and rounded down, as Pillow does."""
     return (other.float() + factor.float() * (images.float() - other.float())).clamp(0.0, 255.0).floor()
 
 
 def _luma(images_NCHW: Tensor) -> Tensor:
-    """The grey image [N, 1, H, W] by integer weights."""
+    """The grey image [N, 1, H, W] with Pillow's integer weights."""
     if images_NCHW.shape[1] == 1:
         return images_NCHW
     red, green, blue = images_NCHW.int().unbind(dim=1)
@@ -155,7 +153,7 @@ def _luma(images_NCHW: Tensor) -> Tensor:
 
 
 def _smooth(images_NCHW: Tensor) -> Tensor:
-    """The 3 x 3 mean with a five-fold centre, rounded; the border stays."""
+    """The 3 x 3 mean with weight 5 for the centre, rounded; border pixels stay."""
     wide = images_NCHW.int()
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
@@ -173,7 +171,6 @@ _BLENDS: dict[str, Callable[[Tensor], Tensor]] = {"colour": _luma, "sharpness": 
 def _move(
     images_BCHW: Tensor, operation_B: Tensor, magnitude_B: Tensor, cubic_B: Tensor, flip_B: Tensor, fill_C: Tensor
 ) -> None:
-    """Rotate, shear and translate, in place."""
     height, width = images_BCHW.shape[-2:]
     matrix_B23 = _matrix(operation_B, magnitude_B, height, width)
     moved_B = torch.isin(operation_B, torch.tensor([OPERATIONS.index(name) for name in _MOVES]).to(operation_B))
@@ -190,10 +187,7 @@ def _flipped(images_NCHW: Tensor, flip_N: Tensor) -> Tensor:
 
 
 def _matrix(operation_N: Tensor, magnitude_N: Tensor, height: int, width: int) -> Tensor:
-    """Where an output pixel comes from: column' = a column + b row + c, row' = d column + e row + f; [N, 2, 3].
-
-    The identity for operations that move nothing.
-    """
+    """Source of an output pixel: column' = a column + b row + c, row' = d column + e row + f; [N, 2, 3]."""
 
     def amount(name: str, largest: float) -> Tensor:
         return torch.where(operation_N == OPERATIONS.index(name), magnitude_N * (largest / 10.0), 0.0)
@@ -208,10 +202,10 @@ def _matrix(operation_N: Tensor, magnitude_N: Tensor, height: int, width: int) -
 
 
 def sample(images_NCHW: Tensor, matrix_N23: Tensor, fill_C: Tensor, *, cubic: bool) -> Tensor:
-    """Fetch every pixel of uint8 images [N, C, H, W] from where `matrix_N23` says, bilinear or bicubic.
+    """Fetch every pixel of uint8 images [N, C, H, W] from the source position that `matrix_N23` gives.
 
-    Coordinates are continuous: pixel i covers [i, i + 1). What comes from outside is `fill_C`; neighbours beyond the
-    border are those at the border. Sums are those of Pillow (bicubic with a = -1), cut down to whole numbers.
+    Coordinates are continuous: pixel i covers [i, i + 1). Pixels from outside are `fill_C`; neighbours beyond the
+    border are those at the border. Interpolation is Pillow's, bilinear or bicubic with a = -1, rounded down.
     """
     height, width = images_NCHW.shape[-2:]
     column_W = torch.arange(width, dtype=torch.float64, device=images_NCHW.device) + 0.5
@@ -226,13 +220,13 @@ def sample(images_NCHW: Tensor, matrix_N23: Tensor, fill_C: Tensor, *, cubic: bo
     middle = column_NKP.shape[1] // 2 - 1
 
     def line(row_NJP: Tensor, column_NJP: Tensor, way_N1P: Tensor) -> Tensor:
-        """Between pixels that follow each other along one axis."""
+        """Interpolate along one axis."""
         index_NKP = row_NJP * width + column_NJP
         N, K, P = index_NKP.shape
         index_NC = index_NKP.view(N, 1, K * P).expand(-1, pixels_NCP.shape[1], -1)
         return between(*pixels_NCP.gather(2, index_NC).double().view(N, -1, K, P).unbind(dim=2), way_N1P)
 
-    # where nothing moves along one of the axes (all but rotate), the other axis says it all, bit for bit
+    # where pixels move along one axis only (all but rotate), one interpolation gives the same bits as two
     if not down_N1P.any():
         moved_NCP = line(row_NKP[:, middle, None], column_NKP, across_N1P)
     elif not across_N1P.any():
@@ -245,10 +239,7 @@ def sample(images_NCHW: Tensor, matrix_N23: Tensor, fill_C: Tensor, *, cubic: bo
 
 
 def _neighbours(place_NP: Tensor, side: int, cubic: bool) -> tuple[Tensor, Tensor]:
-    """The K = 2 or 4 pixels around each place on an axis, int64 [N, K, P], and its way [N, 1, P] from the middle one.
-
-    The middle one is the first of two, the second of four.
-    """
+    """The K = 2 or 4 pixels around positions, int64 [N, K, P], and the distance [N, 1, P] from the (K/2)-th of them."""
     before_N1P = torch.floor(place_NP - 0.5)[:, None]
     offset_K1 = torch.arange(-1 if cubic else 0, 3 if cubic else 2, device=place_NP.device)[:, None]
     return (before_N1P.long() + offset_K1).clamp_(0, side - 1), (place_NP - 0.5)[:, None] - before_N1P

@@ -1,7 +1,4 @@
-"""What a view is made of, as plain values; the YAML of params/augmentation says the same words.
-
-`polygrain.config.recipe_models` checks the YAML before any job starts; here it is only read.
-"""
+"""Recipes of views as plain values, named as in params/augmentation; `config.recipe_models` has checked them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from typing import Any
 
 Range = tuple[float, float]
 
-# RandAugment's "increasing" operations; a place in this list is what is drawn
+# RandAugment's "increasing" operations; draws are indices into this tuple
 OPERATIONS = (
     "auto-contrast", "equalise", "invert", "rotate", "posterise", "solarise", "solarise-add", "colour", "contrast",
     "brightness", "sharpness", "shear-x", "shear-y", "translate-x", "translate-y",
@@ -19,7 +16,7 @@ MIXED = "mixed"
 
 @dataclass(frozen=True)
 class Jitter:
-    """Colour jitter: factors uniform on [max(0, 1 - strength), 1 + strength], hue shift on [-hue, hue] turns."""
+    """Colour jitter: factors uniform on [max(0, 1 - strength), 1 + strength], hue on [-hue, hue] turns."""
 
     probability: float
     brightness: float = 0.0
@@ -53,9 +50,9 @@ class Overlap:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`count` of the `operations`, without replacement, on the whole image before the crop, each with `probability`.
+    """`count` of the `operations`, without replacement, on the whole image, each with `probability`.
 
-    The magnitude is normal around `magnitude` with `deviation`, cut to 0..10.
+    The magnitude is normal around `magnitude` with standard deviation `deviation`, clipped to 0..10.
     """
 
     probability: float
@@ -67,10 +64,7 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class Erasing:
-    """One box of the view is filled with normal noise, behind or (`before_normalise`) in front of the normalisation.
-
-    `area` is its share of the view, `ratio` its height over width (log-uniform).
-    """
+    """A box of the view, `area` its share, `ratio` its height over width (log-uniform), is filled with normal noise."""
 
     probability: float
     area: Range
@@ -83,8 +77,8 @@ class Recipe:
     """One kind of view: RandAugment, crop, flip, jitter, greyscale, blur, solarise, normalise, erasing, in this order.
 
     `scale` is the crop's share of the source area, `ratio` its width over height (log-uniform), `size` the side of the
-    view in pixels; `flip` and `grey` are probabilities; `interpolation` is how the crop is resized. A part that is left
-    out, or has probability 0, is never drawn and costs nothing.
+    view in pixels; `flip` and `grey` are probabilities; `interpolation` is how the crop is resized. A part that is
+    missing or has probability 0 is never drawn.
     """
 
     size: int
@@ -102,17 +96,14 @@ class Recipe:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Recipe":
-        """Read a recipe as YAML gives it."""
+        """Read a recipe from YAML values."""
         parts = {name: _part(kind, mapping.get(name)) for name, kind in _PARTS.items()}
         return cls(**{**_frozen(mapping), **parts})
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Per image a coin chooses the `weak` recipe, with `probability`, or the `strong` one.
-
-    `shared`: the coin is that of the image, the same in all views of a batch that share it; else each view has its own.
-    """
+    """Per image the `weak` recipe, with `probability`, or the `strong` one; `shared`: the same in all such views."""
 
     weak: Recipe
     strong: Recipe
@@ -154,7 +145,7 @@ def _mixed(values: Mapping[str, Any], recipes: Mapping[str, Recipe]) -> Mixed:
 
 
 def _part(kind: type[Any], values: Mapping[str, Any] | None) -> Any:
-    """An optional part of a recipe; None where it never happens."""
+    """An optional part of a recipe; None where it is never applied."""
     if values is None or values.get("probability", 1.0) == 0.0:
         return None
     return kind(**_frozen(values))

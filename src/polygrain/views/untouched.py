@@ -1,4 +1,4 @@
-"""In place of `polygrain.views.randaugment` where a view has no RandAugment."""
+"""Takes the place of `polygrain.views.randaugment` where a view has no RandAugment."""
 
 from collections.abc import Sequence
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def randaugment(images_BCHW: Tensor, drawn: None, flip_B: Tensor, fill: Sequence[int]) -> Tensor:
-    """Leave the images as they are."""
+    """Return the images unchanged."""
     return images_BCHW

@@ -1,4 +1,4 @@
-"""Images of equal size, as they are stored."""
+"""Images of equal size, as stored."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""What pre-training asks of the images of a data set, whatever their format. One module beside this for each format."""
+"""What pre-training asks of a data set's images. Each format has a module beside this one."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Images(Protocol):
     """The pre-training subset in one of its formats."""
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Yield the batches asked for; the next requests may be taken before a batch is."""
+        """Yield the batches asked for; may take the next requests before it yields a batch."""
         ...
 
     def plain(self, parts: Sequence[Tensor], *, subset: bool) -> Iterator[Tensor]:
@@ -34,7 +34,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What both formats need to know: positions int64 [N] of the subset, its labels [N], and how views are made."""
+    """What all formats need: positions int64 [N] of the subset, its labels [N], and how views are made."""
 
     positions: Tensor
     labels: Tensor

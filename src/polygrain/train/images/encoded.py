@@ -15,24 +15,24 @@ from polygrain.views.batch import Batch, draw_views, finish_batch
 from polygrain.views.draw import Drawn
 from polygrain.views.recipe import ViewRecipe
 
-# ImageNet's evaluation view shows the central 224 of 256 px; the unaugmented view of an encoded image likewise
+# unaugmented views show the central 224 of 256 px, as ImageNet's evaluation view does
 _WHOLE = 256 / 224
 
 
 def images_of(data: EncodedData, setting: Setting, workers: int, batch_size: int) -> Images:
-    """The subset of `setting`, which `workers` processes decode ahead."""
+    """The subset of `setting`, which `workers` processes decode ahead of time."""
     return EncodedImages(data, setting, workers, batch_size)
 
 
 class EncodedImages:
-    """Encoded images of any sizes: the loader decodes, cuts, resizes and flips; the rest is done in whole batches."""
+    """Encoded images of any size: the loader decodes, cuts, resizes and flips; the rest is done on whole batches."""
 
     def __init__(self, data: EncodedData, setting: Setting, workers: int, batch_size: int) -> None:
         self.data, self.setting = data, setting
         self.loader = Loader(data, workers, batch_size, pin=setting.device.type == "cuda")
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Yield the batches asked for; workers run ahead."""
+        """Yield the batches asked for; workers prepare the next ones."""
         setting = self.setting
         begun: deque[tuple[Request, list[Drawn], Tensor]] = deque()
 
@@ -68,7 +68,7 @@ class EncodedImages:
 
 
 def _cut(recipe: ViewRecipe, drawn: Drawn, mean: Sequence[float]) -> Cut:
-    """What the loader does of a view: all that is done to the decoded image, up to the flip."""
+    """The loader's part of a view: everything up to the flip."""
     return Cut(
         recipe.size,
         drawn.box.numpy(),

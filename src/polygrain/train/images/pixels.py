@@ -13,7 +13,7 @@ from polygrain.views.batch import Batch, make_batch
 
 
 def images_of(data: Packed, setting: Setting, workers: int, batch_size: int) -> Images:
-    """The subset of `setting`; pixels in memory need no workers."""
+    """The subset of `setting`; images in memory need no workers."""
     return PixelImages(data, setting)
 
 
@@ -25,7 +25,7 @@ class PixelImages:
         self.pixels = self._load(setting.positions)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Yield the batches asked for, each made when its turn comes."""
+        """Yield the batches asked for, each made when it is needed."""
         setting = self.setting
         for request in requests:
             rows = request.rows.to(setting.device)
