@@ -27,7 +27,7 @@ CONFIGURATIONS = "configurations"
 
 T = TypeVar("T")
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
-_STAGE = re.compile(r"^  (?=\S)", re.MULTILINE)
+_STAGE = re.compile(r"^(?=  \S)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class LockParser:
         try:
             text = content.decode()
             stages = self._by_stage(text)
-            jobs = [stage for stage in (_whole(text) if stages is None else stages) if _is_job(stage.name)]
-            return Lock({stage.name: stage for stage in jobs})
+            stages = _whole(text) if stages is None else stages
+            return Lock({stage.name: stage for stage in stages if stage.name.split("-")[0] != CONFIGURATIONS})
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"not valid YAML: {one_line(error)}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -97,7 +97,7 @@ class LockParser:
         if head is None:
             return None
         stages: dict[str, Locked] = {}
-        for piece in _pieces(text, head.end()):
+        for piece in _STAGE.split(text[head.end() :])[1:]:
             if piece not in self._stages:
                 try:
                     ((name, content),) = parse_yaml(piece).items()
@@ -111,19 +111,9 @@ class LockParser:
         return list(stages.values())
 
 
-def _pieces(text: str, start: int) -> Iterator[str]:
-    begins = [match.start() for match in _STAGE.finditer(text, start)]
-    for begin, end in zip(begins, [*begins[1:], len(text)], strict=True):
-        yield text[begin:end]
-
-
 def _whole(text: str) -> list[Locked]:
     content = parse_yaml(text)
     return [_locked(name, stage) for name, stage in (content["stages"] or {}).items()] if content else []
-
-
-def _is_job(name: str) -> bool:
-    return name.split("-")[0] != CONFIGURATIONS
 
 
 def _locked(name: Any, content: Mapping[str, Any]) -> Locked:

@@ -34,7 +34,10 @@ def record(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) 
     settings(root)
     write_if_changed(root / PIPELINE, pipeline)
     with _modification_times([root / path for stage in stages for path in (*stage.outputs, stage.config_path)]):
-        _commit(root)
+        # one commit over all stages: stage by stage it takes quadratic time
+        done = dvc(root, "commit", "--force", str(PIPELINE))
+        if done.returncode:
+            raise UserError(f"{root / LOCK}: dvc commit failed ({complaint(done)}); correct that and record again")
     _tidy_lock(stages, root)
     for source, copy in sorted(published.items()):
         content = (root / source).read_bytes()
@@ -98,13 +101,6 @@ def _modification_times(paths: Sequence[Path]) -> Iterator[None]:
             if path.is_symlink() and path.exists() and path.stat().st_mtime_ns > modified:
                 with suppress(PermissionError):  # a cache shared with other people
                     os.utime(path, ns=(modified, modified))
-
-
-def _commit(root: Path) -> None:
-    """Run one `dvc commit` over all stages of `dvc.yaml` (stage by stage it takes quadratic time)."""
-    done = dvc(root, "commit", "--force", str(PIPELINE))
-    if done.returncode:
-        raise UserError(f"{root / LOCK}: dvc commit failed ({complaint(done)}); correct that and record again")
 
 
 def _tidy_lock(stages: Sequence[Stage], root: Path) -> None:
