@@ -15,7 +15,6 @@ from polygrain.config.signature import constant, modules, values_model
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
-Text = Annotated[str, Field(min_length=1)]
 Side = Annotated[int, Field(ge=4)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]

@@ -1,5 +1,6 @@
 """The resolved and checked configuration of runs, data sets and protocols, remembered while params/ does not change."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,12 +15,11 @@ FEATURES = "features"  # params/evaluate/features.yaml says how features are ext
 
 def configuration(project: Project, run: Run) -> Config:
     """A run's resolved and checked configuration; its seed plays no part. Raises UserError on any fault in params/."""
-    return _configuration(project, run.scale, run.dataset, run.method, run.variant, stamp(project.params))
+    return _configuration(project, replace(run, seed=0), stamp(project.params))
 
 
 @cache
-def _configuration(project: Project, scale: str, dataset: str, method: str, variant: str, stamp: int) -> Config:
-    run = Run(scale, dataset, method, variant, 0)
+def _configuration(project: Project, run: Run, stamp: int) -> Config:
     config = resolve(run, project.params)
     config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
     _models().load_run(str(run.path), config, project.params)

@@ -169,9 +169,10 @@ def _stages(project: Project, spec: dict[str, Any], run: Run) -> list[Stage]:
     names = dict.fromkeys(column["protocol"] for column in spec["columns"] if "protocol" in column)
     judging = [run_stages.EVALUATE.stage(project, run.path, name) for name in names]
     frozen = any(stage.config["needs"] == "features" for stage in judging)
-    before = [run_stages.PRETRAIN, run_stages.FEATURES] if frozen else [run_stages.PRETRAIN]
-    verbs = ("pretrain", "features")
-    return [*(kind.stage(project, run.path, verb) for kind, verb in zip(before, verbs, strict=False)), *judging]
+    before = [run_stages.PRETRAIN.stage(project, run.path, "pretrain")]
+    if frozen:
+        before.append(run_stages.FEATURES.stage(project, run.path, "features"))
+    return before + judging
 
 
 def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Table) -> dict[str, Any]:
