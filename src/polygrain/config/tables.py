@@ -128,23 +128,23 @@ TABLE = Kind(_place, _choose, _shape)
 
 def _config(project: Project, table: Table, spec: dict[str, Any]) -> Config:
     """The table's YAML with the runs of each row, the hashes of what decides them, and every file that it reads."""
-    resolved: dict[str, Any] = {**spec, "groups": []}
+    groups = [
+        {**group, "rows": [_fill(project, spec, row, table) for row in group["rows"]]} for group in spec["groups"]
+    ]
+    resolved: dict[str, Any] = {**spec, "groups": groups}
+    runs = [run for row in rows(spec) for run in row_runs(spec, row, table)]
     inputs: list[str] = []
     datasets: dict[str, None] = {}
-    for group in spec["groups"]:
-        filled = [_fill(project, spec, row, table) for row in group["rows"]]
-        resolved["groups"].append({**group, "rows": filled})
-        for row in group["rows"]:
-            for run in row_runs(spec, row, table):
-                _, *judging = _stages(project, spec, run)
-                datasets.update(dict.fromkeys(name for stage in judging for name in stage.datasets))
-                inputs.append(str(run.path / run_stages.METRICS))
-                inputs += [str(path) for stage in judging if stage.verb == "evaluate" for path in stage.outputs]
+    for run in runs:
+        _, *judging = _stages(project, spec, run)
+        datasets.update(dict.fromkeys(name for stage in judging for name in stage.datasets))
+        inputs.append(str(run.path / run_stages.METRICS))
+        inputs += [str(path) for stage in judging if stage.verb == "evaluate" for path in stage.outputs]
     _check_settings(table, resolved)
     manifests = [f"data/{name}/manifest.json" for name in datasets]
     sources = [f"params/reported/{name}" for name in spec.get("reported_sources", [])]
     return resolved | {
-        "attestations": _attestations(project, [run for row in rows(spec) for run in row_runs(spec, row, table)]),
+        "attestations": _attestations(project, runs),
         "scale": table.scale,
         "seeds": spec["seeds"][: table.seeds],
         "manifests": manifests,

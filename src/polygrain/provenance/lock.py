@@ -162,15 +162,15 @@ def read_lock(root: Path) -> Lock:
     return _parse(content, str(path))
 
 
-def read_merged_lock(root: Path) -> Lock:
-    """Read the other branch's `dvc.lock` while git is merging; at other times it holds no stage.
+def read_locks(root: Path) -> list[Lock]:
+    """Read `dvc.lock` and, while git is merging, that of the other branch. Raises UserError as `read_lock` does.
 
     Git must not merge the lines of the two files: one branch's parameters beside the other's outputs would be a claim
     that nobody made (`.gitattributes` forbids it). Whole stages of either branch are true.
     """
     name = f"MERGE_HEAD:./{LOCK}"
-    shown = subprocess.run(["git", "show", name], cwd=root, capture_output=True)
-    return Lock({}) if shown.returncode else _parse(shown.stdout, name)
+    own, shown = read_lock(root), subprocess.run(["git", "show", name], cwd=root, capture_output=True)
+    return [own] if shown.returncode else [own, _parse(shown.stdout, name)]
 
 
 def _parse(content: bytes, name: str) -> Lock:

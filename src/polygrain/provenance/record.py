@@ -16,7 +16,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_bytes, write_if_changed
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import judge, objection_to_inputs, objection_to_outputs
-from polygrain.provenance.lock import LOCK, read_lock, read_merged_lock
+from polygrain.provenance.lock import LOCK, read_locks
 from polygrain.provenance.pipeline import PIPELINE, dvc_yaml, recorded_names
 from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dump_yaml, load_yaml
@@ -56,7 +56,7 @@ def _check(stages: Sequence[Stage], root: Path) -> None:
             if not (root / output).is_file():
                 raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
     hashes = Hashes(root)
-    findings = judge(stages, root, [read_lock(root), read_merged_lock(root)], hashes)
+    findings = judge(stages, root, read_locks(root), hashes)
     doubtful = [stage for stage in stages if findings[stage.name].state not in ("in place", "built here")]
     for objection_to in (objection_to_outputs, objection_to_inputs):
         for stage in doubtful:

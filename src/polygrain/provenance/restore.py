@@ -24,7 +24,7 @@ from polygrain.provenance.dvccommand import settings
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import Finding, judge, objection_to_outputs
-from polygrain.provenance.lock import LOCK, Lock, read_lock, read_merged_lock
+from polygrain.provenance.lock import LOCK, Lock, read_locks
 from polygrain.provenance.stage import Stage, in_order
 
 # no hooks: `onsuccess` would run here as well; no lock: any lock then belongs to another process
@@ -59,7 +59,7 @@ def restore(stages: Sequence[Stage], root: Path, check_free: Callable[[], None])
     something else works in this tree; it is asked before anything changes and again before anything is stamped.
     Raises UserError without a lock, for one with merge conflicts, and for what DVC or Snakemake refuse.
     """
-    locks = [read_lock(root), read_merged_lock(root)]
+    locks = read_locks(root)
     if not any(lock.stages for lock in locks):
         raise UserError(f"{root / LOCK}: missing or empty, so there is nothing to restore; build with snakemake")
     check_free()
@@ -107,7 +107,7 @@ def stamp(stages: Sequence[Stage], root: Path) -> dict[str, Finding]:
     Arguments and errors are those of `restore`; returns what each stage's outputs are worth.
     """
     with _alone(root):
-        findings = judge(stages, root, [read_lock(root), read_merged_lock(root)], Hashes(root))
+        findings = judge(stages, root, read_locks(root), Hashes(root))
         _stamp(stages, root, findings)
     return findings
 

@@ -119,13 +119,14 @@ def _after(table: TableContent, cell: Cell) -> str:
 def render_latex(table: TableContent) -> str:
     """A `table` environment to include in a paper; needs booktabs only. Means and spreads are aligned."""
     total = 1 + width(table.columns)
+    label = "".join(character for character in table.name.lower() if character.isascii() and character.isalnum())
     aligns = ("r@{}l" if column.protocol else "l" if column.setting else "r" for column in table.columns)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}[tb]",
         r"\centering",
         rf"\caption{{\textbf{{{latex(table.title)}.}} {latex(table.caption)}}}",
-        rf"\label{{tab:{_label(table.name)}}}",
+        rf"\label{{tab:{label}}}",
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\begin{{tabular}}{{@{{}}l{''.join(aligns)}@{{}}}}",
         r"\toprule",
@@ -140,10 +141,6 @@ def render_latex(table: TableContent) -> str:
     lines += [rf"{latex(text)}\par" for text in table.legend]
     footer = f"{table.footer.text} ({table.footer.claim_id})"
     return "\n".join([*lines, rf"\texttt{{{latex(footer)}}}", r"\end{minipage}", r"\end{table}"]) + "\n"
-
-
-def _label(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isascii() and character.isalnum())
 
 
 def _latex_heads(table: TableContent) -> Iterator[str]:
