@@ -20,9 +20,11 @@ def configuration(project: Project, run: Run) -> Config:
 
 @cache
 def _configuration(project: Project, run: Run, stamp: int) -> Config:
+    from polygrain.config.models import load_run  # pydantic is loaded where something is checked
+
     config = resolve(run, project.params)
     config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
-    _models().load_run(str(run.path), config, project.params)
+    load_run(str(run.path), config, project.params)
     return config
 
 
@@ -68,8 +70,10 @@ def dataset(project: Project, name: str) -> Config:
 
 @cache
 def _dataset(project: Project, name: str, stamp: int) -> Config:
+    from polygrain.config.models import DatasetChoice
+
     described = {key: value for key, value in _file(project, f"dataset/{name}", stamp).items() if key != "defaults"}
-    _models().DatasetChoice.of(f"params/dataset/{name}.yaml", described)
+    DatasetChoice.of(f"params/dataset/{name}.yaml", described)
     return described
 
 
@@ -86,10 +90,3 @@ def evaluated(config: Config, name: str) -> list[str]:
 @cache
 def _file(project: Project, name: str, stamp: int) -> dict[str, Any]:
     return read_mapping(project.params / f"{name}.yaml", where=f"params/{name}.yaml")
-
-
-def _models() -> Any:
-    """The models, and pydantic with them, are loaded where something is checked: a job under the workflow is not."""
-    from polygrain.config import models
-
-    return models
