@@ -59,9 +59,9 @@ def test_attestations_lead_from_one_code_to_another_also_in_steps() -> None:
     known = [attestation("a", "b"), attestation("b", "c"), attestation("x", "c", {"runs/b/checkpoint": "bytes"})]
     outputs = {"runs/a/checkpoint": "bytes"}
     a, b, c = (Inputs(code, "e") for code in "abc")
-    assert [chain(known, outputs, a, other) for other in (b, c, Inputs("c", "other"))] == [1, 2, 0]
-    assert chain(known, outputs, c, a) == 0
-    assert chain(known, {"runs/a/checkpoint": "other bytes"}, a, b) == 0
+    assert [chain(known, outputs, a, other) for other in (b, c, Inputs("c", "other"))] == [True, True, False]
+    assert not chain(known, outputs, c, a)
+    assert not chain(known, {"runs/a/checkpoint": "other bytes"}, a, b)
     assert [behind(known, "runs/a/checkpoint", present) for present in (a, b, c)] == [0, 1, 2]
     then = {"x/code.json": "a", "x/environment.json": "e", "data": "1"}
     assert attested(known, outputs, then, {**then, "x/code.json": "b"}) == {"x/code.json", "x/environment.json"}

@@ -10,24 +10,14 @@ import pytest
 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_text
-from polygrain.report.build import footer_of
+from polygrain.report.build import filled_table
 from polygrain.report.cells import TableContent
-from polygrain.report.measured import Results
 from polygrain.report.pdf import pdf_source, render_pdf
 from polygrain.report.render import render_csv, render_latex, render_markdown
-from polygrain.report.reported import read_reported
-from polygrain.report.spec import parse
-from polygrain.report.table import make_table
 
 Config = dict[str, Any]
 HEALTHY = {"spread": 0.98, "rank": 9.5, "loss": 1.0}
 LEGEND = "Collapsed (spread below 0.1 or effective rank below 2 at the last step; both 0 for equal embeddings)."
-
-
-def built(config: Config, root: Path) -> TableContent:
-    spec = parse(config)
-    records = read_reported(root / path for path in spec.reported_sources)
-    return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
 def log(project: Path, method: str, seed: int, *lines: Any) -> None:
@@ -44,7 +34,7 @@ def test_a_collapsed_seed_is_named_with_its_values_in_every_format(config: Confi
     log(project, "plain", 1, HEALTHY, {"spread": 0.034, "rank": 1.17})
     log(project, "group", 0, HEALTHY)
     log(project, "group", 1, HEALTHY)
-    table = built(config, project)
+    table = filled_table(config, project)
     assert judged(table) == {"Plain": "seed 1 (spread 0.034, rank 1.2)"}
     assert f"† {LEGEND} Plain: seed 1 (spread 0.034, rank 1.2)." in table.legend
     assert "| Plain<sup>†,c</sup> |" in render_markdown(table)
@@ -70,14 +60,18 @@ def test_a_collapsed_seed_is_named_with_its_values_in_every_format(config: Confi
 )
 def test_the_limits(config: Config, project: Path, last: dict[str, float], collapsed: bool) -> None:
     log(project, "plain", 0, last)
-    assert bool(judged(built(config, project))) is collapsed
+    assert bool(judged(filled_table(config, project))) is collapsed
 
 
 def test_who_logs_nothing_is_not_judged_and_the_table_stays_as_it_is(config: Config, project: Path) -> None:
-    before = [render(built(config, project)) for render in (render_csv, render_markdown, render_latex, pdf_source)]
+    before = [
+        render(filled_table(config, project)) for render in (render_csv, render_markdown, render_latex, pdf_source)
+    ]
     log(project, "random", 0)
     log(project, "plain", 0, HEALTHY)
-    after = [render(built(config, project)) for render in (render_csv, render_markdown, render_latex, pdf_source)]
+    after = [
+        render(filled_table(config, project)) for render in (render_csv, render_markdown, render_latex, pdf_source)
+    ]
     assert before == after
 
 
@@ -86,7 +80,7 @@ def test_several_rows_share_one_legend(config: Config, project: Path) -> None:
         for seed in (0, 1):
             log(project, method, seed, {"spread": 0.0, "rank": 0.0})
     both = "seed 0 (spread 0, rank 0), seed 1 (spread 0, rank 0)"
-    table = built(config, project)
+    table = filled_table(config, project)
     assert judged(table) == {"Plain": both, "Group": both}
     assert f"† {LEGEND} Plain: {both}; Group: {both}." in table.legend
     assert "†,‡" in render_markdown(table)
@@ -96,4 +90,4 @@ def test_several_rows_share_one_legend(config: Config, project: Path) -> None:
 def test_a_malformed_last_line_names_its_file(config: Config, project: Path, line: str) -> None:
     log(project, "plain", 1, HEALTHY, line)
     with pytest.raises(UserError, match=r"plain/base/seed1/metrics\.jsonl: its last line is malformed"):
-        built(config, project)
+        filled_table(config, project)

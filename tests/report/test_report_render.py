@@ -12,25 +12,14 @@ from typing import Any
 import pytest
 
 from polygrain.provenance.errors import UserError
-from polygrain.report.build import build_table, footer_of
-from polygrain.report.cells import TableContent
+from polygrain.report.build import build_table, filled_table
 from polygrain.report.escape import latex, markdown, typst
-from polygrain.report.measured import Results
 from polygrain.report.pdf import pdf_source, render_pdf
 from polygrain.report.render import CSV_HEADER, render_csv, render_latex, render_markdown
-from polygrain.report.reported import read_reported
-from polygrain.report.spec import parse
-from polygrain.report.table import make_table
 
 Config = dict[str, Any]
 GOLDEN = Path(__file__).parent / "golden"
 AWKWARD = 'a_b & 50% #x $y [z] <w> | *v* \\ "q" {r} ~ ^ `s`'
-
-
-def built(config: Config, root: Path) -> TableContent:
-    spec = parse(config)
-    records = read_reported(root / path for path in spec.reported_sources)
-    return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +28,7 @@ def built(config: Config, root: Path) -> TableContent:
 )
 def test_golden(config: Config, project: Path, name: str, render: Any) -> None:
     (project / "runs/cpu/toy/pca/base/seed1/results/linear.json").unlink()
-    assert render(built(config, project)) == (GOLDEN / name).read_text()
+    assert render(filled_table(config, project)) == (GOLDEN / name).read_text()
 
 
 def test_build_writes_all_formats_twice_the_same(config: Config, project: Path) -> None:
@@ -57,7 +46,7 @@ def test_build_writes_all_formats_twice_the_same(config: Config, project: Path) 
 
 
 def test_pdf_is_one_and_has_no_time(config: Config, project: Path) -> None:
-    pdf = render_pdf(built(config, project))
+    pdf = render_pdf(filled_table(config, project))
     assert pdf.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
     assert b"CreationDate" not in pdf
@@ -118,7 +107,7 @@ def test_awkward_labels_survive_everywhere(config: Config, project: Path) -> Non
     config["groups"][1]["label"] = AWKWARD
     config["groups"][1]["rows"][2] |= {"label": AWKWARD, "note": AWKWARD, "reconstructed": AWKWARD}
     config["columns"][0] |= {"label": AWKWARD, "group": AWKWARD, "note": AWKWARD}
-    table = built(config, project)
+    table = filled_table(config, project)
     lines = list(csv.reader(io.StringIO(render_csv(table))))
     assert {len(line) for line in lines} == {len(CSV_HEADER)}
     assert AWKWARD in {line[1] for line in lines}
@@ -136,7 +125,7 @@ def test_typst_prints_labels_literally(config: Config, project: Path) -> None:
 
     config["groups"][0]["rows"][0]["label"] = "#sys.version; *v* @x $y$"
     config["compare"] = None
-    source = pdf_source(built(config, project))
+    source = pdf_source(filled_table(config, project))
     marked = source.replace('[#"#sys.version; *v* @x $y$";]', '[#"#sys.version; *v* @x $y$";<probe>]')
     assert marked != source
     found = compiler.query(marked.encode(), "<probe>", field="text", ignore_system_fonts=True)
@@ -147,7 +136,7 @@ def test_a_table_without_groups_and_comparisons(config: Config, project: Path) -
     for column in config["columns"]:
         column.pop("group", None)
     del config["compare"]
-    table = built(config, project)
+    table = filled_table(config, project)
     assert "cmidrule" not in render_latex(table)
     assert "↑" not in render_markdown(table)
     assert render_pdf(table).startswith(b"%PDF-")
@@ -163,6 +152,6 @@ def test_fonts_of_the_machine_are_not_used(config: Config, project: Path, monkey
     """A glyph that the packaged fonts lack would be taken from whatever the machine has."""
     given: dict[str, Any] = {}
     monkeypatch.setattr("polygrain.report.pdf.compiler.compile", lambda source, **options: given.update(options) or b"")
-    render_pdf(built(config, project))
+    render_pdf(filled_table(config, project))
     assert given["ignore_system_fonts"] is True
     assert "font_paths" not in given

@@ -8,22 +8,14 @@ from typing import Any
 import pytest
 
 from polygrain.provenance.errors import UserError
-from polygrain.report.build import footer_of
+from polygrain.report.build import filled_table
 from polygrain.report.cells import Cell, TableContent
-from polygrain.report.measured import Results
 from polygrain.report.pdf import pdf_source, render_pdf
 from polygrain.report.render import render_csv, render_latex, render_markdown
-from polygrain.report.reported import read_reported
 from polygrain.report.spec import parse
-from polygrain.report.table import make_table, setting_text
+from polygrain.report.table import setting_text
 
 Config = dict[str, Any]
-
-
-def built(config: Config, root: Path) -> TableContent:
-    spec = parse(config)
-    records = read_reported(root / path for path in spec.reported_sources)
-    return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
 def cells(table: TableContent, column: str) -> dict[str, Cell]:
@@ -43,7 +35,7 @@ def with_grains(config: Config) -> Config:
 
 
 def test_a_setting_is_printed_as_text(with_grains: Config, project: Path) -> None:
-    found = cells(built(with_grains, project), "grains")
+    found = cells(filled_table(with_grains, project), "grains")
     assert {label: cell.text for label, cell in found.items()} == {
         "Random": "—",
         "PCA": "none",
@@ -57,7 +49,7 @@ def test_a_setting_is_printed_as_text(with_grains: Config, project: Path) -> Non
 
 
 def test_text_stands_left_and_is_escaped(with_grains: Config, project: Path) -> None:
-    table = built(with_grains, project)
+    table = filled_table(with_grains, project)
     assert "\n| :-- | :-- | --: | --: | --: | --: |\n" in render_markdown(table)
     assert "local-group, weak\\_class" in render_markdown(table)
     assert r"\begin{tabular}{@{}llr@{}lr@{}lrr@{}}" in render_latex(table)
@@ -86,7 +78,7 @@ def test_a_column_has_one_kind_of_content(with_grains: Config) -> None:
 
 def test_rows_are_compared_within_their_group(config: Config, project: Path) -> None:
     config["compare"] |= {"reference": ["PCA", "Cheap"], "by_group": True}
-    table = built(config, project)
+    table = filled_table(config, project)
     found = cells(table, "knn")
     references = {label: cell.comparison.reference for label, cell in found.items() if cell.comparison}
     assert references == {"Random": "PCA", "Plain": "Cheap", "Group": "Cheap"}
@@ -97,14 +89,14 @@ def test_rows_are_compared_within_their_group(config: Config, project: Path) -> 
 
 
 def test_the_rule_for_bold_names_groups_or_says_each(config: Config, project: Path) -> None:
-    assert any("within “Methods”, among" in line for line in built(config, project).legend)
+    assert any("within “Methods”, among" in line for line in filled_table(config, project).legend)
     config["groups"][0]["best"] = True
-    assert any("within each group, among" in line for line in built(config, project).legend)
+    assert any("within each group, among" in line for line in filled_table(config, project).legend)
 
 
 def test_a_group_without_reference_is_not_compared(config: Config, project: Path) -> None:
     config["compare"] |= {"reference": ["Cheap"], "by_group": True}
-    found = cells(built(config, project), "knn")
+    found = cells(filled_table(config, project), "knn")
     assert {label for label, cell in found.items() if cell.comparison} == {"Plain", "Group"}
 
 

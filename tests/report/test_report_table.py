@@ -14,20 +14,11 @@ from polygrain.provenance.claim import claim_id
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_bytes, write_text
 from polygrain.provenance.npz import npz_bytes
-from polygrain.report.build import footer_of
+from polygrain.report.build import filled_table
 from polygrain.report.cells import Cell, TableContent, letters
-from polygrain.report.measured import Results
-from polygrain.report.reported import read_reported
-from polygrain.report.spec import parse
-from polygrain.report.table import count, make_table
+from polygrain.report.table import count
 
 Config = dict[str, Any]
-
-
-def built(config: Config, root: Path) -> TableContent:
-    spec = parse(config)
-    records = read_reported(root / path for path in spec.reported_sources)
-    return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
 def cell(table: TableContent, label: str, column: str) -> Cell:
@@ -40,14 +31,14 @@ def results(project: Path, method: str, seed: int) -> Path:
 
 
 def test_mean_and_spread_in_percent(config: Config, project: Path) -> None:
-    found = cell(built(config, project), "Plain", "knn")
+    found = cell(filled_table(config, project), "Plain", "knn")
     assert (found.text, found.n, found.unit) == ("80.0 ± 7.1", 2, "%")
     assert (found.mean, found.sd) == (pytest.approx(80.0), pytest.approx(50**0.5))
 
 
 def test_bold_is_the_best_of_equal_compute_and_ties_share_it(config: Config, project: Path) -> None:
     """Cheap is better everywhere but spent half; Plain and Group tie on k-NN; controls are not ranked."""
-    table = built(config, project)
+    table = filled_table(config, project)
     bold = [
         (row.label, column.id)
         for group in table.groups
@@ -61,11 +52,11 @@ def test_bold_is_the_best_of_equal_compute_and_ties_share_it(config: Config, pro
 
 def test_one_comparable_row_is_not_bold(config: Config, project: Path) -> None:
     del config["groups"][1]["rows"][1:]
-    assert not cell(built(config, project), "Plain", "knn").best
+    assert not cell(filled_table(config, project), "Plain", "knn").best
 
 
 def test_arrows_against_the_best_reference_of_the_column(config: Config, project: Path) -> None:
-    table = built(config, project)
+    table = filled_table(config, project)
     assert [cell(table, "Plain", name).arrow for name in ("knn", "linear")] == ["↑", ""]
     better, tied = cell(table, "Plain", "knn").comparison, cell(table, "Plain", "linear").comparison
     assert better is not None
@@ -80,7 +71,7 @@ def test_arrows_against_the_best_reference_of_the_column(config: Config, project
 
 def test_a_worse_row_points_down(config: Config, project: Path) -> None:
     config["compare"]["reference"] = ["Cheap"]
-    assert cell(built(config, project), "Random", "linear").arrow == "↓"
+    assert cell(filled_table(config, project), "Random", "linear").arrow == "↓"
 
 
 def test_one_seed_has_no_spread_and_says_so(config: Config, project: Path) -> None:
@@ -88,14 +79,14 @@ def test_one_seed_has_no_spread_and_says_so(config: Config, project: Path) -> No
     for group in config["groups"]:
         for row in group["rows"]:
             row["runs"] = row["runs"][:1]
-    table = built(config, project)
+    table = filled_table(config, project)
     assert cell(table, "Plain", "knn").text == "75.0"
     assert table.legend[0] == "Numbers are from the single seed 0; their spread is unknown."
 
 
 def test_a_missing_seed_makes_the_cell_missing(config: Config, project: Path) -> None:
     (results(project, "plain", 1) / "knn.json").unlink()
-    table = built(config, project)
+    table = filled_table(config, project)
     found = cell(table, "Plain", "knn")
     assert (found.text, found.n, found.mean, found.comparison) == ("—", 0, None, None)
     assert found.notes == ("Missing: no knn result for seed 1.",)
@@ -106,19 +97,19 @@ def test_a_missing_seed_makes_the_cell_missing(config: Config, project: Path) ->
 def test_a_whole_run_missing(config: Config, project: Path) -> None:
     shutil.rmtree(results(project, "plain", 0))
     shutil.rmtree(results(project, "plain", 1))
-    assert cell(built(config, project), "Plain", "knn").notes == ("Missing: no knn result for seeds 0, 1.",)
+    assert cell(filled_table(config, project), "Plain", "knn").notes == ("Missing: no knn result for seeds 0, 1.",)
 
 
 def test_a_missing_value_names_it(config: Config, project: Path) -> None:
     config["columns"][0]["value"] = "toy/1%/top1"
-    table = built(config, project)
+    table = filled_table(config, project)
     assert cell(table, "PCA", "knn").notes == ("Missing: knn gave no toy/1%/top1 for seeds 0, 1.",)
     assert cell(table, "Plain", "knn").arrow == ""
 
 
 def test_a_missing_reference_leaves_its_column_uncompared(config: Config, project: Path) -> None:
     (results(project, "pca", 0) / "knn.npz").unlink()
-    table = built(config, project)
+    table = filled_table(config, project)
     assert cell(table, "Group", "knn").comparison is None
     assert cell(table, "Group", "linear").comparison is not None
 
@@ -126,7 +117,7 @@ def test_a_missing_reference_leaves_its_column_uncompared(config: Config, projec
 def test_missing_scores_are_a_note_not_a_fault(config: Config, project: Path) -> None:
     for seed in (0, 1):
         Result({"toy/top1": Number(0.75, ACCURACY)}).save(results(project, "plain", seed), "knn")
-    found = cell(built(config, project), "Plain", "knn")
+    found = cell(filled_table(config, project), "Plain", "knn")
     assert (found.text, found.comparison) == ("75.0 ± 0.0", None)
     assert found.notes == ("Not compared: knn kept no score per test example for toy/top1.",)
 
@@ -137,11 +128,11 @@ def test_remarks_of_a_protocol_are_footnotes_of_their_data_set(
     for seed, right in ((0, 30), (1, 34)):
         note = "toy: the encoder has collapsed; other: something"
         make_result(right, "knn", note=note).save(results(project, "plain", seed), "knn")
-    assert cell(built(config, project), "Plain", "knn").notes == ("Seeds 0, 1, toy: the encoder has collapsed.",)
+    assert cell(filled_table(config, project), "Plain", "knn").notes == ("Seeds 0, 1, toy: the encoder has collapsed.",)
 
 
 def test_facts_and_reported_values(config: Config, project: Path) -> None:
-    table = built(config, project)
+    table = filled_table(config, project)
     assert [cell(table, label, "passes").text for label in ("Random", "Group", "Cheap")] == ["0", "1.20 M", "600 k"]
     cited = cell(table, "Plain", "cited")
     assert cited.text == "84.60"
@@ -151,7 +142,7 @@ def test_facts_and_reported_values(config: Config, project: Path) -> None:
 
 
 def test_footnote_marks_follow_reading_order(config: Config, project: Path) -> None:
-    marks = list(built(config, project).footnotes.items())
+    marks = list(filled_table(config, project).footnotes.items())
     assert [mark for _, mark in marks] == ["a", "b", "c", "d"]
     assert [text.split()[0] for text, _ in marks] == ["Not", "Missing:", "A", "Reported:"]
     assert [letters(number) for number in (0, 25, 26, 52)] == ["a", "z", "aa", "ba"]
@@ -166,7 +157,7 @@ def test_counts_have_three_digits(value: float, text: str) -> None:
 
 
 def test_footer_names_data_and_claim(config: Config, project: Path) -> None:
-    footer = built(config, project).footer
+    footer = filled_table(config, project).footer
     manifest = "data/toy/manifest.json"
     data = sha256_bytes(canonical_json({manifest: sha256_file(project / manifest)}).encode())
     rows = [row for group in config["groups"] for row in group["rows"]]
@@ -176,9 +167,9 @@ def test_footer_names_data_and_claim(config: Config, project: Path) -> None:
 
 
 def test_claim_follows_the_data(config: Config, project: Path) -> None:
-    before = built(config, project).footer
+    before = filled_table(config, project).footer
     write_text(project / "data/toy/manifest.json", '{"name": "other"}\n')
-    after = built(config, project).footer
+    after = filled_table(config, project).footer
     assert before.data_hash != after.data_hash
     assert before.claim_id != after.claim_id
 
@@ -193,31 +184,31 @@ def spoil_json(folder: Path, value: Any) -> None:
 def test_a_value_that_is_no_fraction(config: Config, project: Path, value: Any) -> None:
     spoil_json(results(project, "plain", 1), value)
     with pytest.raises(UserError, match=r"seed1/results/knn\.json: toy/top1 must be a fraction"):
-        built(config, project)
+        filled_table(config, project)
 
 
 def test_a_value_that_disagrees_with_its_predictions(config: Config, project: Path) -> None:
     spoil_json(results(project, "plain", 1), 0.5)
     with pytest.raises(UserError, match=r"seed1/results/knn\.npz: disagrees"):
-        built(config, project)
+        filled_table(config, project)
 
 
 @pytest.mark.parametrize(("name", "content"), [("knn.json", "{"), ("knn.json", "[1]"), ("knn.npz", "no zip")])
 def test_a_damaged_file(config: Config, project: Path, name: str, content: str) -> None:
     write_text(results(project, "plain", 0) / name, content)
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        built(config, project)
+        filled_table(config, project)
 
 
 def test_rows_tested_on_other_images(config: Config, project: Path, make_result: Callable[..., Result]) -> None:
     for seed in (0, 1):
         make_result(20, "knn", images=50).save(results(project, "plain", seed), "knn")
     with pytest.raises(UserError, match="tested on other examples"):
-        built(config, project)
+        filled_table(config, project)
 
 
 def test_order_of_test_images_is_matched_by_index(config: Config, project: Path) -> None:
-    before = cell(built(config, project), "Plain", "knn").comparison
+    before = cell(filled_table(config, project), "Plain", "knn").comparison
     folder = results(project, "plain", 0)
     loaded = Result.load(folder, "knn")
     order = np.random.default_rng(0).permutation(40)
@@ -226,7 +217,7 @@ def test_order_of_test_images_is_matched_by_index(config: Config, project: Path)
         rows.index[order], {"top1": rows.scores["top1"][order]}, rows.predicted[order], rows.label[order]
     )
     Result(loaded.values, {}, {"toy": shuffled}).save(folder, "knn")
-    assert cell(built(config, project), "Plain", "knn").comparison == before
+    assert cell(filled_table(config, project), "Plain", "knn").comparison == before
 
 
 def test_an_example_that_occurs_twice(config: Config, project: Path) -> None:
@@ -235,7 +226,7 @@ def test_an_example_that_occurs_twice(config: Config, project: Path) -> None:
         arrays = dict(archive)
     write_bytes(folder / "knn.npz", npz_bytes({**arrays, "toy.index": np.zeros_like(arrays["toy.index"])}))
     with pytest.raises(UserError, match=r"knn\.npz: toy: a test example occurs twice"):
-        built(config, project)
+        filled_table(config, project)
 
 
 SURPRISE = {"random": 2.5, "pca": 2.25, "plain": 1.0, "group": 1.03, "cheap": 3.0}
@@ -262,7 +253,7 @@ def own(config: Config) -> Config:
 
 def test_lower_is_better_in_bits(own: Config, project: Path) -> None:
     surprised(project, Measure("bits", "lower", 2))
-    table = built(own, project)
+    table = filled_table(own, project)
     found = cell(table, "Plain", "own")
     assert (found.text, found.unit, found.arrow, found.best) == ("1.01 ± 0.01", "bits", "↑", True)
     assert found.comparison is not None
@@ -276,7 +267,7 @@ def test_lower_is_better_in_bits(own: Config, project: Path) -> None:
 
 def test_decimals_decide_what_is_printed_and_who_shares_the_bold(own: Config, project: Path) -> None:
     surprised(project, Measure("1", "lower", 1))
-    table = built(own, project)
+    table = filled_table(own, project)
     assert [cell(table, label, "own").main for label in ("Plain", "Group")] == ["1.0", "1.0"]
     assert all(cell(table, label, "own").best for label in ("Plain", "Group"))
     assert "Toy own: lower is better." in table.legend
@@ -286,9 +277,9 @@ def test_decimals_decide_what_is_printed_and_who_shares_the_bold(own: Config, pr
 def test_where_no_side_is_better_nothing_is_marked(own: Config, project: Path) -> None:
     surprised(project, Measure("bits", "none", 2))
     with pytest.raises(UserError, match="the numbers of 'own' have no better side; leave it out"):
-        built(own, project)
+        filled_table(own, project)
     own["compare"]["columns"] = ["knn"]
-    table = built(own, project)
+    table = filled_table(own, project)
     assert not any(cell(table, label, "own").best for label in ("Plain", "Group"))
     assert "Toy own in bits: neither side is better." in table.legend
 
@@ -303,11 +294,11 @@ def test_rows_that_disagree_in_what_a_number_is(own: Config, project: Path, othe
         r"group/base/seed0/results/own\.json: toy/surprise has unit .* but unit bits, direction lower, 2 decimals in"
     )
     with pytest.raises(UserError, match=message):
-        built(own, project)
+        filled_table(own, project)
 
 
 def test_a_missing_number_has_the_unit_of_its_column(own: Config, project: Path) -> None:
     surprised(project, Measure("bits", "lower", 2))
     (results(project, "random", 0) / "own.json").unlink()
-    found = cell(built(own, project), "Random", "own")
+    found = cell(filled_table(own, project), "Random", "own")
     assert (found.text, found.unit) == ("—", "bits")

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +42,6 @@ def overrides(run: Run, params: Path) -> list[str]:
     if run.variant != "base":
         chosen.append(f"variant={run.method}/{run.variant}")
     return chosen
-
-
-def resolve(run: Run, params: Path) -> Config:
-    """The whole resolved configuration of a run, without its seed. Raises UserError on any fault in the files."""
-    return _resolve(tuple(overrides(run, params)), params.resolve(), stamp(params))
 
 
 def stamp(folder: Path, suffix: str = ".yaml") -> int:
@@ -83,21 +77,21 @@ def one_look() -> Iterator[None]:
         _stamps.reset(token)
 
 
-@cache
-def _resolve(chosen: tuple[str, ...], params: Path, stamp: int) -> Config:
+def resolve(run: Run, params: Path) -> Config:
+    """The whole resolved configuration of a run, without its seed. Raises UserError on any fault in the files."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    chosen = overrides(run, params)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(params), version_base="1.3"):
-            config = OmegaConf.to_container(compose("run", list(chosen)), resolve=True, throw_on_missing=True)
+        with initialize_config_dir(str(params.resolve()), version_base="1.3"):
+            config = OmegaConf.to_container(compose("run", chosen), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"{params.name}/: {line}") from None
+        raise UserError(f"{params.resolve().name}/: {' '.join(str(error).split())}") from None
     return cast(Config, config)
 
 
@@ -116,10 +110,7 @@ def origins(run: Run, params: Path) -> dict[str, str]:
     for layer in layers:
         path = params / f"{layer.config_path}.yaml"
         if layer.config_path and path.is_file():
-            node = yaml.compose(path.read_text(encoding="utf-8"))
-            prefix = layer.package or ""
-            if node is not None:
-                found.update(_lines(node, prefix, f"{params.name}/{layer.config_path}.yaml"))
+            found |= _lines(path, layer.package or "", f"{params.name}/{layer.config_path}.yaml")
     protocols = _protocol_lines(run, params)
     return {key: place for key, place in (protocols | found).items() if not key.startswith("defaults")}
 
@@ -129,8 +120,7 @@ def _protocol_lines(run: Run, params: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in choices(params, "evaluate"):
         file = f"evaluate/{name}.yaml"
-        node = yaml.compose((params / file).read_text(encoding="utf-8"))
-        lines = _lines(node, "", f"{params.name}/{file}") if node is not None else {}
+        lines = _lines(params / file, "", f"{params.name}/{file}")
         scale, prefix = f"scales.{run.scale}.", f"evaluate.protocols.{name}."
         found |= {prefix + key: place for key, place in lines.items() if not key.startswith("scales.")}
         found |= {prefix + key.removeprefix(scale): place for key, place in lines.items() if key.startswith(scale)}
@@ -144,10 +134,15 @@ def place_of(key: str, places: dict[str, str]) -> str:
     return places.get(key, "")
 
 
-def _lines(node: yaml.Node, prefix: str, file: str) -> dict[str, str]:
-    if not isinstance(node, yaml.MappingNode):
-        return {prefix: f"{file}:{node.start_mark.line + 1}"}
-    found: dict[str, str] = {}
-    for key, value in node.value:
-        found.update(_lines(value, f"{prefix}.{key.value}" if prefix else str(key.value), file))
-    return found
+def _lines(path: Path, prefix: str, file: str) -> dict[str, str]:
+    """The place in a YAML file, which is called `file`, of each of its values, by dotted key behind `prefix`."""
+
+    def places(node: yaml.Node, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                yield from places(value, f"{key}.{name.value}" if key else str(name.value))
+        else:
+            yield key, f"{file}:{node.start_mark.line + 1}"
+
+    node = yaml.compose(path.read_text(encoding="utf-8"))
+    return dict(places(node, prefix)) if node is not None else {}

@@ -15,7 +15,6 @@ from polygrain.config.signature import constant, modules, values_model
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
-Text = Annotated[str, Field(min_length=1)]
 Side = Annotated[int, Field(ge=4)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -208,14 +207,14 @@ class WorkflowModel(Strict):
     """A local folder with raw data sets, read before any download (also POLYGRAIN_DATA)."""
 
 
-def load_run(where: str, config: dict[str, Any], params: Path) -> RunModel:
+def load_run(where: str, config: dict[str, Any], params: Path) -> None:
     """Check the resolved configuration of a run. Raises UserError naming the run, the key and the nearest known key."""
     run = RunModel.of(where, config)
     method, optimizer = run.method, run.optimizer
     module = _module(where, "methods", method.name)
     values_model(module, constant(module, "METHOD")).of(where, method.values, "method.values")
-    name, backbone = str(run.backbone.get("name")), {**run.backbone}
-    backbone.pop("name", None)
+    name = str(run.backbone.get("name"))
+    backbone = {key: value for key, value in run.backbone.items() if key != "name"}
     known = values_model(_module(where, "backbones", name), "build", without=("channels",))
     known.of(where, backbone, "backbone")
     values_model("polygrain.nn.optim", optimizer.name).of(where, optimizer.values, "optimizer.values")
@@ -227,7 +226,6 @@ def load_run(where: str, config: dict[str, Any], params: Path) -> RunModel:
     check_recipes(where, run.augmentation)
     _check_mode(where, method, params)
     _check_rows(where, run)
-    return run
 
 
 def _module(where: str, package: str, name: str) -> str:

@@ -119,25 +119,25 @@ class MixedChoice(Strict):
     mixed: Coin
 
 
-def check_recipes(where: str, recipes: dict[str, dict[str, Any]], place: str = "augmentation") -> None:
+def check_recipes(where: str, recipes: dict[str, dict[str, Any]]) -> None:
     """Check the view recipes of an augmentation. Raises UserError on the first fault."""
     single = {
-        name: RecipeChoice.of(where, recipe, f"{place}.{name}")
+        name: RecipeChoice.of(where, recipe, f"augmentation.{name}")
         for name, recipe in recipes.items()
         if "mixed" not in recipe
     }
     for name in (name for name in recipes if name not in single):
-        coin = MixedChoice.of(where, recipes[name], f"{place}.{name}").mixed
+        coin = MixedChoice.of(where, recipes[name], f"augmentation.{name}").mixed
         for side, chosen in (("weak", coin.weak), ("strong", coin.strong)):
             if chosen not in single:
                 raise UserError(
-                    f"{where}: {place}.{name}.mixed.{side}: no recipe named '{chosen}' that is not mixed itself"
+                    f"{where}: augmentation.{name}.mixed.{side}: no recipe named '{chosen}' that is not mixed itself"
                     f"{nearest(chosen, single)}"
                 )
         weak, strong = single[coin.weak], single[coin.strong]
         for key in ("size", "interpolation"):
             if getattr(weak, key) != getattr(strong, key):
                 raise UserError(
-                    f"{where}: {place}.{name}: '{coin.weak}' has {key} {getattr(weak, key)}, '{coin.strong}' has"
+                    f"{where}: augmentation.{name}: '{coin.weak}' has {key} {getattr(weak, key)}, '{coin.strong}' has"
                     f" {getattr(strong, key)}; make them equal"
                 )

@@ -1,5 +1,6 @@
 """The resolved and checked configuration of runs, data sets and protocols, remembered while params/ does not change."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,15 +15,16 @@ FEATURES = "features"  # params/evaluate/features.yaml says how features are ext
 
 def configuration(project: Project, run: Run) -> Config:
     """A run's resolved and checked configuration; its seed plays no part. Raises UserError on any fault in params/."""
-    return _configuration(project, run.scale, run.dataset, run.method, run.variant, stamp(project.params))
+    return _configuration(project, replace(run, seed=0), stamp(project.params))
 
 
 @cache
-def _configuration(project: Project, scale: str, dataset: str, method: str, variant: str, stamp: int) -> Config:
-    run = Run(scale, dataset, method, variant, 0)
+def _configuration(project: Project, run: Run, stamp: int) -> Config:
+    from polygrain.config.models import load_run  # pydantic is loaded where something is checked
+
     config = resolve(run, project.params)
     config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
-    _models().load_run(str(run.path), config, project.params)
+    load_run(str(run.path), config, project.params)
     return config
 
 
@@ -82,8 +84,10 @@ def dataset(project: Project, name: str) -> Config:
 
 @cache
 def _dataset(project: Project, name: str, stamp: int) -> Config:
+    from polygrain.config.models import DatasetChoice
+
     described = {key: value for key, value in _file(project, f"dataset/{name}", stamp).items() if key != "defaults"}
-    _models().DatasetChoice.of(f"params/dataset/{name}.yaml", described)
+    DatasetChoice.of(f"params/dataset/{name}.yaml", described)
     return described
 
 
@@ -110,10 +114,3 @@ def evaluated(config: Config, name: str) -> list[str]:
 @cache
 def _file(project: Project, name: str, stamp: int) -> dict[str, Any]:
     return read_mapping(project.params / f"{name}.yaml", where=f"params/{name}.yaml")
-
-
-def _models() -> Any:
-    """The models, and pydantic with them, are loaded where something is checked: a job under the workflow is not."""
-    from polygrain.config import models
-
-    return models

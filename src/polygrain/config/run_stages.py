@@ -139,13 +139,8 @@ def _judging(directory: Path, task: str, config: Config) -> Stage:
 
 def _judged(where: str, asked: str | list[str], extracted: list[str]) -> list[str]:
     """The data sets of a protocol among those that the run is judged on, the own one first."""
-    match asked:
-        case "own":
-            return extracted[:1]
-        case "transfer":
-            return extracted[1:]
-        case "all":
-            return extracted
+    if isinstance(asked, str):
+        return {"own": extracted[:1], "transfer": extracted[1:], "all": extracted}[asked]
     for name in asked:
         if name not in extracted:
             raise UserError(

@@ -127,23 +127,23 @@ TABLE = Kind(_place, _choose, _shape)
 
 def _config(project: Project, table: Table, spec: dict[str, Any]) -> Config:
     """The table's YAML with the runs of each row, the hashes of what decides them, and every file that it reads."""
-    resolved: dict[str, Any] = {**spec, "groups": []}
+    groups = [
+        {**group, "rows": [_fill(project, spec, row, table) for row in group["rows"]]} for group in spec["groups"]
+    ]
+    resolved: dict[str, Any] = {**spec, "groups": groups}
+    runs = [run for row in rows(spec) for run in row_runs(spec, row, table)]
     inputs: list[str] = []
     datasets: dict[str, None] = {}
-    for group in spec["groups"]:
-        filled = [_fill(project, spec, row, table) for row in group["rows"]]
-        resolved["groups"].append({**group, "rows": filled})
-        for row in group["rows"]:
-            for run in row_runs(spec, row, table):
-                _, *judging = _stages(project, spec, run)
-                datasets.update(dict.fromkeys(name for stage in judging for name in stage.datasets))
-                inputs.append(str(run.path / run_stages.METRICS))
-                inputs += [str(path) for stage in judging if stage.verb == "evaluate" for path in stage.outputs]
+    for run in runs:
+        _, *judging = _stages(project, spec, run)
+        datasets.update(dict.fromkeys(name for stage in judging for name in stage.datasets))
+        inputs.append(str(run.path / run_stages.METRICS))
+        inputs += [str(path) for stage in judging if stage.verb == "evaluate" for path in stage.outputs]
     _check_settings(table, resolved)
     manifests = [f"data/{name}/manifest.json" for name in datasets]
     sources = [f"params/reported/{name}" for name in spec.get("reported_sources", [])]
     return resolved | {
-        "attestations": _attestations(project, [run for row in rows(spec) for run in row_runs(spec, row, table)]),
+        "attestations": _attestations(project, runs),
         "scale": table.scale,
         "seeds": spec["seeds"][: table.seeds],
         "manifests": manifests,
@@ -168,9 +168,10 @@ def _stages(project: Project, spec: dict[str, Any], run: Run) -> list[Stage]:
     names = dict.fromkeys(column["protocol"] for column in spec["columns"] if "protocol" in column)
     judging = [run_stages.EVALUATE.stage(project, run.path, name) for name in names]
     frozen = any(stage.config["needs"] == "features" for stage in judging)
-    before = [run_stages.PRETRAIN, run_stages.FEATURES] if frozen else [run_stages.PRETRAIN]
-    verbs = ("pretrain", "features")
-    return [*(kind.stage(project, run.path, verb) for kind, verb in zip(before, verbs, strict=False)), *judging]
+    before = [run_stages.PRETRAIN.stage(project, run.path, "pretrain")]
+    if frozen:
+        before.append(run_stages.FEATURES.stage(project, run.path, "features"))
+    return before + judging
 
 
 def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Table) -> dict[str, Any]:

@@ -8,20 +8,18 @@ import yaml
 from polygrain.provenance.errors import UserError
 
 
-def read_yaml(path: Path, remedy: str = "correct it", where: str = "") -> Any:
-    """Parse a YAML file, which messages call `where`. Raises UserError that ends in `remedy` when that fails."""
+def read_mapping(path: Path, remedy: str = "correct it", where: str = "") -> dict[str, Any]:
+    """Parse a YAML file of keys and values, which messages call `where`.
+
+    Raises UserError that ends in `remedy` when the file is missing, no YAML, or holds anything else.
+    """
     where = where or str(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{where}: not found; {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); {remedy}") from None
-
-
-def read_mapping(path: Path, remedy: str = "correct it", where: str = "") -> dict[str, Any]:
-    """Parse a YAML file of keys and values. Raises UserError as `read_yaml` does, and for any other content."""
-    content = read_yaml(path, remedy, where)
     if not isinstance(content, dict):
-        raise UserError(f"{where or path}: must be keys with values, is {type(content).__name__}; {remedy}")
+        raise UserError(f"{where}: must be keys with values, is {type(content).__name__}; {remedy}")
     return content

@@ -6,7 +6,7 @@ that follows on another is counted with it.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -77,16 +77,24 @@ def write_attestations(root: Path, attestations: Iterable[Attestation]) -> None:
         (root / FILE).unlink(missing_ok=True)
 
 
-def chain(attestations: Sequence[Attestation], outputs: Mapping[str, str], old: Inputs, new: Inputs) -> int:
-    """How many attestations lead from `old` to `new` for a stage with these outputs; 0 where they do not."""
-    reached, steps = {old}, 0
-    fitting = [item for item in attestations if item.outputs == outputs]
-    while new not in reached:
-        further = {item.new for item in fitting if item.old in reached} - reached
-        if not further:
-            return 0
-        reached, steps = reached | further, steps + 1
-    return steps
+def chain(attestations: Sequence[Attestation], outputs: Mapping[str, str], old: Inputs, new: Inputs) -> bool:
+    """Whether attestations lead from `old` to `new`, which differ, for a stage with these outputs."""
+    steps = [(item.old, item.new) for item in attestations if item.outputs == outputs]
+    return any(new in further for further in _follow(old, steps))
+
+
+def behind(attestations: Sequence[Attestation], output: str, present: Inputs) -> int:
+    """How many attestations a stage's outputs rest on, when `present` is what they count as made from."""
+    steps = [(item.new, item.old) for item in attestations if output in item.outputs]
+    return len(list(_follow(present, steps)))
+
+
+def _follow(start: Inputs, steps: Sequence[tuple[Inputs, Inputs]]) -> Iterator[set[Inputs]]:
+    """What the steps lead to from `start`: the inputs one step away, then those two steps away, and so on."""
+    reached = {start}
+    while further := {end for begin, end in steps if begin in reached} - reached:
+        yield further
+        reached |= further
 
 
 def attested(
@@ -96,8 +104,7 @@ def attested(
 
     `outputs` are those of the stage (path -> MD5). Empty where nothing differs or the difference is not attested.
     """
-    sides = [inputs_in(then), inputs_in(now)]
-    old, new = sides
+    old, new = inputs_in(then), inputs_in(now)
     if old is None or new is None or old == new or not chain(attestations, outputs, old, new):
         return frozenset()
     return frozenset(path for path in (*then, *now) if is_code(path) or is_environment(path))
@@ -118,12 +125,3 @@ def is_code(path: str) -> bool:
 def is_environment(path: str) -> bool:
     """Whether a dependency is an environment: one file for all runs once, one per stage now."""
     return "environment" in (Path(path).stem, Path(path).parent.name)
-
-
-def behind(attestations: Sequence[Attestation], output: str, present: Inputs) -> int:
-    """How many attestations a stage's outputs rest on, when `present` is what they count as made from."""
-    reached, steps = {present}, 0
-    fitting = [item for item in attestations if output in item.outputs]
-    while further := {item.old for item in fitting if item.new in reached} - reached:
-        reached, steps = reached | further, steps + 1
-    return steps

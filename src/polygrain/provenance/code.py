@@ -82,7 +82,9 @@ def closure(entries: Sequence[str], find: Callable[[str], Module | None], source
             continue
         module = find(name)
         if module is None:
-            raise UserError(_unknown(name, importer, source))
+            by = f"imported by {importer}, but " if importer else ""
+            remedy = "correct that import" if importer else "check the spelling, or add the file"
+            raise UserError(f"module {name}: {by}{source} holds no such module; {remedy}")
         found[name] = module
         parent = name.rpartition(".")[0]
         needed = [parent] if parent else []
@@ -96,12 +98,6 @@ def closure(entries: Sequence[str], find: Callable[[str], Module | None], source
 def tree_hash(text: str) -> str:
     """SHA-256 (hex) of the canonical syntax tree of one source text."""
     return node_hash(syntax_tree(text))
-
-
-def _unknown(name: str, importer: str, source: Path) -> str:
-    if importer:
-        return f"module {name}: imported by {importer}, but {source} holds no such module; correct that import"
-    return f"module {name}: {source} holds no such module; check the spelling, or add the file"
 
 
 def places(name: str) -> tuple[Path, ...]:
@@ -189,17 +185,18 @@ def _without_words(node: ast.AST) -> dict[str, Any]:
     if isinstance(node, ast.Raise):
         return {"exc": node.exc.func if isinstance(node.exc, ast.Call) else node.exc, "cause": None}
     if isinstance(node, ast.Call) and node.args and _is_text(node.args[0]):
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-        return {"args": node.args[1:]} if name == "phase" else {}
+        return {"args": node.args[1:]} if _is_named(node.func, "phase") else {}
     return {}
 
 
 def _is_type_checking(node: ast.AST) -> bool:
     """Whether this is `if TYPE_CHECKING:`, whose body never runs."""
-    if not isinstance(node, ast.If):
-        return False
-    name = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", None)
-    return name == "TYPE_CHECKING"
+    return isinstance(node, ast.If) and _is_named(node.test, "TYPE_CHECKING")
+
+
+def _is_named(node: ast.expr, name: str) -> bool:
+    """Whether this is a name, or an attribute of that name."""
+    return name == (node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None))
 
 
 def _is_text(node: Any) -> bool:

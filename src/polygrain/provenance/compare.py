@@ -64,10 +64,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _json(text: str) -> Iterator[tuple[str, Any]]:
-    yield from _leaves(json.loads(text), "")
-
-
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         yield from _leaves(json.loads(line), f"line {number} ")
@@ -94,4 +90,4 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-_READERS = {".json": _json, ".jsonl": _json_lines, ".csv": _csv}
+_READERS = {".json": lambda text: _leaves(json.loads(text), ""), ".jsonl": _json_lines, ".csv": _csv}

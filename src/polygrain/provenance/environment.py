@@ -71,11 +71,6 @@ def _locked(lock: Path, mtime_ns: int, size: int) -> dict[str, str]:
     return {name: _ALTERNATIVE.join(sorted(found)) for name, found in versions.items()}
 
 
-def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Versions of `packages` in the running interpreter; None for one that is not installed."""
-    return {name: _installed(name) for name in packages}
-
-
 def check_installed(environment: dict[str, Any]) -> None:
     """Compare the running interpreter with an environment from the lock.
 
@@ -84,14 +79,15 @@ def check_installed(environment: dict[str, Any]) -> None:
     """
     differences = []
     for name, locked in environment["packages"].items():
-        found = _installed(name)
+        found = installed_version(name)
         if found is None or found.partition("+")[0] not in locked.split(_ALTERNATIVE):
             differences.append(f"{name} is locked at {locked}, installed is {found or 'none'}")
     if differences:
         raise UserError(f"{'; '.join(differences)}: install the packages of requirements.lock")
 
 
-def _installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of a package in the running interpreter; None when it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -28,7 +28,7 @@ CONFIGURATIONS = "configurations"
 
 T = TypeVar("T")
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
-_STAGE = re.compile(r"^  (?=\S)", re.MULTILINE)
+_STAGE = re.compile(r"^(?=  \S)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class LockParser:
         try:
             text = content.decode()
             stages = self._by_stage(text)
-            jobs = [stage for stage in (_whole(text) if stages is None else stages) if _is_job(stage.name)]
-            return Lock({stage.name: stage for stage in jobs})
+            stages = _whole(text) if stages is None else stages
+            return Lock({stage.name: stage for stage in stages if stage.name.split("-")[0] != CONFIGURATIONS})
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"not valid YAML: {one_line(error)}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -98,7 +98,7 @@ class LockParser:
         if head is None:
             return None
         stages: dict[str, Locked] = {}
-        for piece in _pieces(text, head.end()):
+        for piece in _STAGE.split(text[head.end() :])[1:]:
             if piece not in self._stages:
                 try:
                     ((name, content),) = parse_yaml(piece).items()
@@ -112,19 +112,9 @@ class LockParser:
         return list(stages.values())
 
 
-def _pieces(text: str, start: int) -> Iterator[str]:
-    begins = [match.start() for match in _STAGE.finditer(text, start)]
-    for begin, end in zip(begins, [*begins[1:], len(text)], strict=True):
-        yield text[begin:end]
-
-
 def _whole(text: str) -> list[Locked]:
     content = parse_yaml(text)
     return [_locked(name, stage) for name, stage in (content["stages"] or {}).items()] if content else []
-
-
-def _is_job(name: str) -> bool:
-    return name.split("-")[0] != CONFIGURATIONS
 
 
 def _locked(name: Any, content: Mapping[str, Any]) -> Locked:
@@ -173,15 +163,16 @@ def read_lock(root: Path) -> Lock:
     return _parse(content, str(path))
 
 
-def read_merged_lock(root: Path) -> Lock:
-    """Read the other branch's `dvc.lock` while git is merging; at other times it holds no stage.
+def read_locks(root: Path) -> list[Lock]:
+    """Read `dvc.lock` and, while git is merging, that of the other branch. Raises UserError as `read_lock` does.
 
     Git must not merge the lines of the two files: one branch's parameters beside the other's outputs would be a claim
     that nobody made (`.gitattributes` forbids it). Whole stages of either branch are true.
     """
     name = f"MERGE_HEAD:./{LOCK}"
+    own = read_lock(root)
     shown = subprocess.run([*GIT, "show", name], cwd=root, capture_output=True, env=without_places())
-    return Lock({}) if shown.returncode else _parse(shown.stdout, name)
+    return [own] if shown.returncode else [own, _parse(shown.stdout, name)]
 
 
 def _parse(content: bytes, name: str) -> Lock:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from polygrain.provenance.environment import PACKAGES, installed_versions
+from polygrain.provenance.environment import PACKAGES, installed_version
 from polygrain.provenance.pins import PINS
 
 # Instruction sets that numeric libraries choose kernels by.
@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
         "libraries": _libraries(torch.__config__.show()) if torch else None,
         "accelerator": str(torch.cuda.get_device_name()) if torch and torch.cuda.is_initialized() else None,
         "threads": int(torch.get_num_threads()) if torch else int(threads) if threads.isdigit() else None,
-        "packages": installed_versions(PACKAGES),
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "pins": {name: os.environ.get(name) for name in PINS},
     }
 

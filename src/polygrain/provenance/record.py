@@ -16,7 +16,7 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_bytes, write_if_changed
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import judge, objection_to_inputs, objection_to_outputs
-from polygrain.provenance.lock import LOCK, read_lock, read_merged_lock
+from polygrain.provenance.lock import LOCK, read_locks
 from polygrain.provenance.pipeline import PIPELINE, dvc_yaml, recorded_names
 from polygrain.provenance.stage import Stage
 from polygrain.provenance.yaml12 import dump_yaml, load_yaml
@@ -34,7 +34,10 @@ def record(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) 
     settings(root)
     write_if_changed(root / PIPELINE, pipeline)
     with _modification_times([root / path for stage in stages for path in (*stage.outputs, stage.config_path)]):
-        _commit(root)
+        # one commit over all stages: stage by stage it takes quadratic time
+        done = dvc(root, "commit", "--force", str(PIPELINE))
+        if done.returncode:
+            raise UserError(f"{root / LOCK}: dvc commit failed ({complaint(done)}); correct that and record again")
     _tidy_lock(stages, root)
     for source, copy in sorted(published.items()):
         content = (root / source).read_bytes()
@@ -53,7 +56,7 @@ def _check(stages: Sequence[Stage], root: Path) -> None:
             if not (root / output).is_file():
                 raise UserError(f"{output}: not built, or no plain file; run `snakemake --cores all {output}`")
     hashes = Hashes(root)
-    findings = judge(stages, root, [read_lock(root), read_merged_lock(root)], hashes)
+    findings = judge(stages, root, read_locks(root), hashes)
     doubtful = [stage for stage in stages if findings[stage.name].state not in ("in place", "built here")]
     for objection_to in (objection_to_outputs, objection_to_inputs):
         for stage in doubtful:
@@ -98,13 +101,6 @@ def _modification_times(paths: Sequence[Path]) -> Iterator[None]:
             if path.is_symlink() and path.exists() and path.stat().st_mtime_ns > modified:
                 with suppress(PermissionError):  # a cache shared with other people
                     os.utime(path, ns=(modified, modified))
-
-
-def _commit(root: Path) -> None:
-    """Run one `dvc commit` over all stages of `dvc.yaml` (stage by stage it takes quadratic time)."""
-    done = dvc(root, "commit", "--force", str(PIPELINE))
-    if done.returncode:
-        raise UserError(f"{root / LOCK}: dvc commit failed ({complaint(done)}); correct that and record again")
 
 
 def _tidy_lock(stages: Sequence[Stage], root: Path) -> None:

@@ -24,7 +24,7 @@ from polygrain.provenance.dvccommand import settings
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import Finding, judge, objection_to_outputs
-from polygrain.provenance.lock import LOCK, Lock, read_lock, read_merged_lock
+from polygrain.provenance.lock import LOCK, Lock, read_locks
 from polygrain.provenance.stage import Stage, in_order
 
 # no hooks: `onsuccess` would run here as well; no lock: any lock then belongs to another process
@@ -59,7 +59,7 @@ def restore(stages: Sequence[Stage], root: Path, check_free: Callable[[], None])
     something else works in this tree; it is asked before anything changes and again before anything is stamped.
     Raises UserError without a lock, for one with merge conflicts, and for what DVC or Snakemake refuse.
     """
-    locks = [read_lock(root), read_merged_lock(root)]
+    locks = read_locks(root)
     if not any(lock.stages for lock in locks):
         raise UserError(f"{root / LOCK}: missing or empty, so there is nothing to restore; build with snakemake")
     check_free()
@@ -79,14 +79,21 @@ def _restore(
     last = first
     while True:
         # what arrives can make a record that stood alone complete, and so vouch for more
-        while lacking := {path: md5 for path, md5 in _lacking(last).items() if path not in why}:
+        while lacking := {
+            path: found.claims[path]
+            for found in last.values()
+            if found.claims
+            for path in found.lacking
+            if path not in why
+        }:
             why |= dict.fromkeys(lacking, "") | bring(lacking, root, remote, hashes)
             last = judge(stages, root, locks, hashes)
         check_free()
         for stage in stages:
             removed |= _remove(root, last[stage.name].lacking)
-            if first[stage.name].lacking:
-                _drop_false_record(stage, root, hashes)
+            if first[stage.name].lacking and objection_to_outputs(stage, root, hashes):
+                # its record describes other bytes than those in place
+                (root / stage.sidecar).unlink(missing_ok=True)
         _stamp(stages, root, last)
         stamped, last = last, judge(stages, root, locks, hashes)
         if last == stamped:  # else params or code changed during restore; judge again
@@ -100,7 +107,7 @@ def stamp(stages: Sequence[Stage], root: Path) -> dict[str, Finding]:
     Arguments and errors are those of `restore`; returns what each stage's outputs are worth.
     """
     with _alone(root):
-        findings = judge(stages, root, [read_lock(root), read_merged_lock(root)], Hashes(root))
+        findings = judge(stages, root, read_locks(root), Hashes(root))
         _stamp(stages, root, findings)
     return findings
 
@@ -132,11 +139,6 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _lacking(findings: Mapping[str, Finding]) -> dict[Path, str]:
-    """The outputs that are vouched for and not in place, with their MD5."""
-    return {path: found.claims[path] for found in findings.values() if found.claims for path in found.lacking}
-
-
 def _remove(root: Path, outputs: Sequence[Path]) -> set[Path]:
     """Delete those of the outputs that are there; return them."""
     removed = {path for path in outputs if os.path.lexists(root / path)}
@@ -146,12 +148,6 @@ def _remove(root: Path, outputs: Sequence[Path]) -> set[Path]:
         except OSError as error:
             raise UserError(f"{path}: cannot be removed ({error.strerror}); do that and restore again") from None
     return removed
-
-
-def _drop_false_record(stage: Stage, root: Path, hashes: Hashes) -> None:
-    """Remove a record that describes other bytes than those in place."""
-    if objection_to_outputs(stage, root, hashes):
-        (root / stage.sidecar).unlink(missing_ok=True)
 
 
 def _stamp(stages: Sequence[Stage], root: Path, findings: Mapping[str, Finding]) -> None:

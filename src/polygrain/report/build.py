@@ -34,20 +34,28 @@ def run(stage: "Stage") -> None:
 def build_table(config: dict[str, Any], root: Path, outputs: Mapping[str, Path]) -> None:
     """Write a table in the formats that `outputs` names (`pdf`, `csv`, `md`, `tex` -> path).
 
-    config: a table as `params/table/*.yaml` describes it, resolved by the workflow. root: the folder that run
-    directories, manifests and reported files in it are relative to. Every format is rendered before the first is
-    written, each atomically. A missing result is printed as missing. Raises UserError on a malformed configuration,
-    result, manifest or reported file.
+    Every format is rendered before the first is written, each atomically. Arguments and errors are those of
+    `filled_table`.
     """
     for kind in outputs:
         if kind not in RENDERERS:
             raise UserError(f"table: no output format '{kind}'{nearest(kind, RENDERERS)}")
-    spec = parse(config)
-    records = read_reported(root / path for path in spec.reported_sources)
-    table = make_table(spec, Results(root), records, footer_of(spec, root))
+    table = filled_table(config, root)
     contents = {path: RENDERERS[kind](table) for kind, path in outputs.items()}
     for path, content in contents.items():
         write_bytes(path, content)
+
+
+def filled_table(config: dict[str, Any], root: Path) -> TableContent:
+    """The cells of a table.
+
+    config: a table as `params/table/*.yaml` describes it, resolved by the workflow. root: the folder that run
+    directories, manifests and reported files in it are relative to. A missing result is printed as missing. Raises
+    UserError on a malformed configuration, result, manifest or reported file.
+    """
+    spec = parse(config)
+    records = read_reported(root / path for path in spec.reported_sources)
+    return make_table(spec, Results(root), records, footer_of(spec, root))
 
 
 def footer_of(spec: Spec, root: Path) -> Footer:

@@ -67,7 +67,7 @@ class Entry:
 def entry(line: Line) -> Entry:
     """A line as it is printed. Raises UserError on invisible characters."""
     where = f"params/ledger/{line['method']}.yaml, line '{line['id']}'"
-    headings = ("", "") if line["kind"] == "deviation" else ("Ours: ", "Instead: ")
+    headings = ("", "") if line["kind"] == "deviation" else ("Ours:", "Instead:")
     first, second = (
         Arm(heading, clean(where, arm["says"]), value_text(arm["value"]), clean(where, arm["where"]))
         for heading, arm in zip(headings, arms(line), strict=True)
@@ -123,7 +123,7 @@ def render_markdown(lines: Sequence[Line]) -> str:
 def _markdown_cells(entry: Entry) -> Iterator[str]:
     yield markdown(entry.what) + (f"<sup>{entry.mark}</sup>" if entry.mark else "")
     for arm in entry.arms:
-        heading = f"*{arm.heading.strip()}* " if arm.heading else ""
+        heading = f"*{arm.heading}* " if arm.heading else ""
         yield f"{heading}{markdown(arm.says)} ({markdown(arm.value)})<br><sub>{markdown(arm.where)}</sub>"
     yield markdown(entry.switch) + (f"<br><sub>with {markdown(entry.conditions)}</sub>" if entry.conditions else "")
     yield entry.kind + (f"<sup>{entry.mark}</sup>" if entry.mark else "")
@@ -156,7 +156,7 @@ def _latex_cells(entry: Entry) -> Iterator[str]:
     mark = rf"\textsuperscript{{{latex(entry.mark)}}}" if entry.mark else ""
     yield latex(entry.what) + mark
     for arm in entry.arms:
-        heading = rf"\textit{{{arm.heading.strip()}}} " if arm.heading else ""
+        heading = rf"\textit{{{arm.heading}}} " if arm.heading else ""
         yield rf"{heading}{latex(arm.says)} (\texttt{{{latex(arm.value)}}}) [{latex(arm.where)}]"
     with_ = f" (with {latex(entry.conditions)})" if entry.conditions else ""
     yield latex(entry.switch).replace(".", r".\allowbreak{}").replace(r"\_", r"\_\allowbreak{}") + with_
@@ -218,7 +218,7 @@ def _typst_cells(entry: Entry) -> Iterator[str]:
     mark = f"#mark[{typst(entry.mark)}]" if entry.mark else ""
     yield typst(entry.what) + mark
     for arm in entry.arms:
-        heading = f"_{typst(arm.heading.strip())}_ " if arm.heading else ""
+        heading = f"_{typst(arm.heading)}_ " if arm.heading else ""
         value = f"#value[{typst(_breakable(arm.value))}]"
         yield f"{heading}{typst(arm.says)} {value}#source[{typst(arm.where)}]"
     conditions = f"#source[{typst('with ' + _breakable(entry.conditions))}]" if entry.conditions else ""

@@ -4,13 +4,13 @@ The file holds no time, and neither fonts of the system nor packages from the ne
 the cells and the version of Typst only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import typst as compiler
 
-from polygrain.report.cells import ABSENT, Cell, TableContent, TableRow
+from polygrain.report.cells import ABSENT, TableContent, TableRow
 from polygrain.report.escape import typst, typst_string
-from polygrain.report.render import column_groups, marks, paired, row_marks
+from polygrain.report.render import column_groups, head_marks, marks, row_marks, width
 
 _PREAMBLE = """\
 #set document(title: {title}, date: none)
@@ -58,9 +58,9 @@ def pdf_source(table: TableContent) -> str:
 
 
 def _table(table: TableContent) -> Iterator[str]:
-    pairs = paired(table)
     aligns, lefts, rights = ["left"], ["0pt"], ["8pt"]
-    for column, pair in zip(table.columns, pairs, strict=True):
+    for column in table.columns:
+        pair = bool(column.protocol)
         aligns += ["right", "left"] if pair else ["left" if column.setting else "right"]
         lefts += ["6pt", "0pt"] if pair else ["6pt"]
         rights += ["0pt", "6pt"] if pair else ["6pt"]
@@ -68,28 +68,27 @@ def _table(table: TableContent) -> Iterator[str]:
     yield f"columns: {len(aligns)}, align: ({', '.join(aligns)}), stroke: none,"
     yield f"inset: (x, y) => (left: ({', '.join(lefts)}).at(x), right: ({', '.join(rights)}).at(x), y: 3.2pt),"
     yield "table.hline(stroke: thick),"
-    yield from _heads(table, pairs)
+    yield from _heads(table)
     for group in table.groups:
         yield "table.hline(stroke: thin),"
         yield f"table.cell(colspan: {len(aligns)}, inset: (x: 0pt, top: 5pt, bottom: 2.5pt))[_{typst(group.label)}_],"
         for row in group.rows:
-            yield " ".join(_row(table, row, pairs))
+            yield " ".join(_row(table, row))
     yield "table.hline(stroke: thick),"
 
 
-def _heads(table: TableContent, pairs: Sequence[bool]) -> Iterator[str]:
-    widths = {column.id: 2 if pair else 1 for column, pair in zip(table.columns, pairs, strict=True)}
+def _heads(table: TableContent) -> Iterator[str]:
     if any(column.group for column in table.columns):
         yield "[],"
         for label, members in column_groups(table.columns):
-            width = sum(widths[column.id] for column in members)
-            yield f"spanning({width})[{typst(label)}]," if label else f"table.cell(colspan: {width})[],"
+            span = width(members)
+            yield f"spanning({span})[{typst(label)}]," if label else f"table.cell(colspan: {span})[],"
     yield "[],"
     for column in table.columns:
-        mark = _mark(marks(table, [column.note] if column.note else []))
+        mark = _mark(head_marks(table, column))
         align = "left" if column.setting else "center"
         yield (
-            f"table.cell(colspan: {widths[column.id]}, align: {align}, inset: (x: 6pt, y: 4pt))"
+            f"table.cell(colspan: {width([column])}, align: {align}, inset: (x: 6pt, y: 4pt))"
             f"[{typst(column.label)}{mark}],"
         )
 
@@ -98,22 +97,18 @@ def _mark(text: str) -> str:
     return f"#mark[{typst(text)}]" if text else ""
 
 
-def _row(table: TableContent, row: TableRow, pairs: Sequence[bool]) -> Iterator[str]:
+def _row(table: TableContent, row: TableRow) -> Iterator[str]:
     yield f"[{typst(row.label)}{_mark(row_marks(table, row))}],"
-    for cell, pair in zip(row.cells, pairs, strict=True):
-        yield from _cell(table, cell, pair)
-
-
-def _cell(table: TableContent, cell: Cell, pair: bool) -> Iterator[str]:
-    main = f"*{typst(cell.main)}*" if cell.best else typst(cell.main)
-    after = "#h(1pt)".join(_mark(text) for text in (cell.arrow, marks(table, cell.notes)) if text)
-    if not pair:
-        yield f"[{main}{after}],"
-    elif cell.main == ABSENT:
-        yield f"table.cell(colspan: 2, align: center)[{main}{after}],"
-    else:
-        spread = f"#spread[{typst(cell.spread)}]" if cell.spread else ""
-        yield f"[{main}], [{spread}{after}],"
+    for column, cell in zip(table.columns, row.cells, strict=True):
+        main = f"*{typst(cell.main)}*" if cell.best else typst(cell.main)
+        after = "#h(1pt)".join(_mark(text) for text in (cell.arrow, marks(table, cell.notes)) if text)
+        if not column.protocol:
+            yield f"[{main}{after}],"
+        elif cell.main == ABSENT:
+            yield f"table.cell(colspan: 2, align: center)[{main}{after}],"
+        else:
+            spread = f"#spread[{typst(cell.spread)}]" if cell.spread else ""
+            yield f"[{main}], [{spread}{after}],"
 
 
 def _notes(table: TableContent) -> Iterator[str]:

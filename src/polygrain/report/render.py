@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from polygrain.report.cells import ABSENT, Cell, TableContent, TableRow
@@ -34,9 +34,14 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]
         yield label, list(members)
 
 
-def paired(table: TableContent) -> list[bool]:
-    """For each column, whether it takes two of the typeset table: numbers, then spreads and marks."""
-    return [bool(column.protocol) for column in table.columns]
+def width(columns: Iterable[Column]) -> int:
+    """How many typeset columns these take: that of a protocol takes two, numbers, then spreads and marks."""
+    return sum(2 if column.protocol else 1 for column in columns)
+
+
+def head_marks(table: TableContent, column: Column) -> str:
+    """The mark behind the head of a column."""
+    return marks(table, [column.note] if column.note else [])
 
 
 def render_csv(table: TableContent) -> str:
@@ -86,7 +91,7 @@ def render_markdown(table: TableContent) -> str:
 
 def _markdown_head(table: TableContent, column: Column) -> str:
     group = f"{markdown(column.group)}<br>" if column.group else ""
-    return group + markdown(column.label) + _markdown_marks(marks(table, [column.note] if column.note else []))
+    return group + markdown(column.label) + _markdown_marks(head_marks(table, column))
 
 
 def _markdown_marks(text: str) -> str:
@@ -113,23 +118,24 @@ def _after(table: TableContent, cell: Cell) -> str:
 
 def render_latex(table: TableContent) -> str:
     """A `table` environment to include in a paper; needs booktabs only. Means and spreads are aligned."""
-    pairs = paired(table)
-    total = 1 + sum(2 if pair else 1 for pair in pairs)
+    total = 1 + width(table.columns)
+    label = "".join(character for character in table.name.lower() if character.isascii() and character.isalnum())
+    aligns = ("r@{}l" if column.protocol else "l" if column.setting else "r" for column in table.columns)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}[tb]",
         r"\centering",
         rf"\caption{{\textbf{{{latex(table.title)}.}} {latex(table.caption)}}}",
-        rf"\label{{tab:{_label(table.name)}}}",
+        rf"\label{{tab:{label}}}",
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\begin{{tabular}}{{@{{}}l{''.join(_latex_aligns(table.columns))}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}l{''.join(aligns)}@{{}}}}",
         r"\toprule",
-        *_latex_heads(table, pairs),
+        *_latex_heads(table),
     ]
     for group in table.groups:
         lines.append(r"\midrule")
         lines.append(rf"\multicolumn{{{total}}}{{@{{}}l}}{{\textit{{{latex(group.label)}}}}} \\")
-        lines += [_latex_row(table, row, pairs) for row in group.rows]
+        lines += [_latex_row(table, row) for row in group.rows]
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\begin{minipage}{\linewidth}\scriptsize"]
     lines += [rf"\textsuperscript{{{mark}}}{latex(text)}\par" for text, mark in table.footnotes.items()]
     lines += [rf"{latex(text)}\par" for text in table.legend]
@@ -137,32 +143,22 @@ def render_latex(table: TableContent) -> str:
     return "\n".join([*lines, rf"\texttt{{{latex(footer)}}}", r"\end{minipage}", r"\end{table}"]) + "\n"
 
 
-def _latex_aligns(columns: Sequence[Column]) -> Iterator[str]:
-    for column in columns:
-        yield "r@{}l" if column.protocol else "l" if column.setting else "r"
-
-
-def _label(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isascii() and character.isalnum())
-
-
-def _latex_heads(table: TableContent, pairs: Sequence[bool]) -> Iterator[str]:
+def _latex_heads(table: TableContent) -> Iterator[str]:
     """The spanning heads with their rules when any group has a name, then the heads of the columns."""
-    widths = {column.id: 2 if pair else 1 for column, pair in zip(table.columns, pairs, strict=True)}
     spans, rules, start = [""], [], 2
     for label, members in column_groups(table.columns):
-        width = sum(widths[column.id] for column in members)
-        spans.append(rf"\multicolumn{{{width}}}{{c}}{{{latex(label)}}}")
+        end = start + width(members)
+        spans.append(rf"\multicolumn{{{end - start}}}{{c}}{{{latex(label)}}}")
         if label:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
-        start += width
+            rules.append(rf"\cmidrule(lr){{{start}-{end - 1}}}")
+        start = end
     if rules:
         yield " & ".join(spans) + r" \\"
         yield " ".join(rules)
     heads = [""]
     for column in table.columns:
-        mark = _latex_marks(marks(table, [column.note] if column.note else []))
-        heads.append(rf"\multicolumn{{{widths[column.id]}}}{{c}}{{{latex(column.label)}{mark}}}")
+        mark = _latex_marks(head_marks(table, column))
+        heads.append(rf"\multicolumn{{{width([column])}}}{{c}}{{{latex(column.label)}{mark}}}")
     yield " & ".join(heads) + r" \\"
 
 
@@ -170,13 +166,13 @@ def _latex_marks(text: str) -> str:
     return rf"\textsuperscript{{{latex(text)}}}" if text else ""
 
 
-def _latex_row(table: TableContent, row: TableRow, pairs: Sequence[bool]) -> str:
+def _latex_row(table: TableContent, row: TableRow) -> str:
     cells = [latex(row.label) + _latex_marks(row_marks(table, row))]
-    for cell, pair in zip(row.cells, pairs, strict=True):
+    for column, cell in zip(table.columns, row.cells, strict=True):
         main = latex(cell.main)
         main = rf"\textbf{{{main}}}" if cell.best else main
         after = _latex_marks(_after(table, cell))
-        if not pair:
+        if not column.protocol:
             cells.append(main + after)
         elif cell.main == ABSENT:
             cells.append(rf"\multicolumn{{2}}{{c}}{{{main}{after}}}")
