@@ -1,7 +1,6 @@
 """`polygrain attest`: prove by running that recorded runs would come out the same from the present code."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -187,8 +186,3 @@ class _Work:
 def _once_per_line(places: Sequence[Place]) -> list[Place]:
     """The first place of each line."""
     return list({(place.path, place.region[0]): place for place in reversed(places)}.values())[::-1]
-
-
-def default_jobs() -> int:
-    """As many as this process may use cores."""
-    return len(os.sched_getaffinity(0))
