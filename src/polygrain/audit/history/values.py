@@ -62,8 +62,8 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
     cells: dict[str, tuple[str | None, Cell | None]] = {}
     suspicious: dict[Bytes, Commit] = {}
     for state in result.states:
-        commit, lock = state.commit, state.lock
-        for change in entries[commit.id].of("unexplained") if commit.id in entries else ():
+        commit, lock, entry = state.commit, state.lock, entries.get(state.commit.id)
+        for change in entry.of("unexplained") if entry else ():
             if change.maker:
                 suspicious[_bytes(change.output, change.maker)] = commit
         blob = repository.find(commit.id, copy)
@@ -74,13 +74,11 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
         cells[commit.id] = blob, cell
         name_before, before = parents[0] if parents else (None, None)
         if name_before != blob and (cell or before):
-            doubts = [
-                suspicious[key]
-                for path, stage in _chain(lock, maker, cell)
-                if (key := _bytes(path, stage)) in suspicious
-            ]
-            edited = [line for line in _published(entries.get(commit.id)) if line.startswith(f"{copy}:")]
-            why = edited or _why(entries.get(commit.id), lock, maker, cell, before)
+            made = [_bytes(path, stage) for path, stage in _chain(lock, maker, cell)]
+            doubts = [suspicious[each] for each in made if each in suspicious]
+            contradicted = [finding.line for finding in entry.findings if finding.kind == "published"] if entry else []
+            edited = [line for line in contradicted if line.startswith(f"{copy}:")]
+            why = edited or _why(entry, lock, maker, cell, before)
             earlier = sorted({other.short for other in doubts if other != commit})
             why += [f"rests on the unexplained change of {name}" for name in earlier]
             yield Value(commit, cell, before, tuple(why), bool(doubts or edited))
@@ -88,10 +86,6 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
 
 def _bytes(output: str, maker: Locked) -> Bytes:
     return output, maker.inputs, maker.outputs[output]
-
-
-def _published(entry: Judged | None) -> list[str]:
-    return [finding.line for finding in entry.findings if finding.kind == "published"] if entry else []
 
 
 def _chain(lock: Lock, table: Locked | None, cell: Cell | None) -> list[tuple[str, Locked]]:
