@@ -4,14 +4,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
+from typing import get_args
 
 from polygrain.audit.verdicts import Audit, Cause, Change, Judged, Kind
 from polygrain.provenance.lock import LOCK
 
-_KINDS: tuple[Kind, ...] = ("new", "attested", "explained", "returned", "merged", "removed", "unexplained")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 _LONGEST = 60  # characters of a value that a line quotes
 _NAMED = 3  # of a kind that a line names
-_SEED = re.compile(r"seed\d+")
+SEED = re.compile(r"seed\d+")
 
 
 def entry_lines(entry: Judged) -> Iterator[str]:
@@ -21,18 +22,16 @@ def entry_lines(entry: Judged) -> Iterator[str]:
     counts = [(entry.unchanged, "unchanged"), *((len(entry.of(kind)), kind) for kind in _KINDS)]
     yield "    " + (", ".join(f"{number} {kind}" for number, kind in counts if number) or f"{LOCK} lists no output")
     by_output = {change.output: change for change in entry.changes}
-    lines = [(_KINDS.index(change.kind), *_folded(change, by_output)) for change in entry.changes]
+    lines = []
+    for change in entry.changes:
+        reason, stage = (SEED.sub("seed*", text) for text in ("; ".join(reasons(change, by_output)), change.stage))
+        lines.append((_KINDS.index(change.kind), reason, stage, change.output))
     for (kind, reason, _), group in groupby(sorted(lines), lambda line: line[:3]):
         if _KINDS[kind] != "new":
             name = "UNEXPLAINED" if _KINDS[kind] == "unexplained" else _KINDS[kind]
             yield f"    {name} {braced([output for *_, output in group])}" + (f": {reason}" if reason else "")
     for finding in entry.findings:
         yield f"    {finding.kind.upper()} {finding.line}"
-
-
-def _folded(change: Change, changes: Mapping[str, Change]) -> tuple[str, str, str]:
-    """Reason, stage without its seed, output: what is equal in the first two is printed together."""
-    return _SEED.sub("seed*", "; ".join(reasons(change, changes))), _SEED.sub("seed*", change.stage), change.output
 
 
 def closing_lines(result: Audit) -> Iterator[str]:
@@ -62,8 +61,8 @@ def braced(paths: Iterable[str]) -> str:
         files.setdefault(str(PurePosixPath(path).parent), []).append(PurePosixPath(path).name)
     seeds: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for folder, names in files.items():
-        found = _SEED.search(folder)
-        seeds.setdefault((_SEED.sub("seed*", folder), tuple(names)), []).append(found[0][4:] if found else "")
+        found = SEED.search(folder)
+        seeds.setdefault((SEED.sub("seed*", folder), tuple(names)), []).append(found[0][4:] if found else "")
     return " ".join(f"{folder.replace('*', _set(own), 1)}/{_set(names)}" for (folder, names), own in seeds.items())
 
 

@@ -32,7 +32,8 @@ from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit
 from polygrain.provenance.lock import Locked
 
-Kind = Literal["new", "removed", "merged", "attested", "explained", "returned", "unexplained"]
+Kind = Literal["new", "attested", "explained", "returned", "merged", "removed", "unexplained"]
+"""In the order in which an audit prints them."""
 
 
 @dataclass(frozen=True)

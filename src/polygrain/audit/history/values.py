@@ -1,18 +1,17 @@
 """The values that a cell had, commit by commit, and why it changed: what changed in the chain of its row's runs."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from polygrain.audit.explain import reasons
-from polygrain.audit.history.names import Cell, Names, folded, rows_in
+from polygrain.audit.cells import folded
+from polygrain.audit.explain import SEED, reasons
+from polygrain.audit.history.names import Cell, Names, rows_in
 from polygrain.audit.repository import Commit, Repository
 from polygrain.audit.verdicts import Audit, Change, Judged
 from polygrain.config.published import published
 from polygrain.config.tables import Table
 from polygrain.provenance.lock import Lock, Locked
 
-_SEED = re.compile(r"seed\d+")
 Bytes = tuple[str, str, str]
 """Output, inputs of its stage, MD5."""
 
@@ -116,7 +115,7 @@ def _why(entry: Judged | None, lock: Lock, table: Locked | None, cell: Cell | No
     chain = [changes[path] for path, _ in _chain(lock, table, cell) if path in changes]
     own = [change for change in chain if table is None or change.stage != table.name]
     said = [reason for change in own or chain for reason in _roots(change, changes)]
-    return list(dict.fromkeys(_SEED.sub("seed*", reason) for reason in said)) or ["nothing that this row was made from"]
+    return list(dict.fromkeys(SEED.sub("seed*", reason) for reason in said)) or ["nothing that this row was made from"]
 
 
 def _roots(change: Change, changes: dict[str, Change]) -> list[str]:
