@@ -116,7 +116,7 @@ class _Work:
             tasks.append(partial(again.first_steps, subject.stage, self.least, metrics, subject.outputs))
         tasks += [partial(work.twin, stage) for stage in self.twins.values()]
         with tqdm(total=len(tasks), unit="run", desc="attest") as bar:
-            seen = side_by_side(tasks, jobs, self.children, bar.update)
+            seen = side_by_side(tasks, jobs, self.children.stop, bar.update)
         firsts, twins = seen[: len(self.subjects)], dict(zip(self.twins, seen[len(self.subjects) :], strict=True))
         self._refuse_edits()
         return [
