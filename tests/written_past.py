@@ -133,4 +133,4 @@ def change(audit: Audit, output: str, number: int = -1) -> Change:
 
 
 def found(audit: Audit) -> list[tuple[str, str]]:
-    return [(finding.kind, finding.line) for _, finding in audit.findings]
+    return [(finding.kind, finding.line) for finding in audit.findings]

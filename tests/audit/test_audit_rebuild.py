@@ -43,9 +43,10 @@ def _examined(root: Path) -> dict[str, str]:
     with Repository(root) as repository:
         objects = objects_of(read_history(repository))
     read: list[int] = []
-    examined = list(examine(cache_folder(root), objects, read.append))
-    assert sum(read) == sum(item.path.stat().st_size for item in examined if item.path.exists())
-    return {item.object.md5: item.state for item in examined}
+    cache = cache_folder(root)
+    examined: dict[str, str] = {item.md5: state for item, state in examine(cache, objects, read.append)}
+    assert sum(read) == sum(path.stat().st_size for md5 in examined if (path := object_path(cache, md5)).exists())
+    return examined
 
 
 def test_each_object_of_every_lock_is_whole_corrupt_or_missing(recorded_project: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_repaired_result_returns_and_history_stays_guilty(past: Past) -> None:
     audit = _of(past, honest(), honest(result="better"), honest())
     assert kinds(audit) == {RESULT: "returned", TABLE: "returned"}
     assert change(audit, RESULT).earlier == audit.states[0].commit
-    assert [output.output for _, output in audit.unexplained] == [RESULT]
+    assert [change.output for change in audit.unexplained] == [RESULT]
     assert "no longer" not in "\n".join(closing_lines(audit))
     assert "HEAD holds none of them any more" in "\n".join(closing_lines(audit))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import portability
 import pytest
-from common import side_by_side
 from operations import digest, expressions
 from portability import NATIVE, Findings, command, main, pin_lines, run, table, variables
 
+from polygrain.attest.children import side_by_side
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
@@ -102,12 +102,13 @@ def test_the_first_failure_ends_the_other_children(tmp_path: Path) -> None:
     wait = "import time; time.sleep(60); open('survived', 'w')"
     fail = "import os, signal; print('first\\nlast words', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
 
-    variables, codes = dict(os.environ), {"a": wait, "b": fail}
-    tasks = {
-        n: partial(run, [sys.executable, "-c", code], tmp_path, variables, tmp_path / n) for n, code in codes.items()
-    }
+    variables, stop = dict(os.environ), threading.Event()
+    tasks = [
+        partial(run, [sys.executable, "-c", code], tmp_path, variables, tmp_path / name, stop)
+        for name, code in (("a", wait), ("b", fail))
+    ]
     with pytest.raises(UserError, match="ended by SIGSEGV: last words"):
-        dict(side_by_side(2, tasks))
+        side_by_side(tasks, 2, stop.set)
     assert not (tmp_path / "survived").exists()
 
 

@@ -1,13 +1,10 @@
-"""What the measuring scripts share: the stages that they measure, child processes, and a number with its quartiles."""
+"""What the measuring scripts share: stages to measure, a process's environment, and a number with its quartiles."""
 
 import argparse
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +13,6 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import PINS
 from polygrain.provenance.stage import Stage
 
-Result = TypeVar("Result")
 SCRIPTS = Path(__file__).resolve().parent
 # the pins that choose kernels by what the processor can do
 INSTRUCTION_SET = [
@@ -58,22 +54,6 @@ def positive(text: str) -> int:
 def last_line(text: str) -> str:
     """The last line that says something."""
     return text.replace("\r", "\n").strip().rpartition("\n")[2] or "it said nothing"
-
-
-def side_by_side(jobs: int, tasks: Mapping[str, Callable[[threading.Event], Result]]) -> Iterator[tuple[str, Result]]:
-    """Run tasks that drive processes; yields each one's name and result as it ends, raises the first one's error.
-
-    The event tells a task to stop: another one has failed, or a person interrupts.
-    """
-    stopped = threading.Event()
-    with ThreadPoolExecutor(jobs) as threads:
-        try:
-            futures = {threads.submit(task, stopped): name for name, task in tasks.items()}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            stopped.set()
-            threads.shutdown(cancel_futures=True)
 
 
 def start(parser: argparse.ArgumentParser, function: Callable[[Project, argparse.Namespace], int]) -> None:

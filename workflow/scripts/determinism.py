@@ -26,9 +26,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-from common import check_data, environment, last_line, positive, side_by_side, start
+from common import check_data, environment, last_line, positive, start
 from tqdm import tqdm
 
+from polygrain.attest.children import side_by_side
 from polygrain.config.compose import choices
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
@@ -278,10 +279,9 @@ def main(project: Project, options: argparse.Namespace) -> int:
         for left in ("killed", "reference"):
             shutil.rmtree(folder / left, ignore_errors=True)
         rebuilds, wholes = (list(scratch_project(project, folder / name, runs)) for name in ("killed", "reference"))
-        each = zip(rebuilds, wholes, kills, strict=True)
-        tasks = {one.run: partial(one.go, whole, share, options.seed, bar) for one, whole, share in each}
-        for _ in side_by_side(options.jobs, tasks):
-            pass
+        stop, each = Event(), zip(rebuilds, wholes, kills, strict=True)
+        tasks = [partial(one.go, whole, share, options.seed, bar, stop) for one, whole, share in each]
+        side_by_side(tasks, options.jobs, stop.set)
     print(table(rebuilds, options.seed))
     faults = [fault for one in rebuilds for fault in one.faults]
     print("\n".join([*faults, f"what was built is left in {FOLDER}"]) if faults else "no byte differs")

@@ -26,9 +26,10 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from common import INSTRUCTION_SET, SCRIPTS, environment, last_line, side_by_side, start
+from common import INSTRUCTION_SET, SCRIPTS, environment, last_line, start
 from tqdm import tqdm
 
+from polygrain.attest.children import side_by_side
 from polygrain.cli.main import main as verb
 from polygrain.config.project import Project
 from polygrain.config.stages import stages_behind
@@ -191,10 +192,10 @@ def main(project: Project, options: argparse.Namespace) -> int:
         left_out["all of these"] = variables(project, INSTRUCTION_SET)
         sides = {NATIVE: sides[NATIVE], **{name: (NATIVE, pins) for name, pins in left_out.items()}}
     folder = Path(tempfile.mkdtemp(prefix="polygrain-portability-"))
-    cores = len(os.sched_getaffinity(0))
-    tasks = {name: partial(look, project, *side, folder / name) for name, side in sides.items()}
-    made = dict(tqdm(side_by_side(cores, tasks), total=len(tasks), desc="operations", unit="process"))
-    found = {name: made[name] for name in sides}
+    stop, cores = threading.Event(), len(os.sched_getaffinity(0))
+    tasks = [partial(look, project, *side, folder / name, stop) for name, side in sides.items()]
+    with tqdm(total=len(tasks), desc="operations", unit="process") as bar:
+        found = dict(zip(sides, side_by_side(tasks, cores, stop.set, bar.update), strict=True))
     if options.pins:
         print("\n".join(pin_lines(found.pop(NATIVE), found)))
         shutil.rmtree(folder)

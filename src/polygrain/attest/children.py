@@ -43,9 +43,12 @@ class Children:
 
 
 def side_by_side(
-    tasks: Sequence[Callable[[], T]], jobs: int, children: Children, done: Callable[[], object]
+    tasks: Sequence[Callable[[], T]], jobs: int, stop: Callable[[], object], done: Callable[[], object] = lambda: None
 ) -> list[T]:
-    """Do all tasks, `jobs` at a time, and call `done` after each. The first exception ends every process."""
+    """Do all tasks, `jobs` at a time, and call `done` after each.
+
+    At the first exception, and at the end, `stop` is called: it ends the processes that the tasks drive.
+    """
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(task) for task in tasks]
         try:
@@ -54,5 +57,5 @@ def side_by_side(
                 done()
             return [future.result() for future in futures]
         finally:
-            children.stop()
+            stop()
             pool.shutdown(cancel_futures=True)

@@ -75,46 +75,28 @@ def _statement(statement: ast.stmt, place: str, doomed: bool) -> Iterator[Piece]
             if statement.value is not None:
                 plain = ast.copy_location(ast.Assign([statement.target], statement.value), statement)
                 yield from _expression(plain, f"{place}/Assign", doomed)
-        case ast.Try() | ast.TryStar():
-            yield from _try(statement, inner, doomed)
-        case ast.Match():
-            yield from _match(statement, inner, doomed)
         case ast.If() | ast.For() | ast.AsyncFor() | ast.While() | ast.With() | ast.AsyncWith():
+            yield from _compound(statement, inner, doomed)
+        case ast.Try() | ast.TryStar() | ast.Match():
             yield from _compound(statement, inner, doomed)
         case _:
             yield from _expression(statement, inner, doomed)
 
 
-def _match(statement: ast.Match, inner: str, doomed: bool) -> Iterator[Piece]:
-    yield from _expression(statement.subject, f"{inner} subject", doomed)
-    for number, case in enumerate(statement.cases):
-        branch = f"{inner} case {number}"
-        for part in (case.pattern, case.guard):
-            if part is not None:
-                yield from _expression(part, branch, doomed)
-        yield from _suite(case.body, f"{branch} body", doomed or leads_to_raise(case.body))
-
-
-def _compound(statement: ast.stmt, inner: str, doomed: bool) -> Iterator[Piece]:
-    """`if`, `for`, `while`, `with`: what decides, then what it decides about."""
-    for name, value in ast.iter_fields(statement):
-        if name in ("body", "orelse"):
-            yield from _suite(value, f"{inner} {name}", doomed or leads_to_raise(value))
-        else:
-            for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, ast.AST):
-                    yield from _expression(part, f"{inner} {name}", doomed)
-
-
-def _try(statement: ast.Try | ast.TryStar, inner: str, doomed: bool) -> Iterator[Piece]:
-    yield from _suite(statement.body, f"{inner} body", doomed or leads_to_raise(statement.body))
-    for number, handler in enumerate(statement.handlers):
-        branch, lost = f"{inner} handler {number}", doomed or leads_to_raise(handler.body)
-        if handler.type is not None:
-            yield from _expression(handler.type, f"{branch} {handler.name}", lost)
-        yield from _suite(handler.body, f"{branch} body", lost)
-    yield from _suite(statement.orelse, f"{inner} orelse", doomed or leads_to_raise(statement.orelse))
-    yield from _suite(statement.finalbody, f"{inner} finalbody", doomed)
+def _compound(node: ast.AST, inner: str, doomed: bool) -> Iterator[Piece]:
+    """`if`, `for`, `while`, `with`, `try`, `match`, and their branches: what decides, then what it decides about."""
+    for name, value in ast.iter_fields(node):
+        if name in ("body", "orelse", "finalbody"):
+            yield from _suite(value, f"{inner} {name}", doomed or (name != "finalbody" and leads_to_raise(value)))
+            continue
+        for number, part in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(part, ast.ExceptHandler):
+                yield from _compound(part, f"{inner} {name} {number}", doomed or leads_to_raise(part.body))
+            elif isinstance(part, ast.match_case):
+                yield from _compound(part, f"{inner} {name} {number}", doomed)
+            elif isinstance(part, ast.AST):
+                bound = getattr(node, "name", "")  # by a handler, with the exception that it handles
+                yield from _expression(part, f"{inner} {name} {bound}", doomed)
 
 
 def _expression(node: ast.AST, place: str, doomed: bool) -> Iterator[Piece]:

@@ -1,7 +1,6 @@
 """`polygrain attest`: prove by running that recorded runs would come out the same from the present code."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +116,7 @@ class _Work:
             tasks.append(partial(again.first_steps, subject.stage, self.least, metrics, subject.outputs))
         tasks += [partial(work.twin, stage) for stage in self.twins.values()]
         with tqdm(total=len(tasks), unit="run", desc="attest") as bar:
-            seen = side_by_side(tasks, jobs, self.children, bar.update)
+            seen = side_by_side(tasks, jobs, self.children.stop, bar.update)
         firsts, twins = seen[: len(self.subjects)], dict(zip(self.twins, seen[len(self.subjects) :], strict=True))
         self._refuse_edits()
         return [
@@ -187,8 +186,3 @@ class _Work:
 def _once_per_line(places: Sequence[Place]) -> list[Place]:
     """The first place of each line."""
     return list({(place.path, place.region[0]): place for place in reversed(places)}.values())[::-1]
-
-
-def default_jobs() -> int:
-    """As many as this process may use cores."""
-    return len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """One recorded run that is to be attested: what dvc.lock holds of it, and whether only its code differs now."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polygrain.config.runs import Run
@@ -23,15 +23,9 @@ class Subject:
     """Where the recorded environment stood."""
 
     @property
-    def run(self) -> Run:
-        """The run."""
-        return Run.parse(self.stage.directory)
-
-    @property
     def twin(self) -> Run:
         """The same run at smoke scale, with the first seed: all seeds share it."""
-        run = self.run
-        return Run("smoke", run.dataset, run.method, run.variant, 0)
+        return replace(Run.parse(self.stage.directory), scale="smoke", seed=0)
 
     @property
     def outputs(self) -> dict[str, str]:

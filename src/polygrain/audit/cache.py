@@ -3,8 +3,8 @@
 DVC names an object by its MD5 once and never reads the bytes again; no command of DVC makes this check.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,8 @@ from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit
 from polygrain.provenance.dvccommand import object_path
 from polygrain.provenance.hashes import md5_file
+
+State = Literal["whole", "corrupt", "missing"]
 
 
 @dataclass(frozen=True)
@@ -25,40 +27,28 @@ class Object:
     """Whether the last lock refers to it."""
 
 
-@dataclass(frozen=True)
-class Examined:
-    """An object after it was hashed again."""
-
-    object: Object
-    path: Path
-    state: Literal["whole", "corrupt", "missing"]
-
-
-def objects_of(states: Iterable[Snapshot]) -> list[Object]:
+def objects_of(states: Sequence[Snapshot]) -> list[Object]:
     """Every output that a lock in the history refers to, once for equal bytes; parents come before children."""
     found: dict[str, Object] = {}
-    states = list(states)
-    head = states[-1]
-    seen: set[str] = set()
+    seen: set[str | None] = {None}
     for state in states:
-        if state.blob is None or state.blob in seen:
-            continue
-        seen.add(state.blob)
-        for path, stage in state.lock.makers.items():
-            found[stage.outputs[path]] = Object(stage.outputs[path], path, state.commit, current=False)
-    for path, stage in head.lock.makers.items():
+        if state.blob not in seen:
+            seen.add(state.blob)
+            for path, stage in state.lock.makers.items():
+                found[stage.outputs[path]] = Object(stage.outputs[path], path, state.commit, current=False)
+    for path, stage in states[-1].lock.makers.items():
         last = found[stage.outputs[path]]
-        found[last.md5] = Object(last.md5, path, last.commit, current=True)
+        found[last.md5] = replace(last, output=path, current=True)
     return sorted(found.values(), key=lambda item: item.md5)
 
 
-def examine(cache: Path, objects: Iterable[Object], read: Callable[[int], object]) -> Iterator[Examined]:
+def examine(cache: Path, objects: Iterable[Object], read: Callable[[int], object]) -> Iterator[tuple[Object, State]]:
     """Hash each object again; `read` is told the bytes of each that was hashed."""
     for item in objects:
         path = object_path(cache, item.md5)
         if not path.is_file():
-            yield Examined(item, path, "missing")
+            yield item, "missing"
             continue
         whole = md5_file(path) == item.md5
         read(path.stat().st_size)
-        yield Examined(item, path, "whole" if whole else "corrupt")
+        yield item, "whole" if whole else "corrupt"

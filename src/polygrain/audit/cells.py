@@ -102,7 +102,7 @@ def _find_row(spec: dict[str, Any], name: str, place: str) -> tuple[dict[str, An
     labels = [" ".join(row["label"].split()) for _, row in rows]
     variants = [f"{row['method']}/{row.get('variant', 'base')}" for _, row in rows]
     methods = [str(row["method"]) for _, row in rows]
-    wanted = " ".join(name.split()).casefold()
+    wanted = folded(name)
     for names in (labels, variants, methods):
         matches = [number for number, own in enumerate(names) if own.casefold() == wanted]
         if len(matches) == 1:
@@ -124,6 +124,11 @@ def _find_column(spec: dict[str, Any], name: str, place: str) -> dict[str, Any]:
     if sum(bool(column.get(key)) for key in _CONTENTS) != 1 or ("protocol" in column) != ("value" in column):
         raise UserError(f"{place}: column '{column['id']}' needs exactly one of {', '.join(_CONTENTS)}")
     return column
+
+
+def folded(text: Any) -> str:
+    """A label without case and superfluous spaces."""
+    return " ".join(str(text or "").split()).casefold()
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

@@ -95,10 +95,8 @@ class _Crate:
 
     def entities(self) -> Iterator[Entity]:
         """Every entity once, in no order."""
-        happened = [item for stage in self.stages for item in self._job(stage)]
-        happened += self._run()
-        planned = list(self._plan())
-        yield from (*happened, *planned, *self.shared.entities.values())
+        happened = [*(item for stage in self.stages for item in self._job(stage)), *self._run()]
+        yield from (*happened, *self._plan(), *self.shared.entities.values())
         yield from self._root([item["@id"] for item in happened if item["@type"].endswith("Action")])
 
     def _job(self, stage: Stage) -> Iterator[Entity]:
@@ -122,15 +120,8 @@ class _Crate:
             **(self._circumstances(stage, account) if account else {}),
         )
         for name, unit in USAGE.items() if account else ():
-            value = str(getattr(account, name))
-            yield entity(
-                f"#{name}-{stage.name}",
-                "PropertyValue",
-                name=name,
-                propertyID=f"#{name}",
-                unitCode=unit,
-                value=value,
-            )
+            value = {"propertyID": f"#{name}", "unitCode": unit, "value": str(getattr(account, name))}
+            yield entity(f"#{name}-{stage.name}", "PropertyValue", name=name, **value)
         yield entity(
             f"#control-{stage.name}",
             "ControlAction",
@@ -160,13 +151,12 @@ class _Crate:
         if account.commit:
             commit = f"{account.commit} {DIRTY}" if account.dirty else account.commit
             properties.append(self.shared.fact("commit", "commit", commit))
+        pinned = (self.shared.fact("pin", name.removeprefix("pins."), value) for name, value in pins.items())
         return {
             "startTime": account.started,
             "endTime": account.finished,
             "resourceUsage": refs(f"#{name}-{stage.name}" for name in USAGE),
-            "environment": refs(
-                self.shared.fact("pin", name.removeprefix("pins."), value) for name, value in pins.items()
-            ),
+            "environment": refs(pinned),
             "additionalProperty": refs(properties),
         }
 

@@ -89,26 +89,21 @@ class Shared:
     def fact(self, kind: str, name: str, value: str) -> str:
         """A named value. Returns its `@id`."""
         identifier = f"#{kind}-{sha256_bytes(f'{name}={value}'.encode())[:12]}"
-        self.entities[identifier] = entity(identifier, "PropertyValue", name=name, value=value)
-        return identifier
+        return self._add(identifier, "PropertyValue", name=name, value=value)
 
     def machine(self, facts: dict[str, str]) -> str:
         """A processor with everything else that was recorded of it. Returns its `@id`."""
         details = [self.fact("fact", name, value) for name, value in facts.items()]
         identifier = f"#machine-{sha256_bytes(' '.join(sorted(details)).encode())[:12]}"
-        self.entities[identifier] = entity(
-            identifier,
-            "PropertyValue",
-            name="machine",
-            value=facts.get("processor", "unknown"),
-            valueReference=refs(details),
-        )
-        return identifier
+        processor = facts.get("processor", "unknown")
+        return self._add(identifier, "PropertyValue", name="machine", value=processor, valueReference=refs(details))
 
     def package(self, name: str, version: str) -> str:
         """A Python package. Returns its `@id`."""
-        identifier = f"#package-{name}-{version}"
-        self.entities[identifier] = entity(identifier, "SoftwareApplication", name=name, softwareVersion=version)
+        return self._add(f"#package-{name}-{version}", "SoftwareApplication", name=name, softwareVersion=version)
+
+    def _add(self, identifier: str, kind: str, **properties: Any) -> str:
+        self.entities[identifier] = entity(identifier, kind, **properties)
         return identifier
 
     def ids(self, kind: str) -> list[str]:

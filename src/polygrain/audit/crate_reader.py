@@ -1,6 +1,6 @@
 """Read a crate: what it says of each stage, for a checkout without the records."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,22 @@ def read_crate(path: Path, root: Path) -> dict[str, Account]:
 
 
 def _account(path: Path, action: Mapping[str, Any], entities: Mapping[str, Any]) -> Account:
-    usage = {
-        entities[item["@id"]]["name"]: float(entities[item["@id"]]["value"])
-        for item in several(action["resourceUsage"])
-    }
-    properties = [entities[item["@id"]] for item in several(action["additionalProperty"])]
-    commits = [entity["value"] for entity in properties if entity["name"] == "commit"]
+    def meant(value: Any) -> list[Mapping[str, Any]]:
+        """The entities that a property refers to."""
+        return [entities[item["@id"]] for item in several(value)]
+
+    usage = {item["name"]: float(item["value"]) for item in meant(action["resourceUsage"])}
+    properties = meant(action["additionalProperty"])
+    commits = [item["value"] for item in properties if item["name"] == "commit"]
     commit, _, state = commits[0].partition(" ") if commits else ("", "", "")
+    facts = {f"pins.{pin['name']}": pin["value"] for pin in meant(action.get("environment"))}
+    for machine in (item for item in properties if item["name"] == "machine"):
+        facts |= {fact["name"]: fact["value"] for fact in meant(machine.get("valueReference"))}
+    files = {
+        name: Content(file["sha256"], file.get("md5", ""), int(file["contentSize"]) if "contentSize" in file else None)
+        for file in (*meant(action.get("object")), *meant(action["result"]))
+        for name in several(file["alternateName"])
+    }
     return Account(
         source=path,
         command=action["description"],
@@ -41,26 +50,7 @@ def _account(path: Path, action: Mapping[str, Any], entities: Mapping[str, Any])
         finished=action["endTime"],
         commit=commit,
         dirty=state == DIRTY,
-        machine=dict(sorted(_facts(action, properties, entities))),
-        files=dict(_files(action, entities)),
+        machine=dict(sorted(facts.items())),
+        files=files,
         **{name: usage[name] for name in USAGE},
     )
-
-
-def _facts(
-    action: Mapping[str, Any], properties: list[Mapping[str, Any]], entities: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    for item in several(action.get("environment")):
-        yield f"pins.{entities[item['@id']]['name']}", entities[item["@id"]]["value"]
-    for machine in (entity for entity in properties if entity["name"] == "machine"):
-        for item in several(machine.get("valueReference")):
-            yield entities[item["@id"]]["name"], entities[item["@id"]]["value"]
-
-
-def _files(action: Mapping[str, Any], entities: Mapping[str, Any]) -> Iterator[tuple[str, Content]]:
-    """Every path of every content that the job read or made."""
-    for item in (*several(action.get("object")), *several(action["result"])):
-        entity = entities[item["@id"]]
-        size = int(entity["contentSize"]) if "contentSize" in entity else None
-        content = Content(entity["sha256"], entity.get("md5", ""), size)
-        yield from ((name, content) for name in several(entity["alternateName"]))

@@ -23,7 +23,6 @@ from polygrain.provenance.yaml12 import parse_yaml
 class FileState:
     """A file of a job now, and as it was recorded; `None` is not known, or not here."""
 
-    path: Path
     now: Content | None
     recorded: str | None
     """SHA-256 by the account of the job that made or read it."""
@@ -97,11 +96,10 @@ class Evidence:
             said, now = account.files.get(path.as_posix(), Content()), self.content(path)
             return said.sha256 == now.sha256 if now else said.md5 == self.lock.md5(path)
 
-        told = {stage.name: stage for stage in self.stages if stage.name in published}
         return {
-            name: published[name]
-            for name, stage in told.items()
-            if all(agrees(path, published[name]) for path in stage.outputs)
+            stage.name: account
+            for stage in self.stages
+            if (account := published.get(stage.name)) and all(agrees(path, account) for path in stage.outputs)
         }
 
     def state(self, stage: Stage, path: Path) -> FileState:
@@ -109,12 +107,12 @@ class Evidence:
         account, locked = self.account(stage), self.lock.find(stage)
         said = account.files.get(path.as_posix()) if account else None
         md5 = {**locked.dependencies, **locked.outputs}.get(path.as_posix()) if locked else None
-        return FileState(path, self.content(path), said.sha256 if said else None, md5)
+        return FileState(self.content(path), said.sha256 if said else None, md5)
 
     def changes_since_lock(self, stage: Stage) -> list[str]:
         """What the stage depends on that is not as `dvc.lock` says: configuration keys and files in place."""
-        states = [self.state(stage, path) for path in stage.dependencies]
-        files = [str(state.path) for state in states if state.now and state.as_locked is not True]
+        states = {path: self.state(stage, path) for path in stage.dependencies}
+        files = [str(path) for path, state in states.items() if state.now and state.as_locked is not True]
         locked, config = self.lock.find(stage), stage.config_path
         if locked is None or self.content(config) is None:
             return files

@@ -144,8 +144,7 @@ def _copy_tracked(root: Path, folder: Path) -> None:
     for name in git(root, "ls-files", "-z").split("\0"):
         claim = name in ("dvc.lock", "dvc.yaml") or name.startswith("reports/")
         if name and not claim and (root / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, folder / name)
+            _copy(root / name, folder / name)
 
 
 def _copy_built(root: Path, folder: Path) -> None:
@@ -154,5 +153,9 @@ def _copy_built(root: Path, folder: Path) -> None:
         files = [*stage.outputs, stage.config_path, stage.code_path, stage.environment_path, stage.sidecar]
         if all((root / path).is_file() for path in files):
             for path in files:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / path, folder / path)
+                _copy(root / path, folder / path)
+
+
+def _copy(source: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, copy)

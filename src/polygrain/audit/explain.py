@@ -4,14 +4,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
+from typing import get_args
 
 from polygrain.audit.verdicts import Audit, Cause, Change, Judged, Kind
 from polygrain.provenance.lock import LOCK
 
-_KINDS: tuple[Kind, ...] = ("new", "attested", "explained", "returned", "merged", "removed", "unexplained")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 _LONGEST = 60  # characters of a value that a line quotes
 _NAMED = 3  # of a kind that a line names
-_SEED = re.compile(r"seed\d+")
+SEED = re.compile(r"seed\d+")
 
 
 def entry_lines(entry: Judged) -> Iterator[str]:
@@ -21,18 +22,16 @@ def entry_lines(entry: Judged) -> Iterator[str]:
     counts = [(entry.unchanged, "unchanged"), *((len(entry.of(kind)), kind) for kind in _KINDS)]
     yield "    " + (", ".join(f"{number} {kind}" for number, kind in counts if number) or f"{LOCK} lists no output")
     by_output = {change.output: change for change in entry.changes}
-    lines = [(_KINDS.index(change.kind), *_folded(change, by_output)) for change in entry.changes]
-    for (kind, reason, _), group in groupby(sorted(lines), lambda line: (line[0], line[1], line[2])):
+    lines = []
+    for change in entry.changes:
+        reason, stage = (SEED.sub("seed*", text) for text in ("; ".join(reasons(change, by_output)), change.stage))
+        lines.append((_KINDS.index(change.kind), reason, stage, change.output))
+    for (kind, reason, _), group in groupby(sorted(lines), lambda line: line[:3]):
         if _KINDS[kind] != "new":
             name = "UNEXPLAINED" if _KINDS[kind] == "unexplained" else _KINDS[kind]
             yield f"    {name} {braced([output for *_, output in group])}" + (f": {reason}" if reason else "")
     for finding in entry.findings:
         yield f"    {finding.kind.upper()} {finding.line}"
-
-
-def _folded(change: Change, changes: Mapping[str, Change]) -> tuple[str, str, str]:
-    """Reason, stage without its seed, output: what is equal in the first two is printed together."""
-    return _SEED.sub("seed*", "; ".join(reasons(change, changes))), _SEED.sub("seed*", change.stage), change.output
 
 
 def closing_lines(result: Audit) -> Iterator[str]:
@@ -41,11 +40,10 @@ def closing_lines(result: Audit) -> Iterator[str]:
         first = result.states[0].commit.short
         yield f"shallow clone: nothing before {first} was audited; fetch it with `git fetch --unshallow`"
     yield f"{len(result.states)} commits, {len(result.entries)} of them changed {LOCK} or a published copy"
-    bad = [change for _, change in result.unexplained]
-    if bad:
-        held = [change.output for change in bad if result.held(change)]
+    if result.unexplained:
+        held = [change.output for change in result.unexplained if result.held(change)]
         still = f"HEAD still holds {braced(held)}" if held else "HEAD holds none of them any more"
-        yield f"{_number(len(bad), 'output')} changed and unexplained; {still}"
+        yield f"{_number(len(result.unexplained), 'output')} changed and unexplained; {still}"
     if result.findings:
         yield _number(len(result.findings), "contradiction")
     if result.holds:
@@ -63,8 +61,8 @@ def braced(paths: Iterable[str]) -> str:
         files.setdefault(str(PurePosixPath(path).parent), []).append(PurePosixPath(path).name)
     seeds: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for folder, names in files.items():
-        found = _SEED.search(folder)
-        seeds.setdefault((_SEED.sub("seed*", folder), tuple(names)), []).append(found[0][4:] if found else "")
+        found = SEED.search(folder)
+        seeds.setdefault((SEED.sub("seed*", folder), tuple(names)), []).append(found[0][4:] if found else "")
     return " ".join(f"{folder.replace('*', _set(own), 1)}/{_set(names)}" for (folder, names), own in seeds.items())
 
 
@@ -96,19 +94,14 @@ def causes_in_words(causes: Sequence[Cause], changes: Mapping[str, Change]) -> l
     """Command, parameters and files of its own first, then what comes from other stages; long lists are cut."""
     refuted = [f"{_cause(cause)}, REFUTED: {cause.refuted}" for cause in causes if cause.refuted]
     good = [cause for cause in causes if not cause.refuted]
-    own = [cause for cause in good if not cause.upstream]
     unexplained = [path for path, change in changes.items() if change.kind == "unexplained"]
     upstream = sorted((cause for cause in good if cause.upstream), key=lambda cause: cause.file not in unexplained)
     words = [_cause(cause) + (" (itself UNEXPLAINED)" if cause.file in unexplained else "") for cause in upstream]
-    parameters = [cause for cause in own if cause.kind == "parameter"]
+    parameters = [cause for cause in good if cause.kind == "parameter"]
     parameters.sort(key=lambda cause: cause.before is None or cause.after is None)  # first what had a value before
-    files = [_cause(cause) for cause in own if cause.kind != "parameter"]
-    return [
-        *_cut(refuted),
-        *_cut(files),
-        *_cut([*map(_cause, parameters)], " parameters"),
-        *_cut(words, " upstream outputs"),
-    ]
+    files = [_cause(cause) for cause in good if cause.kind != "parameter" and not cause.upstream]
+    named = _cut([*map(_cause, parameters)], " parameters")
+    return [*_cut(refuted), *_cut(files), *named, *_cut(words, " upstream outputs")]
 
 
 def _cut(words: Sequence[str], noun: str = "") -> list[str]:

@@ -54,9 +54,8 @@ class _Auditor:
         changes = list(self._changes(state, parents, changed))
         findings: list[Contradiction] = []
         if not nothing_new:
-            findings += _refuted(changed)
-            findings += _inconsistent(state, parents)
-            findings += [Contradiction("broken", f"{LOCK} is {state.fault}")] if state.fault else self._published(state)
+            broken = [Contradiction("broken", f"{LOCK} is {state.fault}")] if state.fault else self._published(state)
+            findings += [*_refuted(changed), *_inconsistent(state, parents), *broken]
         unchanged = len(state.lock.makers) - sum(change.kind != "removed" for change in changes)
         return Judged(state, unchanged, tuple(changes), tuple(findings))
 
@@ -180,24 +179,21 @@ def _counterpart(stage: Locked, state: Snapshot) -> Locked | None:
 
 
 def _refuted(changed: Mapping[str, tuple[Cause, ...]]) -> Iterator[Contradiction]:
-    stages: dict[tuple[str, str], list[str]] = {}
-    for name, causes in changed.items():
-        for cause in causes:
-            if cause.refuted:
-                stages.setdefault((cause.file, cause.refuted), []).append(name)
+    stages: dict[tuple[str, str], set[str]] = {}
+    for name, cause in ((name, cause) for name, causes in changed.items() for cause in causes):
+        if cause.refuted:
+            stages.setdefault((cause.file, cause.refuted), set()).add(name)
     for (file, reason), names in stages.items():
-        unique = sorted(set(names))
-        more = f" and {len(unique) - 1} more" if len(unique) > 1 else ""
-        yield Contradiction("refuted", f"{unique[0]}{more}: {LOCK} says that {file} changed, but {reason}")
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield Contradiction("refuted", f"{min(names)}{more}: {LOCK} says that {file} changed, but {reason}")
 
 
 def _inconsistent(state: Snapshot, parents: Iterable[Snapshot]) -> Iterator[Contradiction]:
     """Stages that used another file than its maker made; said once, where it came up."""
-    old = {pair for parent in parents for pair in _contradictions(parent)}
-    for stage, path, used, made in _contradictions(state):
-        if (stage, path, used, made) not in old:
-            maker = state.lock.makers[path].name
-            yield Contradiction("inconsistent", f"{stage}: used {path} {used[:8]}, but {maker} made {made[:8]}")
+    old = {found for parent in parents for found in _contradictions(parent)}
+    for stage, path, used, made in (found for found in _contradictions(state) if found not in old):
+        maker = state.lock.makers[path].name
+        yield Contradiction("inconsistent", f"{stage}: used {path} {used[:8]}, but {maker} made {made[:8]}")
 
 
 def _contradictions(state: Snapshot) -> Iterator[tuple[str, str, str, str]]:

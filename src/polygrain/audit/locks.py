@@ -25,14 +25,11 @@ class Snapshot:
     fault: str = ""
 
 
-def read_history(repository: Repository, revision: str = "HEAD") -> list[Snapshot]:
-    """Walk the history of `dvc.lock`; parents come before children.
-
-    Raises UserError for an unknown revision and when no commit behind it holds a lock.
-    """
+def read_history(repository: Repository) -> list[Snapshot]:
+    """Walk the history of `dvc.lock`; parents come before children. Raises UserError when no commit holds a lock."""
     parser = LockParser()
     states: dict[str, Snapshot] = {}
-    for commit in repository.commits(revision):
+    for commit in repository.commits():
         before = next((states[parent] for parent in commit.parents if parent in states), None)
         states[commit.id] = _state(repository, commit, before, parser)
     if not any(state.blob for state in states.values()):

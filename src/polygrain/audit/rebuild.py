@@ -43,10 +43,10 @@ class Rebuilt:
         return "within tolerance"
 
 
-def locked_stage(root: Path, target: str, commit: str = "HEAD") -> tuple[Lock, Locked]:
-    """The lock of a commit and the stage in it that makes `target`. Raises UserError when there is none."""
+def _locked_stage(root: Path, target: str) -> tuple[Lock, Locked]:
+    """The lock at HEAD and the stage in it that makes `target`. Raises UserError when there is none."""
     with Repository(root) as repository:
-        blob = repository.find(commit, str(LOCK))
+        blob = repository.find("HEAD", str(LOCK))
         if blob is None:
             raise UserError(f"{LOCK}: not in the last commit; run `polygrain record TABLE` and commit the result")
         try:
@@ -65,20 +65,21 @@ def rebuild(root: Path, target: str) -> Rebuilt:
     Raises UserError when it is no recorded output, when an upstream output is neither here nor in the cache, and
     with the last line of the job's log when it fails.
     """
-    lock, stage = locked_stage(root, target)
+    lock, stage = _locked_stage(root, target)
     store = _Store(root)
-    upstream = {path: store.find(path, md5) for path, md5 in stage.dependencies.items() if path in lock.makers}
-    missing = [path for path, source in upstream.items() if source is None]
-    if missing:
-        raise UserError(
-            f"{missing[0]}: the bytes that {LOCK} names are neither in this tree nor in the cache;"
-            f" fetch them with `dvc fetch`, or build them with `snakemake --cores all {missing[0]}`"
-        )
+    upstream: dict[str, Path] = {}
+    for path in (path for path in stage.dependencies if path in lock.makers):
+        source = store.find(path, stage.dependencies[path])
+        if source is None:
+            raise UserError(
+                f"{path}: the bytes that {LOCK} names are neither in this tree nor in the cache;"
+                f" fetch them with `dvc fetch`, or build them with `snakemake --cores all {path}`"
+            )
+        upstream[path] = source
     with scratch_clone(root, "HEAD") as clone:
         # the first run writes the inputs that belong to HEAD, so that the links are newer than they
         run(clone, "snakemake", "--dry-run", "--quiet", "--cores", "1", target)
         for path, source in upstream.items():
-            assert source is not None
             (clone / path).parent.mkdir(parents=True, exist_ok=True)
             (clone / path).symlink_to(source.resolve())
         _build(clone, target)
@@ -122,7 +123,7 @@ def _compare(clone: Path, path: str, md5: str, store: _Store) -> Compared:
     return compare_bytes(path, recorded.read_bytes(), made.read_bytes())
 
 
-def _changed_inputs(clone: Path, stage: Locked, upstream: Mapping[str, Path | None]) -> Iterator[str]:
+def _changed_inputs(clone: Path, stage: Locked, upstream: Mapping[str, Path]) -> Iterator[str]:
     for path, md5 in stage.dependencies.items():
         if path not in upstream and (not (clone / path).is_file() or md5_file(clone / path) != md5):
             yield path
@@ -148,9 +149,5 @@ def _circumstances(root: Path, clone: Path, stage: Locked, store: _Store) -> tup
 
 def _describes(record: Mapping[str, Any], stage: Locked, store: _Store) -> bool:
     """Whether a record is of the build that the lock holds."""
-    for path, md5 in stage.outputs.items():
-        said = record.get("outputs", {}).get(path)
-        bytes_ = store.find(path, md5)
-        if said is None or bytes_ is None or sha256_file(bytes_) != said["sha256"]:
-            return False
-    return True
+    said, kept = record.get("outputs", {}), {path: store.find(path, md5) for path, md5 in stage.outputs.items()}
+    return all(place and path in said and sha256_file(place) == said[path]["sha256"] for path, place in kept.items())

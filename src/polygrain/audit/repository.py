@@ -57,10 +57,10 @@ class Repository:
         """Whether this is a shallow clone: what lies before its first commits is not here."""
         return git(self.root, "rev-parse", "--is-shallow-repository").strip() == "true"
 
-    def commits(self, revision: str = "HEAD") -> list[Commit]:
-        """All commits behind `revision`, parents before children. Raises UserError when there is no such revision."""
+    def commits(self) -> list[Commit]:
+        """All commits behind HEAD, parents before children. Raises UserError when there is none."""
         form = "--format=" + "%x00".join(_FIELDS) + "%x00"
-        command = ("log", "-z", "--topo-order", "--reverse", "--no-show-signature", form, revision, "--")
+        command = ("log", "-z", "--topo-order", "--reverse", "--no-show-signature", form, "HEAD", "--")
         fields = git(self.root, *command).split("\0")
         # a record ends with the separator of its last field and that of -z
         starts = range(0, len(fields) - 1, len(_FIELDS) + 1)

@@ -4,10 +4,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import get_args
 
 from tqdm import tqdm
 
-from polygrain.audit.cache import examine, objects_of
+from polygrain.audit.cache import State, examine, objects_of
 from polygrain.audit.crate import NAME as CRATE
 from polygrain.audit.explain import closing_lines, entry_lines
 from polygrain.audit.judge import audit_history
@@ -125,17 +126,17 @@ def audit_cache(project: Project) -> int:
     bytes_ = sum(path.stat().st_size for item in objects if (path := object_path(cache, item.md5)).is_file())
     with tqdm(total=bytes_, unit="B", unit_scale=True, disable=None) as progress:
         examined = list(examine(cache, objects, progress.update))
-    for item in examined:
-        if item.state != "whole":
-            where = "HEAD" if item.object.current else f"last in {item.object.commit.short}"
-            print(f"{item.state.upper()} {item.object.md5} {item.object.output} ({where})")
-    states = [item.state for item in examined]
-    corrupt = [str(item.path) for item in examined if item.state == "corrupt"]
+    for item, state in examined:
+        if state != "whole":
+            where = "HEAD" if item.current else f"last in {item.commit.short}"
+            print(f"{state.upper()} {item.md5} {item.output} ({where})")
+    states = [state for _, state in examined]
+    corrupt = [str(object_path(cache, item.md5)) for item, state in examined if state == "corrupt"]
     if corrupt:
         print(f"remove what is corrupt, then fetch it or build it again: rm -f {' '.join(corrupt)}")
     if "missing" in states or corrupt:
         print("what a remote has of them, also of old commits, comes back with `dvc fetch --all-commits`")
-    print(f"{cache}: {', '.join(f'{states.count(state)} {state}' for state in ('whole', 'corrupt', 'missing'))}")
+    print(f"{cache}: {', '.join(f'{states.count(state)} {state}' for state in get_args(State))}")
     return 0 if set(states) <= {"whole"} else 1
 
 

@@ -80,11 +80,8 @@ class Sources:
         return {f"{SOURCE}/{place}" for name in names for place in places(name)}
 
     def _module(self, commit: Commit, name: str) -> Module | None:
-        for place in places(name):
-            blob = self._repository.find(commit.id, f"{SOURCE}/{place}")
-            if blob is not None:
-                return parse(name, place, self._repository.read(blob))
-        return None
+        blobs = ((place, self._repository.find(commit.id, f"{SOURCE}/{place}")) for place in places(name))
+        return next((parse(name, place, self._repository.read(blob)) for place, blob in blobs if blob), None)
 
     def _between(self, before: Commit, after: Commit, source: str) -> list[str]:
         one, two = (self._repository.find(commit.id, source) for commit in (before, after))

@@ -32,7 +32,8 @@ from polygrain.audit.locks import Snapshot
 from polygrain.audit.repository import Commit
 from polygrain.provenance.lock import Locked
 
-Kind = Literal["new", "removed", "merged", "attested", "explained", "returned", "unexplained"]
+Kind = Literal["new", "attested", "explained", "returned", "merged", "removed", "unexplained"]
+"""In the order in which an audit prints them."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,14 @@ class Audit:
     shallow: bool
 
     @property
-    def unexplained(self) -> list[tuple[Commit, Change]]:
+    def unexplained(self) -> list[Change]:
         """Every change that nothing explains."""
-        return [(entry.state.commit, change) for entry in self.entries for change in entry.of("unexplained")]
+        return [change for entry in self.entries for change in entry.of("unexplained")]
 
     @property
-    def findings(self) -> list[tuple[Commit, Contradiction]]:
+    def findings(self) -> list[Contradiction]:
         """Every contradiction."""
-        return [(entry.state.commit, finding) for entry in self.entries for finding in entry.findings]
+        return [finding for entry in self.entries for finding in entry.findings]
 
     def held(self, change: Change) -> bool:
         """Whether the last commit still has the inputs and the bytes that a change brought in."""

@@ -1,9 +1,10 @@
 """`polygrain attest`: what it printed of each run, and Snakemake's times put in order for what is attested."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
-from polygrain.attest.run import Verdict, attest, default_jobs
+from polygrain.attest.run import Verdict, attest
 from polygrain.cli.claims import recorded_targets
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
@@ -22,7 +23,7 @@ def attest_targets(project: Project, targets: Sequence[str], *, commit: str, ste
     Raises UserError for a target that does not exist and where the recorded code is not in git.
     """
     stages = stages_behind(project, targets or recorded_targets(project))
-    verdicts = attest(project, stages, commit=commit, least=steps, jobs=jobs or default_jobs())
+    verdicts = attest(project, stages, commit=commit, least=steps, jobs=jobs or len(os.sched_getaffinity(0)))
     print("\n".join(report(verdicts)))
     attested = {verdict.directory for verdict in verdicts if verdict.state == "attested"}
     wanted = [stage for stage in stages if stage.directory in attested and stage.verb == "pretrain"]

@@ -3,6 +3,7 @@
 import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -45,41 +46,32 @@ def obstacles(root: Path) -> list[str]:
 
 
 def _live(root: Path) -> list[str]:
-    lines = [
-        f"snakemake is running here as process {process.pid}; wait for it, or stop it with: kill {process.pid}"
-        for process in _workflows(root)
-    ]
-    return lines + [
-        f"{run}: process {process_id} is working on it; wait for it, or stop it with: kill {process_id}"
-        for run, process_id in _running(root)
-    ]
+    lines = [f"snakemake is running here as process {number}{_wait(number)}" for number in _workflows(root)]
+    return lines + [f"{run}: process {number} is working on it{_wait(number)}" for run, number in _running(root)]
+
+
+def _wait(number: str) -> str:
+    return f"; wait for it, or stop it with: kill {number}"
 
 
 def _snakemake_lock(root: Path) -> bool:
     return any((root / ".snakemake" / "locks").glob("*.lock"))
 
 
-def _workflows(root: Path) -> list[psutil.Process]:
-    """Live snakemake processes whose working directory is this project."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            arguments = process.cmdline()
-            named = any(Path(argument).name == "snakemake" for argument in arguments[:3])
-            if named and Path(process.cwd()) == root and "--unlock" not in arguments:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found
+def _workflows(root: Path) -> Iterator[str]:
+    """Ids of live snakemake processes whose working directory is this project."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):  # None for what may not be asked
+        arguments = process.info["cmdline"] or ()
+        named = any(Path(argument).name == "snakemake" for argument in arguments[:3])
+        if named and process.info["cwd"] == str(root) and "--unlock" not in arguments:
+            yield str(process.pid)
 
 
-def _running(root: Path) -> list[tuple[str, str]]:
+def _running(root: Path) -> Iterator[tuple[str, str]]:
     """Runs whose lock a live process holds: (run directory, process id)."""
-    held = []
     for path in sorted(root.glob("runs/*/*/*/*/*/scratch/lock")):
         with path.open("r", encoding="utf-8") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                held.append((str(path.parents[1].relative_to(root)), stream.read().strip()))
-    return held
+                yield str(path.parents[1].relative_to(root)), stream.read().strip()

@@ -9,7 +9,7 @@ import io
 import json
 from typing import Any
 
-from polygrain.audit.cells import CellAddress
+from polygrain.audit.cells import CellAddress, folded
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.lock import Locked
 
@@ -58,11 +58,6 @@ class Names:
     def _printed(self, line: Cell) -> bool:
         column, group = folded(line.get("column")), folded(line.get("column_group"))
         return self._column in (column, f"{group} {column}")
-
-
-def folded(text: Any) -> str:
-    """A label without case and superfluous spaces."""
-    return " ".join(str(text or "").split()).casefold()
 
 
 def rows_in(table: Locked | None) -> list[dict[str, Any]]:

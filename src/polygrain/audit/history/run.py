@@ -1,6 +1,6 @@
 """`polygrain history`: how a printed number changed over commits, as text and as a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polygrain.audit.cells import find_cell
@@ -42,16 +42,12 @@ def print_history(project: Project, target: str, row: str, column: str, plot: st
     return 0
 
 
-def _lines(found: Sequence[Value]) -> list[str]:
-    texts, deltas = (max(map(len, column)) for column in zip(*((v.text, v.delta) for v in found), strict=True))
-    lines = []
+def _lines(found: Sequence[Value]) -> Iterator[str]:
+    texts, deltas = (max(len(getattr(value, name)) for value in found) for name in ("text", "delta"))
     for value in found:
-        commit = value.commit
-        lines.append(
-            f"{commit.date} {commit.short}  {value.text:>{texts}}  {value.delta:>{deltas}}  {commit.subject}".rstrip()
-        )
-        lines.append(f"    {'UNEXPLAINED ' if value.unexplained else ''}{'; '.join(value.why)}")
-    return lines
+        commit, numbers = value.commit, f"{value.text:>{texts}}  {value.delta:>{deltas}}"
+        yield f"{commit.date} {commit.short}  {numbers}  {commit.subject}".rstrip()
+        yield f"    {'UNEXPLAINED ' if value.unexplained else ''}{'; '.join(value.why)}"
 
 
 def _plot(found: Sequence[Value], title: str, unit: str, path: Path) -> None:

@@ -1,18 +1,17 @@
 """The values that a cell had, commit by commit, and why it changed: what changed in the chain of its row's runs."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from polygrain.audit.explain import reasons
-from polygrain.audit.history.names import Cell, Names, folded, rows_in
+from polygrain.audit.cells import folded
+from polygrain.audit.explain import SEED, reasons
+from polygrain.audit.history.names import Cell, Names, rows_in
 from polygrain.audit.repository import Commit, Repository
 from polygrain.audit.verdicts import Audit, Change, Judged
 from polygrain.config.published import published
 from polygrain.config.tables import Table
 from polygrain.provenance.lock import Lock, Locked
 
-_SEED = re.compile(r"seed\d+")
 Bytes = tuple[str, str, str]
 """Output, inputs of its stage, MD5."""
 
@@ -62,8 +61,8 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
     cells: dict[str, tuple[str | None, Cell | None]] = {}
     suspicious: dict[Bytes, Commit] = {}
     for state in result.states:
-        commit, lock = state.commit, state.lock
-        for change in entries[commit.id].of("unexplained") if commit.id in entries else ():
+        commit, lock, entry = state.commit, state.lock, entries.get(state.commit.id)
+        for change in entry.of("unexplained") if entry else ():
             if change.maker:
                 suspicious[_bytes(change.output, change.maker)] = commit
         blob = repository.find(commit.id, copy)
@@ -74,13 +73,11 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
         cells[commit.id] = blob, cell
         name_before, before = parents[0] if parents else (None, None)
         if name_before != blob and (cell or before):
-            doubts = [
-                suspicious[key]
-                for path, stage in _chain(lock, maker, cell)
-                if (key := _bytes(path, stage)) in suspicious
-            ]
-            edited = [line for line in _published(entries.get(commit.id)) if line.startswith(f"{copy}:")]
-            why = edited or _why(entries.get(commit.id), lock, maker, cell, before)
+            made = [_bytes(path, stage) for path, stage in _chain(lock, maker, cell)]
+            doubts = [suspicious[each] for each in made if each in suspicious]
+            contradicted = [finding.line for finding in entry.findings if finding.kind == "published"] if entry else []
+            edited = [line for line in contradicted if line.startswith(f"{copy}:")]
+            why = edited or _why(entry, lock, maker, cell, before)
             earlier = sorted({other.short for other in doubts if other != commit})
             why += [f"rests on the unexplained change of {name}" for name in earlier]
             yield Value(commit, cell, before, tuple(why), bool(doubts or edited))
@@ -88,10 +85,6 @@ def values(repository: Repository, result: Audit, table: Table, names: Names) ->
 
 def _bytes(output: str, maker: Locked) -> Bytes:
     return output, maker.inputs, maker.outputs[output]
-
-
-def _published(entry: Judged | None) -> list[str]:
-    return [finding.line for finding in entry.findings if finding.kind == "published"] if entry else []
 
 
 def _chain(lock: Lock, table: Locked | None, cell: Cell | None) -> list[tuple[str, Locked]]:
@@ -122,7 +115,7 @@ def _why(entry: Judged | None, lock: Lock, table: Locked | None, cell: Cell | No
     chain = [changes[path] for path, _ in _chain(lock, table, cell) if path in changes]
     own = [change for change in chain if table is None or change.stage != table.name]
     said = [reason for change in own or chain for reason in _roots(change, changes)]
-    return list(dict.fromkeys(_SEED.sub("seed*", reason) for reason in said)) or ["nothing that this row was made from"]
+    return list(dict.fromkeys(SEED.sub("seed*", reason) for reason in said)) or ["nothing that this row was made from"]
 
 
 def _roots(change: Change, changes: dict[str, Change]) -> list[str]:

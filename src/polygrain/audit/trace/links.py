@@ -129,19 +129,15 @@ class Printer:
             lines += wrapped(f"machine {letter}", ", ".join(part for part in parts if part))
             if "instructions" in named:
                 lines += wrapped("  offers", named["instructions"])
-            for group in ("packages", "pins"):
-                joint = " " if group == "packages" else "="
-                lines += wrapped(f"  {group}", ", ".join(_group(named, group, joint)))
+            for group, joint in (("packages", " "), ("pins", "=")):
+                own = {name: value for name, value in named.items() if name.startswith(f"{group}.")}
+                texts = (f"{name.removeprefix(f'{group}.')}{joint}{value}" for name, value in own.items())
+                lines += wrapped(f"  {group}", ", ".join(texts))
         return lines
 
     def short(self, hashed: str) -> str:
         """Twelve digits of a hash, or all of them."""
         return hashed if self.full else hashed[:12]
-
-
-def _group(facts: dict[str, str], group: str, joint: str) -> list[str]:
-    prefix = f"{group}."
-    return [f"{name.removeprefix(prefix)}{joint}{value}" for name, value in facts.items() if name.startswith(prefix)]
 
 
 def labelled(label: str, text: str) -> str:

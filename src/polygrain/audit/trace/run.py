@@ -10,13 +10,13 @@ from polygrain.audit.trace.links import Printer, labelled, wrapped
 from polygrain.audit.trace.values import Recomputed, recompute
 from polygrain.audit.write_crate import evidence_of, published_crate, sources_of
 from polygrain.config.project import Project
-from polygrain.config.published import PUBLISHED
+from polygrain.config.published import PUBLISHED, published
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import LOCK
 from polygrain.provenance.stage import Stage
 
-TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint", "prepare": "data"}
+TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint", "prepare": "data", "table": "table"}
 
 
 def trace(project: Project, target: str, row: str, column: str, *, full: bool) -> int:
@@ -40,24 +40,22 @@ def trace(project: Project, target: str, row: str, column: str, *, full: bool) -
 
 def _head(project: Project, cell: CellAddress, evidence: Evidence) -> tuple[list[str], list[str]]:
     """The printed cell, and the same computed again from its sources; what disagrees is a fault."""
-    lines, faults = [f"{cell.table.folder / cell.table.name}.pdf: {cell.printed_in}"], []
+    lines = [f"{cell.table.folder / cell.table.name}.pdf: {cell.printed_in}"]
     texts: dict[str, str] = {}
     notes: dict[str, None] = {}
     source = cell.table.folder / f"{cell.table.name}.csv"
-    for path in (source, Path(PUBLISHED, *source.parts[1:])):
-        line = (
-            printed_cell((project.root / path).read_text(encoding="utf-8"), cell)
-            if (project.root / path).is_file()
-            else None
-        )
+    copy = published([str(source)])[source]
+    for path in (source, copy):
+        place = project.root / path
+        line = printed_cell(place.read_text(encoding="utf-8"), cell) if place.is_file() else None
         if line is None:
-            lines.append(labelled("printed", f"{_why_not(project, path)}: {path}"))
+            lines.append(labelled("printed", f"{'has no such cell' if place.is_file() else 'not here'}: {path}"))
         else:
             texts[str(path)] = line["text"]
             unit = f" {line['unit']}" if line["unit"] == "%" else ""
             lines.append(labelled("printed", f"{line['text']}{unit}  in {path}"))
             notes[line.get("note") or ""] = None
-    faults += _published_fault(project, cell, evidence, source)
+    faults = _published_fault(project, evidence, source, copy)
     found = recompute(project, cell)
     lines += [line for note in notes if note for line in wrapped("  note", note)]
     labels = ["computed", *[""] * len(found.lines)]
@@ -65,13 +63,8 @@ def _head(project: Project, cell: CellAddress, evidence: Evidence) -> tuple[list
     return lines, [*faults, *found.faults, *_disagreements(cell, evidence, found, texts)]
 
 
-def _why_not(project: Project, path: Path) -> str:
-    return "has no such cell" if (project.root / path).is_file() else "not here"
-
-
-def _published_fault(project: Project, cell: CellAddress, evidence: Evidence, source: Path) -> list[str]:
+def _published_fault(project: Project, evidence: Evidence, source: Path, copy: Path) -> list[str]:
     """The published copy must be the table of dvc.lock."""
-    copy = Path(PUBLISHED, *source.parts[1:])
     md5 = evidence.lock.md5(source)
     if not md5 or not (project.root / copy).is_file() or md5_file(project.root / copy) == md5:
         return []
@@ -85,12 +78,10 @@ def _disagreements(cell: CellAddress, evidence: Evidence, found: Recomputed, tex
     table = next(stage for stage in evidence.stages if stage.outputs[0].stem == cell.table.name)
     faults = []
     for path, text in texts.items():
-        built = not path.startswith(PUBLISHED)
-        moved = (
-            evidence.state(table, table.config_path).as_recorded is False
-            if built
-            else evidence.changes_since_lock(table)
-        )
+        if path.startswith(PUBLISHED):
+            moved = bool(evidence.changes_since_lock(table))
+        else:
+            moved = evidence.state(table, table.config_path).as_recorded is False
         if text != found.text and not moved:
             faults.append(f"{path}: prints {text} where its sources give {found.text}")
     return faults
@@ -117,12 +108,10 @@ def _links(cell: CellAddress, chain: Sequence[Stage]) -> list[tuple[str, Stage, 
     """Each stage with its title and those of its files that the cell comes from."""
     links = []
     for stage in chain:
-        paths = list(stage.outputs)
-        if TITLES.get(stage.verb) is None:
+        paths = sorted(stage.outputs, key=lambda path: stage.verb == "prepare" and path.name != "manifest.json")
+        if stage.verb == "table":
             paths = [path for path in paths if path.suffix in (".pdf", ".csv")]
-        if stage.verb == "prepare":
-            paths.sort(key=lambda path: path.name != "manifest.json")
-        links.append((TITLES.get(stage.verb, "table"), stage, paths))
+        links.append((TITLES[stage.verb], stage, paths))
     return links
 
 
@@ -136,11 +125,11 @@ def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printe
     """Where packed data come from."""
     if stage.verb != "prepare":
         return []
-    found = [(source.name, source.sha256) for source in sources_of(project, stage)]
+    raw = sources_of(project, stage)
+    found = [(source.name, source.sha256) for source in raw]
     account = evidence.account(stage)
-    if found:
-        about = sources_of(project, stage)[0]
-        lines = wrapped("  source", f"{about.description}; licence {about.licence}")
+    if raw:
+        lines = wrapped("  source", f"{raw[0].description}; licence {raw[0].licence}")
     elif account is not None:
         # a published crate knows them too; it has no size of what is not kept here
         found = [(name, content.sha256) for name, content in sorted(account.files.items()) if content.size is None]
@@ -156,10 +145,10 @@ def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printe
 
 
 def _verdict(target: str, printer: Printer, faults: Sequence[str]) -> list[str]:
-    lines = [line for fault in dict.fromkeys(faults) for line in wrapped("WRONG", fault)]
+    unique = dict.fromkeys(faults)
+    lines = [line for fault in unique for line in wrapped("WRONG", fault)]
     absent = f", {printer.absent} not here" if printer.absent else ""
-    wrong = len(dict.fromkeys(faults))
-    state = "no contradiction" if not wrong else f"{wrong} contradiction{'s' if wrong > 1 else ''}"
+    state = f"{len(unique)} contradiction{'s' if len(unique) > 1 else ''}" if unique else "no contradiction"
     lines.append(labelled("verdict", f"{state}; {printer.verified} files verified by hashing{absent}"))
     lines += [labelled("all of it", f"polygrain restore {target}")] if printer.absent else []
     return lines
