@@ -195,7 +195,7 @@ def test_a_bad_file_is_named_and_nothing_is_left(pack: Any, tmp_path: Path, kind
     source = make_folder(tmp_path / "source")
     bad = source / "train" / "bee" / "zzz.jpg"
     bad.write_bytes(BAD[kind])
-    with pytest.raises(UserError, match=r"^\S*train/bee/zzz\.jpg: not a whole image .*; replace the file, or"):
+    with pytest.raises(UserError, match=r"^\S*train/bee/zzz\.jpg: not a whole image .*; replace or remove"):
         pack(source, statistics=statistics)
     assert list((tmp_path / "packed").iterdir()) == []
 
