@@ -44,6 +44,35 @@ class Expected(Strict):
     test: int | None
 
 
+FolderName = Annotated[str, Field(pattern=r"^[^./@\\][^/\\]*$")]
+
+
+class Parts(Strict):
+    """Which folder of an image folder is which part; null: there is none."""
+
+    train: FolderName = "train"
+    test: FolderName | None = None
+    """Left out: the labelled folder val or test."""
+    unlabelled: FolderName | None = None
+    """Left out: the folder unlabelled, if there is one."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        named = [name for name in (self.train, self.test, self.unlabelled) if name is not None]
+        if len(set(named)) < len(named):
+            raise ValueError(f"each part needs a folder of its own, not {', '.join(named)}")
+        return self
+
+
+class ImageLimits(Strict):
+    """What one image file may ask of the memory; a larger one counts as bad."""
+
+    pixels: Count = 178_956_970
+    """Height times width."""
+    text: Count = 2**20
+    """Bytes of one text chunk of a PNG file, unpacked."""
+
+
 class DatasetChoice(Strict):
     """A data set: who reads it, its format, how it is split."""
 
@@ -67,12 +96,21 @@ class DatasetChoice(Strict):
     statistics: Moments | None = None
     licence: str | None = None
     source: str | None = None
+    parts: Parts | None = None
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """Whether files that are no whole image stop the packing, each named, or are left out and counted."""
+    duplicates: Literal["refuse", "allow"] = "refuse"
+    """Whether the same file may lie in two splits of an image folder."""
+    limits: ImageLimits | None = None
 
     @model_validator(mode="after")
     def _encoded(self) -> Self:
         for key in ("folder", "statistics") if self.format == "encoded" else ():
             if key not in self.model_fields_set:
                 raise ValueError(f"key '{key}' is missing; a data set of encoded images needs it")
+        for name in self.classes or ():
+            if self.classes and self.classes.count(name) > 1:
+                raise ValueError(f"classes names '{name}' twice; each class needs one label")
         return self
 
 

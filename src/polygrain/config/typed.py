@@ -30,6 +30,10 @@ class Dataset(TypedDict):
     statistics: NotRequired[ChannelMoments | None]
     licence: NotRequired[str | None]
     source: NotRequired[str | None]
+    parts: NotRequired[dict[str, str | None] | None]
+    on_bad: NotRequired[Literal["refuse", "skip"]]
+    duplicates: NotRequired[Literal["refuse", "allow"]]
+    limits: NotRequired[dict[str, int] | None]
 
 
 class LearningRate(TypedDict):

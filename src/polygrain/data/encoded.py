@@ -5,10 +5,11 @@ data/{name}/shards/shard-00000.bin, ...: the files' bytes one after another, abo
 equal size; manifest.json with format 2.
 
 Every image comes out as RGB and upright: grey, palette and CMYK files are converted, the EXIF orientation is applied,
-transparency is dropped.
+transparency is dropped, of 16-bit colours the upper byte is kept.
 """
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from polygrain.data.packed import MANIFEST, DataSet, checked
@@ -40,6 +41,18 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_TEXT_TOTAL = 64  # Pillow's ratio of all text in a PNG file to one chunk of it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image file may ask of the memory, and the file that says so; the defaults are Pillow's."""
+
+    where: str
+    pixels: int = 178_956_970
+    """Height times width."""
+    text: int = 2**20
+    """Bytes of one text chunk of a PNG file, unpacked; all of them together may have 64 times as many."""
 
 
 def shard_name(number: int) -> str:
@@ -87,9 +100,13 @@ def open_encoded(root: Path, verify: bool = False) -> EncodedData:
     return EncodedData(np.load(root / "labels.npy"), manifest, splits, root, index)
 
 
-def decode(content: bytes, where: str, remedy: str) -> Tensor:
-    """Decode an image file to uint8 [3, H, W]. Raises UserError naming `where` when it is damaged or no image."""
-    with _opened(content, where, remedy) as image:
+def decode(content: bytes, where: str, remedy: str, limits: Limits | None = None) -> Tensor:
+    """Decode an image file to uint8 [3, H, W]. Raises UserError naming `where` when it is damaged or no image.
+
+    A file beyond `limits` is refused too; None, for a file that was packed and so within them, sets no limits.
+    """
+    with _opened(content, where, remedy, limits) as image:
+        image.load()
         turn = _UPRIGHT.get(_orientation(image))
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = np.array(rgb if turn is None else rgb.transpose(turn))
@@ -97,33 +114,56 @@ def decode(content: bytes, where: str, remedy: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def measure(content: bytes, where: str, remedy: str) -> tuple[int, int]:
+def measure(content: bytes, where: str, remedy: str, limits: Limits | None = None) -> tuple[int, int]:
     """Height and width that `decode` would give. Raises UserError like it.
 
     The whole file is decoded, or damage would go unnoticed; a JPEG at an eighth of its size, which reads all of it too.
     """
-    with _opened(content, where, remedy) as image:
-        width, height = image.size
-        sideways = _orientation(image) in _SIDEWAYS
-        image.draft(image.mode, (1, 1))
+    with _opened(content, where, remedy, limits) as image:
+        whole = image.size
+        drafted = image.draft(image.mode, (1, 1)) is not None
         image.load()
-    return (width, height) if sideways else (height, width)
+        width, height = whole if drafted else image.size
+        return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
 
 
 @contextmanager
-def _opened(content: bytes, where: str, remedy: str) -> Iterator[Image.Image]:
+def _opened(content: bytes, where: str, remedy: str, limits: Limits | None) -> Iterator[Image.Image]:
     """Open an image file; whatever its decoder raises on a damaged one, in the body too, becomes one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of harmless faults in EXIF data, once an image
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.mode not in MODES:
-                    raise UserError(f"{where}: pixels of kind {image.mode} do not fit 8-bit RGB; convert the file")
-                yield image
+        with _within(limits), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.mode not in MODES:
+                raise UserError(f"{where}: pixels of kind {image.mode} do not fit 8-bit RGB; convert the file")
+            if limits and image.width * image.height > limits.pixels:
+                size = f"{image.width} x {image.height} pixels"
+                raise _beyond(where, size, f"limits.pixels of {limits.where} allows {limits.pixels}", remedy)
+            yield image
     except UserError:
         raise
     except Exception as error:
+        if limits and "MAX_TEXT" in str(error):  # in what Pillow says of either limit
+            allowed = f"limits.text of {limits.where} allows {limits.text} bytes in a chunk"
+            raise _beyond(where, "a PNG file with more text", allowed, remedy) from None
         raise UserError(f"{where}: not a whole image ({_line(error)}); {remedy}") from None
+
+
+@contextmanager
+def _within(limits: Limits | None) -> Iterator[None]:
+    """Put Pillow's own limits, which are variables of its modules, out of the way or where `limits` says."""
+    text = limits.text if limits else sys.maxsize
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    Image.MAX_IMAGE_PIXELS = None  # the number of pixels is held against the limit here
+    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = text, _TEXT_TOTAL * text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless faults in EXIF data, once an image
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
+
+
+def _beyond(where: str, found: str, allowed: str, remedy: str) -> UserError:
+    return UserError(f"{where}: {found}, where {allowed}; raise it, or {remedy}")
 
 
 def _line(error: Exception) -> str:

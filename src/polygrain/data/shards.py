@@ -1,16 +1,19 @@
 """From a reader's image files to shards: the files packed as they are, with index, splits, statistics and manifest.
 
 Files are read one at a time, so memory does not grow with the data set. Everything is written in a folder beside and
-moved into place when it is whole, the manifest last.
+moved into place when it is whole, the manifest last. Beside what every manifest has, that of image files counts the
+bad files that were skipped, by suffix, and the duplicates: files with the bytes of another file, within and across
+splits.
 """
 
 import fcntl
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,10 +21,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from polygrain.data.account import Left, account, by_suffix, duplicates, shown
 from polygrain.data.archives import pause
-from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, decode, measure, shard_name
+from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, EncodedData, Limits, measure, shard_name
 from polygrain.data.packed import MANIFEST
 from polygrain.data.prepare import (
+    MeanStd,
     check_sizes,
     check_splits,
     levels,
@@ -45,7 +50,6 @@ SHARD_BYTES = 256 * 2**20
 STATISTICS_IMAGES = 10_000
 SMALL = ("index.npz", "labels.npy", "splits.npz")
 _SCRATCH = ".packing"
-_REMEDY = "replace the file, or remove it from the data set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,10 @@ class EncodedRaw(Raw):
     root: Path
     names: Sequence[str]
     """Path of each image's file below `root`, with forward slashes."""
+    left: Left = field(default_factory=Counter)
+    """What a reader saw and did not take."""
+    duplicates: str = "allow"
+    """`refuse` when no two splits may hold the same file."""
 
 
 def no_images(count: int) -> np.ndarray:
@@ -68,28 +76,31 @@ def run(stage: "Stage") -> None:
 
 
 def prepare(config: "Dataset", out: Path) -> None:
-    """Read data set `config["name"]` through `config["reader"]` and pack its files into `out`.
+    """Read data set `config["name"]` through `config["reader"]`, pack its files into `out` and print what was left.
 
     Splits are made as for images of equal size. `config["statistics"]` gives mean and std per channel; null takes them
-    from the pixels of at most 10,000 training images. Raises UserError when no source answers, on a file that is no
-    whole image, on sizes that do not fit, and when another process packs the same data set.
+    from the pixels of at most 10,000 training images. Raises UserError when no source answers, when another process
+    packs the same data set, on sizes that do not fit, on duplicates across splits unless allowed, and, naming every
+    one, on files that are no whole image unless `on_bad` is `skip`.
     """
     with _locked(out):
         raw: EncodedRaw = load_reader(config["reader"]).read(config)
-        check_sizes(raw, config)
-        splits = split(raw, config)
-        check_splits(config["name"], raw, splits)
-        given = config["statistics"]
-        sample = np.zeros(len(raw.names), dtype=bool)
-        if given is None:
-            sample[statistics_sample(splits["train"], config["seed"])] = True
+        _splits(raw, config)  # what they refuse is known before hours of packing
         with _scratch(out) as scratch:
-            packing = Packing(raw, sample, scratch)
-            packing.run(config["name"])
+            packing = Packing(raw, scratch, config)
+            packing.run()
+            raw = packing.whole()
+            splits = _splits(raw, config)
+            copies = duplicates(raw.names, packing.digests, splits)
+            if copies.across and raw.duplicates == "refuse":
+                raise UserError(
+                    f"{raw.root}: {copies.across_line}; remove the copies, or set duplicates: allow in"
+                    f" params/dataset/{config['name']}.yaml"
+                )
             write_bytes(scratch / "index.npz", npz_bytes(packing.index))
             write_array(scratch / "labels.npy", raw.labels)
             write_bytes(scratch / "splits.npz", npz_bytes(splits))
-            mean_std = moments(packing.counts) if given is None else (given["mean"], given["std"])
+            mean_std = _statistics(EncodedData(raw.labels, {}, splits, scratch, packing.index), config)
             described = manifest(config["name"], raw, splits, mean_std, [scratch / file for file in SMALL])
             described |= {
                 "format": FORMAT,
@@ -98,74 +109,114 @@ def prepare(config: "Dataset", out: Path) -> None:
                 "files": {**packing.files, **described["files"]},
                 # one hash over every file's name and hash: whichever copy or archive they were read from
                 "raw": {"files": packing.listing.hexdigest(), **raw.hashes},
+                "skipped": by_suffix(packing.bad),
+                "duplicates": {"within": copies.within, "across": copies.across},
             }
             write_text(scratch / MANIFEST, canonical_json(described))
             _publish(scratch, out)
+        for line in account(raw.names, raw.left, packing.bad, copies):
+            print(f"{config['name']}: {line}")
 
 
 class Packing:
-    """One pass over the files: shards are written, images measured, their bytes hashed and their levels counted."""
+    """One pass over the files: shards are written, images measured, their bytes hashed, bad files collected."""
 
-    def __init__(self, raw: EncodedRaw, sample: np.ndarray, folder: Path) -> None:
-        self.raw, self.sample, self.folder = raw, sample, folder
+    def __init__(self, raw: EncodedRaw, folder: Path, config: "Dataset") -> None:
+        self.raw, self.folder, self.config = raw, folder, config
+        where = f"params/dataset/{config['name']}.yaml"
+        self.limits = Limits(where, **(config.get("limits") or {}))
+        self.remedy = f"replace or remove the file, or set on_bad: skip in {where}"
         self.index = {key: np.zeros(len(raw.names), dtype=np.int64) for key in INDEX}
-        self.counts = np.zeros((CHANNELS, 256), dtype=np.int64)
+        self.digests = np.zeros((len(raw.names), hashlib.sha256().digest_size), dtype=np.uint8)
         self.files: dict[str, dict[str, Any]] = {}
         self.listing = hashlib.sha256()
+        self.bad: dict[str, str] = {}
+        """Name of each bad file -> the line that says why."""
 
-    def run(self, name: str) -> None:
-        """Write every shard."""
-        with tqdm(desc=name, total=len(self.raw.names), unit="img", unit_scale=True, mininterval=pause()) as bar:
-            for number, members in enumerate(self._shards()):
-                self._write_shard(number, members, bar)
+    def run(self) -> None:
+        """Write every shard. Raises UserError with a line for each bad file, once all files were seen."""
+        positions = tqdm(
+            range(len(self.raw.names)), self.config["name"], unit="img", unit_scale=True, mininterval=pause()
+        )
+        images = ((position, content) for position in positions if (content := self._whole(position)) is not None)
+        following = next(images, None)
+        while following is not None:
+            following = self._write_shard(following, images)
+        if self.bad and self.config.get("on_bad", "refuse") == "refuse":
+            raise UserError("\n".join(self.bad.values()))
 
-    def _shards(self) -> Iterator[list[int]]:
-        """Positions of each shard's images, by the files' sizes: a shard is closed before it would grow too large."""
-        members: list[int] = []
-        total = 0
-        for position, name in enumerate(self.raw.names):
-            size = (self.raw.root / name).stat().st_size
-            if members and total + size > SHARD_BYTES:
-                yield members
-                members, total = [], 0
-            members.append(position)
-            total += size
-        yield members
+    def whole(self) -> EncodedRaw:
+        """The data set without its bad files; index and hashes lose their rows too."""
+        kept = np.array([name not in self.bad for name in self.raw.names])
+        self.index = {key: rows[kept] for key, rows in self.index.items()}
+        self.digests = self.digests[kept]
+        moved = np.cumsum(kept) - 1
 
-    def _write_shard(self, number: int, members: Sequence[int], bar: "tqdm[Any]") -> None:
-        digest, offset = hashlib.sha256(), 0
-        path = self.folder / shard_name(number)
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            for position in members:
-                content = self._content(position)
-                height, width = self._look(position, content)
-                for key, value in zip(INDEX, (number, offset, len(content), height, width), strict=True):
+        def remaining(part: np.ndarray | None) -> np.ndarray | None:
+            return None if part is None else moved[part[kept[part]]]
+
+        return replace(
+            self.raw,
+            images=no_images(int(kept.sum())),
+            labels=self.raw.labels[kept],
+            test=remaining(self.raw.test),
+            unlabelled=remaining(self.raw.unlabelled),
+            names=[name for name in self.raw.names if name not in self.bad],
+        )
+
+    def _write_shard(self, image: tuple[int, bytes], images: Iterator[tuple[int, bytes]]) -> tuple[int, bytes] | None:
+        """Write `image` and those after it that fit; returns the first of the next shard, None when there is none."""
+        digest, offset, name = hashlib.sha256(), 0, shard_name(len(self.files))
+        following: tuple[int, bytes] | None = image
+        with atomic_path(self.folder / name) as temporary, temporary.open("wb") as stream:
+            while following is not None and (not offset or offset + len(following[1]) <= SHARD_BYTES):
+                position, content = following
+                for key, value in zip(INDEX, (len(self.files), offset, len(content)), strict=False):
                     self.index[key][position] = value
                 stream.write(content)
                 digest.update(content)
                 offset += len(content)
-                bar.update()
-        self.files[shard_name(number)] = {"bytes": offset, "sha256": digest.hexdigest()}
+                following = next(images, None)
+        self.files[name] = {"bytes": offset, "sha256": digest.hexdigest()}
+        return following
 
-    def _content(self, position: int) -> bytes:
-        """A file's bytes, entered in the listing. Raises UserError when it cannot be read."""
-        path = self.raw.root / self.raw.names[position]
+    def _whole(self, position: int) -> bytes | None:
+        """A file's bytes, measured and entered in the listing; None, and its line in `bad`, when it is no image."""
+        name = self.raw.names[position]
+        path = self.raw.root / name
         try:
             content = path.read_bytes()
+            self.index["height"][position], self.index["width"][position] = measure(
+                content, shown(path), self.remedy, self.limits
+            )
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-        self.listing.update(f"{hashlib.sha256(content).hexdigest()}  ".encode())
-        self.listing.update(os.fsencode(f"{self.raw.names[position]}\n"))
-        return content
+            self.bad[name] = f"{shown(path)}: cannot be read ({error.strerror}); {self.remedy}"
+        except UserError as error:
+            self.bad[name] = str(error)
+        else:
+            digest = hashlib.sha256(content)
+            self.digests[position] = np.frombuffer(digest.digest(), dtype=np.uint8)
+            self.listing.update(f"{digest.hexdigest()}  ".encode() + os.fsencode(f"{name}\n"))
+            return content
+        return None
 
-    def _look(self, position: int, content: bytes) -> tuple[int, int]:
-        """Height and width; of an image of the sample the levels are counted. Raises UserError on a damaged file."""
-        where = str(self.raw.root / self.raw.names[position])
-        if not self.sample[position]:
-            return measure(content, where, _REMEDY)
-        pixels = decode(content, where, _REMEDY).numpy()
-        self.counts += levels(pixels)
-        return pixels.shape[1], pixels.shape[2]
+
+def _splits(raw: EncodedRaw, config: "Dataset") -> dict[str, np.ndarray]:
+    check_sizes(raw, config)
+    splits = split(raw, config)
+    check_splits(config["name"], raw, splits)
+    return splits
+
+
+def _statistics(data: EncodedData, config: "Dataset") -> MeanStd:
+    """Mean and std per channel: those given, else of the sample's pixels, which are read back from the shards."""
+    given = config["statistics"]
+    if given is not None:
+        return given["mean"], given["std"]
+    counts = np.zeros((CHANNELS, 256), dtype=np.int64)
+    for position in sorted(statistics_sample(data.splits["train"], config["seed"]).tolist()):
+        counts += levels(data.decode(position).numpy())
+    return moments(counts)
 
 
 def statistics_sample(train: np.ndarray, seed: int) -> np.ndarray:

@@ -8,9 +8,12 @@ import os
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from polygrain.data.archives import download, md5_file
 from polygrain.data.raw import Source, cache_folder, fetch_first, local_folder
@@ -56,11 +59,11 @@ def read(config: "Dataset") -> EncodedRaw:
         f"Set POLYGRAIN_DATA to a folder that holds {edition} or {edition}.tgz, or give this machine a network.",
     )
     root = place / edition if (place / edition).is_dir() else unpacked(place / f"{edition}.tgz", edition)
-    names, labels, test, _ = listing(root, WORDNET)
+    listed = listing(root, WORDNET, {"train": "train", "test": "val"})
     return EncodedRaw(
-        images=no_images(len(names)),
-        labels=labels,
-        test=test,
+        images=no_images(len(listed.names)),
+        labels=np.array(listed.labels, dtype=np.int64),
+        test=listed.positions["test"],
         classes=CLASSES,
         coarse_names=COARSE,
         coarse_of_class=COARSE_OF_CLASS,
@@ -68,7 +71,8 @@ def read(config: "Dataset") -> EncodedRaw:
         licence="Apache-2.0 for the selection; the images are ImageNet's, for non-commercial research",
         source=f"Imagenette 2 (fast.ai, Howard 2019), edition {edition}, 9,469 + 3,925 images",
         root=root,
-        names=names,
+        names=listed.names,
+        left=listed.left,
     )
 
 
@@ -77,7 +81,7 @@ def check(edition: str, place: Path) -> None:
     folder, archive = place / edition, place / f"{edition}.tgz"
     if folder.is_dir():
         for part, expected in COUNTS.items():
-            found = len(images_below(folder, part))
+            found = len(images_below(folder, part, Counter()))
             if found != expected:
                 raise UserError(f"{folder / part}: {found} images where {expected} are expected; delete the folder")
     elif not archive.is_file():
