@@ -15,7 +15,7 @@ from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
 from polygrain.data.packed import open_packed
 from polygrain.evaluate.given import Encoder
-from polygrain.evaluate.linear_augmented import Lars, evaluate, step_rate
+from polygrain.evaluate.linear_augmented import RawBufferLars, evaluate, step_rate
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.errors import UserError
 
@@ -48,7 +48,7 @@ def test_lars_buffers_the_raw_gradient_and_scales_afterwards() -> None:
     start, steps = [generator.normal(size=(3, 4)), np.zeros(3)], 5
     gradients = [[generator.normal(size=part.shape) for part in start] for _ in range(steps)]
     weights = [torch.from_numpy(part.copy()) for part in start]
-    optimiser = Lars(weights, momentum=0.9, trust=0.001, eps=1e-8)
+    optimiser = RawBufferLars(weights, momentum=0.9, trust=0.001, eps=1e-8)
     for step in range(steps):
         optimiser.step([torch.from_numpy(part) for part in gradients[step]], rate=0.8 - 0.1 * step)
     for number, expected in enumerate(start):

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from polygrain.data.account import Left, account, by_suffix, duplicates, shown
 from polygrain.data.archives import pause
 from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, EncodedData, Limits, measure, shard_name
 from polygrain.data.packed import MANIFEST
@@ -37,6 +36,7 @@ from polygrain.data.prepare import (
     write_array,
 )
 from polygrain.data.raw import Raw
+from polygrain.data.tally import Left, by_suffix, duplicates, shown, tally
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, write_bytes, write_text
@@ -114,7 +114,7 @@ def prepare(config: "Dataset", out: Path) -> None:
             }
             write_text(scratch / MANIFEST, canonical_json(described))
             _publish(scratch, out)
-        for line in account(raw.names, raw.left, packing.bad, copies):
+        for line in tally(raw.names, raw.left, packing.bad, copies):
             print(f"{config['name']}: {line}")
 
 

@@ -30,7 +30,7 @@ from polygrain.views.recipe import Recipe
 _KEY = "linear evaluation on augmented views"
 
 
-class Lars:
+class RawBufferLars:
     """LARS whose momentum buffer holds raw gradients and is scaled afterwards; no weight decay.
 
     buffer <- momentum buffer + gradient (at first the gradient); weight <- weight - rate r buffer, with the ratio
@@ -79,7 +79,7 @@ def evaluate(
     """Train and test a linear layer for every data set.
 
     epochs: passes over the train rows. batch: rows of a step; the last of an epoch may be shorter. rate, momentum,
-    trust, eps: of `Lars`. scale, ratio, flip: of the crops, as in `views.recipe.Recipe`. test_every: epochs between two
+    trust, eps: of `RawBufferLars`. scale, ratio, flip: of the crops, as in `views.recipe.Recipe`. test_every: epochs between two
     looks at the test split. seed: of weights, order and crops, the same for every run. Raises UserError on values that
     make no sense.
     """
@@ -93,7 +93,7 @@ def evaluate(
     values, examples = dict[str, Number](), {}
     for name in encoder.datasets:
         weights = _start(encoder.network.width, encoder.classes(name), seed, encoder.device)
-        optimiser = Lars(weights, momentum=momentum, trust=trust, eps=eps)
+        optimiser = RawBufferLars(weights, momentum=momentum, trust=trust, eps=eps)
         epoch_steps = math.ceil(len(encoder.positions(name, "train")) / batch)
         shares = []
         for step, (pooled_BD, labels_B) in enumerate(_augmented(encoder, name, plan), start=1):

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polygrain.data.account import Left, shown, suffix
 from polygrain.data.raw import fetch_first, local_folders
 from polygrain.data.shards import EncodedRaw, no_images
+from polygrain.data.tally import Left, shown, suffix
 from polygrain.provenance.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The account of a packing: what was taken, what was left and why, and which files have the same bytes."""
+"""The tally of a packing: what was taken, what was left and why, and which files have the same bytes."""
 
 import os
 from collections import Counter
@@ -49,7 +49,7 @@ def duplicates(names: Sequence[str], digests: np.ndarray, splits: Mapping[str, n
     )
 
 
-def account(
+def tally(
     names: Sequence[str], left: Mapping[tuple[str, str], int], bad: Mapping[str, str], copies: Duplicates
 ) -> list[str]:
     """Lines on what was taken (`names`) and left, by reason and suffix; `bad` maps a file's name to its fault."""
