@@ -79,9 +79,9 @@ def evaluate(
     """Train and test a linear layer for every data set.
 
     epochs: passes over the train rows. batch: rows of a step; the last of an epoch may be shorter. rate, momentum,
-    trust, eps: of `RawBufferLars`. scale, ratio, flip: of the crops, as in `views.recipe.Recipe`. test_every: epochs between two
-    looks at the test split. seed: of weights, order and crops, the same for every run. Raises UserError on values that
-    make no sense.
+    trust, eps: of `RawBufferLars`. scale, ratio, flip: of the crops, as in `views.recipe.Recipe`. test_every: epochs
+    between two looks at the test split. seed: of weights, order and crops, the same for every run. Raises UserError on
+    values that make no sense.
     """
     if min(epochs, batch, test_every) < 1 or rate <= 0 or trust <= 0 or not 0 <= momentum < 1:
         raise UserError(
