@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,6 @@ class Observed:
     whole: bool = False
     """Whether that was the recorded run from start to end."""
 
-    def add(self, other: "Observed") -> None:
-        """Take over what another one saw."""
-        for path, positions in other.positions.items():
-            self.positions.setdefault(path, set()).update(positions)
-        self.modules |= other.modules
-        self.objections += other.objections
-
     def ran(self, place: Place) -> bool:
         """Whether any instruction of a place ran."""
         return any(holds(place.region, position) for position in self.positions.get(place.path, ()))
@@ -52,11 +45,15 @@ class Observed:
 
 
 class Laboratory:
-    """Runs the old and the new code. `lines`: path below the folder of the sources -> lines of interest."""
+    """Runs the old and the new code, and watches the lines of `places` in the new one."""
 
-    def __init__(self, old: Path, new: Project, lines: Mapping[str, Sequence[int]], children: Children) -> None:
+    def __init__(self, old: Path, new: Project, places: Iterable[Place], children: Children) -> None:
         self.old, self.new, self.children = old, new, children
-        self._files = {str((new.source / path).resolve()): list(numbers) for path, numbers in lines.items()}
+        lines: dict[str, set[int]] = {}
+        for place in places:
+            path = str((new.source / place.path).resolve())
+            lines.setdefault(path, set()).update(range(place.region[0], place.region[2] + 1))
+        self._files = {path: sorted(found) for path, found in lines.items()}
 
     def twin(self, stage: Stage) -> Observed:
         """Make the smoke twin with either code, from start to end, and compare its outputs."""

@@ -105,11 +105,8 @@ class _Work:
 
     def go(self, jobs: int) -> list[Verdict]:
         """Do all runs, `jobs` side by side."""
-        lines: dict[str, set[int]] = {}
-        for place in {place for places in self.places.values() for place in places}:
-            lines.setdefault(place.path, set()).update(range(place.region[0], place.region[2] + 1))
-        wanted = {path: sorted(found) for path, found in lines.items()}
-        work, again = (Laboratory(self.old, new, wanted, self.children) for new in (self.new, self.again))
+        places = [place for places in self.places.values() for place in places]
+        work, again = (Laboratory(self.old, new, places, self.children) for new in (self.new, self.again))
         tasks: list[Callable[[], Observed]] = []
         for subject in self.subjects:
             metrics = (self.project.root / subject.stage.outputs[1]).read_bytes()
@@ -147,12 +144,9 @@ class _Work:
 
     def _verdict(self, subject: Subject, first: Observed, twin: Observed) -> Verdict:
         directory = subject.stage.directory
-        seen = Observed()
-        seen.add(twin)
-        seen.add(first)
         places = self.places[directory]
-        against = [*seen.objections, *self._packages(subject, seen)]
-        missing = [place for place in places if not place.exempt and not seen.ran(place)]
+        against = [*twin.objections, *first.objections, *self._packages(subject, twin.packages | first.packages)]
+        missing = [place for place in places if not (place.exempt or twin.ran(place) or first.ran(place))]
         if not first.whole:  # a run that was repeated to its end has shown all that it can do
             against += [f"src/{place}: changed, and never ran" for place in _once_per_line(missing)]
         if against:
@@ -170,7 +164,7 @@ class _Work:
         fresh = Attestation(subject.outputs, subject.old, subject.new, self.commit, evidence)
         return Verdict(directory, "attested", attestation=fresh)
 
-    def _packages(self, subject: Subject, seen: Observed) -> list[str]:
+    def _packages(self, subject: Subject, imported: set[str]) -> list[str]:
         """Versions and pins must be equal, and a package that left the list must not have been imported."""
         then = read_json(self.old / subject.environment)
         now = read_json(self.project.root / subject.stage.environment_path)
@@ -179,7 +173,7 @@ class _Work:
         both = sorted({*then["packages"], *now["packages"]})
         old, new = (environment(root / "requirements.lock", both)["packages"] for root in (self.old, self.new.root))
         changed = [f"{name} was locked at {old[name]}, now at {new[name]}" for name in both if old[name] != new[name]]
-        left = (set(then["packages"]) - set(now["packages"])) & seen.packages
+        left = (set(then["packages"]) - set(now["packages"])) & imported
         return [*changed, *(f"{name} is not in the environment any more, but was imported" for name in sorted(left))]
 
 
