@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.git import tracked
+from polygrain.provenance.git import inside
 
 
 def dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -33,9 +33,9 @@ def settings(root: Path) -> Mapping[str, str]:
     if done.returncode:
         raise UserError(f"{root / '.dvc/config'}: dvc config failed ({complaint(done)}); correct that file")
     values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    if not tracked(root) and values.get("core.no_scm") != "true":
+    if not inside(root) and values.get("core.no_scm") != "true":
         raise UserError(
-            f"{root}: git does not hold this folder (an archive of the project?), and DVC must be told so: run"
+            f"{root}: no git repository (an archive of the project?), and DVC must be told so: run"
             " `dvc config --local core.no_scm true`, then the same command again"
         )
     if "hardlink" in values.get("cache.type", "").split(","):

@@ -42,11 +42,15 @@ def git(root: Path, *arguments: str) -> str:
     return git_bytes(root, *arguments).decode(errors="replace")
 
 
+def inside(root: Path) -> bool:
+    """Whether there is git, and `root` lies in a repository, its own or another one."""
+    folders = (root, *root.resolve().parents)
+    return shutil.which("git") is not None and any((folder / ".git").exists() for folder in folders)
+
+
 def tracked(root: Path) -> bool:
     """Whether git holds files of the folder `root`. One that was unpacked inside another repository is not of that one.
 
     False outside git and without git. Raises UserError when git cannot read the repository.
     """
-    if shutil.which("git") is None or not any((folder / ".git").exists() for folder in (root, *root.resolve().parents)):
-        return False
-    return git(root, "ls-files", "-z", "--", ".") != ""
+    return inside(root) and git(root, "ls-files", "-z", "--", ".") != ""
