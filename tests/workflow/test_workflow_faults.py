@@ -130,8 +130,10 @@ def test_a_read_only_tree_is_one_line_for_every_verb(way, built, tables):
     with ExitStack() as undo:
         if not mounted:
             undo.enter_context(unwritable(root))
-        for verb, *arguments in (("plan", SMOKE), ("show", str(SIMCLR.path)), ("ledger", "wcl"), ("doctor",)):
+        for verb, *arguments in (("plan", SMOKE), ("show", str(SIMCLR.path)), ("ledger", "wcl")):
             assert tables.forks.run(verb, *arguments, before=before) == 0, tables.forks.said
+        assert tables.forks.run("doctor", before=before) == 1
+        assert f"{root}: you may not write here; work in a clone of your own" in tables.forks.said
         for verb, argument in (
             ("prepare", "data/photos"),
             ("pretrain", OTHER),

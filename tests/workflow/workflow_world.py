@@ -55,9 +55,10 @@ class World:
         self.forks = Forks(root, *prefix)
 
     def stages(self, run: Run) -> Sequence[Stage]:
-        """A run's stages, their inputs written and nothing built."""
+        """A run's stages that the table needs, their inputs written and nothing built."""
         shutil.rmtree(self.project.root / run.path, ignore_errors=True)
-        stages = [stage for stage in stages_behind(self.project, [run.path]) if stage.verb != "prepare"]
+        behind = stages_behind(self.project, [run.path])
+        stages = [stage for stage in behind if stage.task in ("pretrain", "features", "knn", "linear")]
         for stage in stages:
             write_inputs(self.project, stage)
         return stages
