@@ -135,13 +135,12 @@ class Packing:
 
     def run(self) -> None:
         """Write every shard. Raises UserError with a line for each bad file, once all files were seen."""
-        positions = tqdm(
-            range(len(self.raw.names)), self.config["name"], unit="img", unit_scale=True, mininterval=pause()
-        )
-        images = ((position, content) for position in positions if (content := self._whole(position)) is not None)
-        following = next(images, None)
-        while following is not None:
-            following = self._write_shard(following, images)
+        rows, name = range(len(self.raw.names)), self.config["name"]
+        with tqdm(rows, name, unit="img", unit_scale=True, mininterval=pause()) as positions:
+            images = ((position, content) for position in positions if (content := self._whole(position)) is not None)
+            following = next(images, None)
+            while following is not None:
+                following = self._write_shard(following, images)
         if self.bad and self.config.get("on_bad", "refuse") == "refuse":
             raise UserError("\n".join(self.bad.values()))
 
