@@ -22,6 +22,7 @@ def _nobody(number: int) -> None:
 def test_a_numeric_user_is_told_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "POLYGRAIN_CACHE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1e12))
     assert missing(tmp_path) == []
     monkeypatch.setattr(pwd, "getpwuid", _nobody)
     assert [line.partition(";")[0] for line in missing(tmp_path)] == [
