@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from zoo import CONFIG, read
 
 from polygrain.data import shards
 from polygrain.data.encoded import open_encoded
@@ -16,10 +17,6 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import sha256_file
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
-CONFIG: dict[str, Any] = {
-    "name": "zoo", "reader": "image-folder", "format": "encoded", "validation": 2, "test": 0, "seed": 0,
-    "folder": None, "classes": None, "expected": None, "statistics": None, "licence": "CC0", "source": "drawn by hand",
-}  # fmt: skip
 
 
 def put(path: Path, seed: int = 0) -> Path:
@@ -39,10 +36,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for image in images:
                 put(tmp_path / "zoo" / part / name / image)
     return tmp_path / "zoo"
-
-
-def read(**changes: Any) -> shards.EncodedRaw:
-    return image_folder.read({**CONFIG, **changes})
 
 
 def test_files_come_by_part_class_and_name(root: Path) -> None:

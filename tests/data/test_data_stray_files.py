@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from zoo import CONFIG, read
 
 from polygrain.config.models import DatasetChoice
 from polygrain.data import shards
 from polygrain.data.encoded import open_encoded
-from polygrain.data.readers import image_folder
 from polygrain.provenance.errors import UserError
-
-CONFIG: dict[str, Any] = {
-    "name": "zoo", "reader": "image-folder", "format": "encoded", "validation": 2, "test": 0, "seed": 0,
-    "folder": None, "classes": None, "expected": None, "statistics": None, "licence": "CC0", "source": "drawn by hand",
-}  # fmt: skip
 
 
 def put(path: Path) -> Path:
@@ -39,10 +34,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             put(tmp_path / "zoo" / "train" / name / f"{image}.jpg")
         put(tmp_path / "zoo" / "val" / name / "e.jpg")
     return tmp_path / "zoo"
-
-
-def read(**changes: Any) -> shards.EncodedRaw:
-    return image_folder.read({**CONFIG, **changes})
 
 
 def pack(out: Path, **changes: Any) -> dict[str, Any]:
