@@ -109,7 +109,9 @@ def test_a_mistake_in_params_is_one_line_that_helps(project, file, old, new, wor
 
 def test_a_queue_of_more_rows_than_images_is_refused_before_a_job_starts(project):
     edit(project.params / "scale/cpu.yaml", "images: 12000", "images: 2000")
-    with pytest.raises(UserError, match=r"method\.values\.queue 2048 is more than pretrain\.images 2000; lower it"):
+    with pytest.raises(
+        UserError, match=r"method\.values\.queue\.instance 2048 is more than pretrain\.images 2000; lower it"
+    ):
         configuration(project, replace(SIMCLR, method="mugs"))
 
 
@@ -289,12 +291,37 @@ def test_the_papers_recipes_are_those_of_their_specifications():
     )
 
 
+def test_a_number_of_epochs_is_a_share_of_the_run(project):
+    """WCL warms up over 10 epochs, with weak views, however long the run (section 7)."""
+    for variant, epochs in (("epochs-200", 200), ("epochs-800", 800)):
+        config = paper("wcl", variant)
+        shares = config["optimizer"]["schedule"]["warmup"], config["method"]["values"]["weak_phase"]
+        assert config["pretrain"]["epochs"] == epochs
+        assert [share * epochs for share in shares] == [10, 10]
+    edit(project.params / "optimizer/adamw.yaml", "warmup: 0.1", 'warmup: "${epochs:2}"')
+    with pytest.raises(UserError, match=r"pretrain.epochs is null, so \$\{epochs:N\} is no share of the run"):
+        configuration(project, SIMCLR)
+    edit(project.params / "scale/cpu.yaml", "epochs: null", "epochs: 1.5")
+    edit(project.params / "scale/cpu.yaml", "encoder_passes: 1200000", "encoder_passes: null")
+    with pytest.raises(UserError, match=r"key 'optimizer.schedule.warmup' must be at most 1, not 1\.33"):
+        configuration(project, SIMCLR)
+
+
+def test_mugs_clips_its_largest_network_more_after_100_epochs():
+    """Section 6.1, column L."""
+    config = paper("mugs", "vit-l")
+    assert config["optimizer"]["clip"] == {"rule": "each", "maximum": 3.0, "later": {"epoch": 101, "maximum": 0.3}}
+    assert config["backbone"]["width"] % config["method"]["values"]["relation_heads"] == 0
+    assert config["optimizer"]["schedule"]["base"] == pytest.approx(1.5e-3 * config["pretrain"]["batch"] / 256)
+    assert config["optimizer"]["schedule"]["warmup"] * 250 == pytest.approx(10)
+
+
 @pytest.mark.parametrize("variant", ["base", "released", "swin"])
 def test_smog_at_224_px_declares_what_its_crops_cost(variant):
     config = paper("smog", variant)
     values = config["method"]["values"]
     small = values["small"] * (config["augmentation"]["local_a"]["size"] / config["input_size"]) ** 2
     online = 3 * (values["large"] + small)
-    momentum = values["targets"] + (small if values["joint_norm"] else 0)
+    momentum = values["targets"] + (small if values["joint_norm"] or values["statistics_passes"] else 0)
     clean = values["large"] if values["clean"] else 0
     assert config["method"]["encoder_passes"] == pytest.approx(online + momentum + clean, abs=0.01)

@@ -55,6 +55,8 @@ BASE: dict[str, Any] = {
     "joint_norm": True,
     "clean": False,
     "micro_batches": 1,
+    "micro_as_batches": False,
+    "statistics_passes": False,
     "decay_all": False,
 }
 
@@ -195,10 +197,13 @@ class Rewrite:
         self.banks, self.losses, self.groups = min(self.v["large"], 2), list[float](), list[Tensor]()
         self.memory = torch.zeros(self.banks, BATCH * EPOCH, self.v["embedding"], dtype=torch.float64)
         with torch.no_grad():
+            size = BATCH // (self.v["micro_batches"] if self.v["micro_as_batches"] else 1)
             for step in range(EPOCH):
                 for j in range(self.banks):
                     x = crop(step, j, "global_a" if self.v["asymmetric"] else "global")
-                    self.memory[j, step * BATCH : (step + 1) * BATCH] = unit(self.project(self.q, [x])[0])
+                    for a in range(0, BATCH, size):
+                        rows = unit(self.project(self.q, [x[a : a + size]])[0])
+                        self.memory[j, step * BATCH + a : step * BATCH + a + size] = rows
 
     def run(self, steps: int) -> "Rewrite":
         for step in range(steps):
@@ -233,22 +238,26 @@ class Rewrite:
         act = torch.relu if self.v["activation"] == "relu" else gelu
         return [perceptron(p, "projector", torch.cat(rows), act, True) for rows in sets.values()]
 
-    def crops(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
+    def crops(self, step: int, micro: int) -> tuple[list[Tensor], list[Tensor]]:
         v = self.v
-        mine, other = ("_a", "_b") if (step % EPOCH) % 2 == 0 else ("_b", "_a")
+        turn = step % EPOCH * (v["micro_batches"] if v["micro_as_batches"] else 1)
+        mine, other = ("_a", "_b") if turn % 2 == 0 else ("_b", "_a")
         if not v["asymmetric"]:
             mine = other = ""
         names = ["global" + mine] * v["large"] + ["local" + mine] * v["small"]
         all_q = [crop(step, i, name) for i, name in enumerate(names)]
         more = ["global" + other] * v["targets"]
-        if v["joint_norm"] and v["asymmetric"]:
+        mixed = v["joint_norm"] or v["statistics_passes"]
+        if mixed and v["asymmetric"]:
             more += ["local" + other] * v["small"]
         all_k = [crop(step, len(names) + i, name) for i, name in enumerate(more)]
-        return all_q, all_k + (all_q[v["large"] :] if v["joint_norm"] and not v["asymmetric"] else [])
+        if v["micro_as_batches"] and micro % 2 and v["asymmetric"]:
+            return all_k, all_q
+        return all_q, all_k + (all_q[v["large"] :] if mixed and not v["asymmetric"] else [])
 
     def embed(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Unit rows o, e, t [crop, image, D] of one micro-batch."""
-        all_q, all_k = self.crops(step)
+        all_q, all_k = self.crops(step, rows.start // (rows.stop - rows.start))
         e = self.project(self.q, [x[rows] for x in all_q])
         o = [perceptron(self.q, "predictor", x, torch.relu, False) for x in e] if self.v["predictor"] else e
         t = self.project(self.k, [x[rows] for x in all_k])
@@ -323,6 +332,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "one k-means round": {"kmeans_iterations": 1},
     "every image a group": {"groups": BATCH * EPOCH},
     "micro-batches": {"micro_batches": 2},
+    "micro-batches in turn": {"micro_batches": 3, "micro_as_batches": True, "small": 1},
+    "micro-batches in turn, one recipe": {"micro_batches": 2, "micro_as_batches": True, "asymmetric": False},
+    "all passes": {"small": 1, "joint_norm": False, "statistics_passes": True},
+    "all passes, one recipe": {"small": 1, "joint_norm": False, "statistics_passes": True, "asymmetric": False},
     "gelu": {"activation": "gelu"},
     "temperature": {"temperature": 0.4},
 }
@@ -618,6 +631,25 @@ def test_drop_path_is_off_in_the_fill_in_the_momentum_network_and_for_clean_embe
         assert not torch.allclose(dropped[item], plain[item])
 
 
+def batches(part: nn.Module) -> int:
+    return int(part.get_buffer("num_batches_tracked"))
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_passes_for_running_statistics_change_nothing_else(passes: bool) -> None:
+    """As released: small crops of the momentum network, and clean rows through the predictor, count there alone."""
+    values = {"small": 1, "joint_norm": False, "clean": True, "group_grad": False, "norm": True}
+    plain, net = started(**values), started(**values, statistics_passes=passes)
+    before = batches(net.predictor[1]), batches(net.momentum_projector[1]), batches(net.momentum_backbone.norm)
+    views = Data().batch(0, net.views(clock(0))).views
+    found, wanted = net._embed(views), plain._embed(views[:5])
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    after = batches(net.predictor[1]), batches(net.momentum_projector[1]), batches(net.momentum_backbone.norm)
+    # large and small rows and, if asked, large rows again; large rows and, if asked, small ones, heads and backbone
+    assert [b - a for a, b in zip(before, after, strict=True)] == ([3, 2, 2] if passes else [2, 1, 1])
+
+
 def test_parameters_to_train() -> None:
     net = method()
     names = {id(p): name for name, p in net.named_parameters()}
@@ -669,6 +701,11 @@ def test_initialisation_of_the_heads() -> None:
     [
         ({"groups": BATCH * EPOCH + 1}, "groups 25 exceeds the 24 images"),
         ({"micro_batches": 4}, "must divide the batch 6"),
+        ({"micro_batches": 2, "micro_as_batches": True, "targets": 1}, "has 2 and 0, the momentum network 1 and 0"),
+        (
+            {"micro_batches": 2, "micro_as_batches": True, "small": 1, "joint_norm": False},
+            "has 2 and 1, the momentum network 2 and 0",
+        ),
         ({"heads": 0}, "at least 1"),
         ({"clean": True}, "set clean or group_grad to false"),
     ],
@@ -703,7 +740,8 @@ def test_yaml_fits_the_constructor_and_its_cost_is_right(variant: str | None) ->
     SMoG(Tiny(), **found["values"])
     v = found["values"]
     small = v["small"] * ((96 / 224) ** 2 if variant == "swin" else 1 / 4)
-    units = 3 * (v["large"] + small) + v["targets"] + v["joint_norm"] * small + v["clean"] * v["large"]
+    mixed = v["joint_norm"] or v["statistics_passes"]
+    units = 3 * (v["large"] + small) + v["targets"] + mixed * small + v["clean"] * v["large"]
     assert found["encoder_passes"] == pytest.approx(units, abs=0.01)
     assert found["start_passes"] == min(v["large"], 2)
     assert found["mode"] == ("described" if v["group_grad"] else "released")

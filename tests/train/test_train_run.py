@@ -240,6 +240,42 @@ def test_weight_decay_moves_by_half_a_cosine_in_decayed_groups_alone(data):
     assert decays(config, data, training.state()) == used[5:], "a resumed run goes on where the schedule stands"
 
 
+def logged(config: dict[str, Any], data: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Every step of a run of 12 steps, 10 an epoch, and the norm of the gradient that the optimiser got."""
+    changed = copy.deepcopy(config)
+    changed["pretrain"]["log_every"] = 1
+    for key, value in changes.items():
+        changed["optimizer"][key] |= value
+    training, clipped = Training(changed, data, Path("unused"), IDENTITY, resume=False), []
+    while training.step < 12:
+        training.take_step()
+        gradients = [p.grad.flatten() for p in training.method.parameters() if p.grad is not None]
+        clipped.append(torch.cat(gradients).norm().item())
+    lines = [json.loads(line) for line in training.metrics]
+    return [{**line, "clipped": norm} for line, norm in zip(lines, clipped, strict=True)]
+
+
+def test_clipping_changes_its_maximum_with_the_epoch(data):
+    config = config_of("simclr")
+    early = logged(config, data, clip={"rule": "global", "maximum": 0.02})
+    found = logged(config, data, clip={"rule": "global", "maximum": 0.02, "later": {"epoch": 1, "maximum": 0.001}})
+    assert [line["epoch"] for line in found] == [0] * 10 + [1] * 2
+    assert min(line["gradient_norm"] for line in found) > 0.02
+    assert [line["clipped"] for line in found] == pytest.approx([0.02] * 10 + [0.001] * 2, rel=1e-3)
+    assert found[:10] == early[:10]
+
+
+def test_a_schedule_may_count_the_parts_of_a_batch(data):
+    """SMoG section 4.8: the rate moves with every part; an update has that of its last one."""
+    config = config_of("simclr")
+    schedule = {"name": "cosine_closed_warmup", "base": 0.01, "final": 0.001, "start": 0.0, "warmup": 0.25}
+    fine = [0.01 * t / 5 for t in range(6)]
+    fine += [0.001 + 0.009 * (1 + math.cos(math.pi * t / 18)) / 2 for t in range(18)]
+    found = [line["learning_rate"] for line in logged(config, data, schedule={**schedule, "parts": 2})]
+    assert found == pytest.approx(fine[1::2])
+    assert found != pytest.approx([line["learning_rate"] for line in logged(config, data, schedule=schedule)])
+
+
 def test_a_run_whose_weight_decay_moves_is_the_same_bits_in_pieces_and_other_bits_than_a_constant_one(data, tmp_path):
     config = config_of("simclr")
     constant = run(config, data, tmp_path / "constant")

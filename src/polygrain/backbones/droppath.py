@@ -1,5 +1,8 @@
 """Stochastic depth whose draws are pure functions of (seed, step, place), without a generator."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +39,25 @@ class DropPath(nn.Module):
 
 def set_drop_path_key(module: nn.Module, seed: int, step: int, images: int) -> None:
     """Give every DropPath in `module` the seed, the step and the number of images in a process's batch."""
-    for part in module.modules():
-        if isinstance(part, DropPath):
-            part.key, part.images, part.passes = (seed, step), images, 0
+    for part in _drop_paths(module):
+        part.key, part.images, part.passes = (seed, step), images, 0
+
+
+def remove_drop_path(module: nn.Module) -> None:
+    """Set the rate of every DropPath in `module` to 0, for good: of a teacher, say."""
+    for part in _drop_paths(module):
+        part.rate = 0.0
+
+
+@contextmanager
+def drop_path_off(module: nn.Module) -> Iterator[None]:
+    """Keep every branch while this lasts; all else stays in training mode."""
+    for part in _drop_paths(module):
+        part.eval()
+    yield
+    for part in _drop_paths(module):
+        part.train(module.training)
+
+
+def _drop_paths(module: nn.Module) -> list[DropPath]:
+    return [part for part in module.modules() if isinstance(part, DropPath)]

@@ -87,12 +87,20 @@ def resolve(run: Run, params: Path) -> Config:
 
     chosen = overrides(run, params)
     GlobalHydra.instance().clear()
+    OmegaConf.register_new_resolver("epochs", _share, replace=True)
     try:
         with initialize_config_dir(str(params.resolve()), version_base="1.3"):
             config = OmegaConf.to_container(compose("run", chosen), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{params.resolve().name}/: {' '.join(str(error).split())}") from None
     return cast(Config, config)
+
+
+def _share(epochs: float, *, _root_: Any) -> float:
+    """`${epochs:10}` in a file of params/: the share of the run that ten epochs are."""
+    if _root_.pretrain.epochs is None:
+        raise UserError("pretrain.epochs is null, so ${epochs:N} is no share of the run; give the share")
+    return epochs / float(_root_.pretrain.epochs)
 
 
 def origins(run: Run, params: Path) -> dict[str, str]:

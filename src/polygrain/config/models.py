@@ -122,7 +122,16 @@ class ScheduleChoice(Strict):
     final: NonNegative
     start: NonNegative
     warmup: Annotated[float, Field(ge=0, le=1)]
-    """Share of the run's steps."""
+    """Share of the run's steps; `${epochs:10}` is that of ten epochs."""
+    parts: Count = 1
+    """Parts of a batch that count as steps of the schedule; the rate is that of the last."""
+
+
+class LaterClip(Strict):
+    """Another limit from an epoch on, counted from 0."""
+
+    epoch: Count
+    maximum: Positive
 
 
 class ClipChoice(Strict):
@@ -131,11 +140,14 @@ class ClipChoice(Strict):
     rule: Literal["none", "global", "each"]
     maximum: Positive | None
     """Of the joint norm, or of each tensor's; null, and only then, with rule `none`."""
+    later: LaterClip | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if (self.rule == "none") != (self.maximum is None):
             raise ValueError("rule none needs maximum: null, and every other rule a number")
+        if self.rule == "none" and self.later is not None:
+            raise ValueError("rule none has no later maximum")
         return self
 
 
@@ -290,9 +302,10 @@ def _check_mode(where: str, method: MethodChoice, params: Path) -> None:
 def _check_rows(where: str, run: RunModel) -> None:
     """Refuse what holds a row for each of more images than there are, before a job is started for it."""
     for key in ("queue", "memory", "groups"):
-        size = run.method.values.get(key)
-        if isinstance(size, int) and size > run.pretrain.images:
-            raise UserError(
-                f"{where}: method.values.{key} {size} is more than pretrain.images {run.pretrain.images};"
-                " lower it, or raise the subset"
-            )
+        value = run.method.values.get(key)
+        for part, size in value.items() if isinstance(value, dict) else (("", value),):
+            if isinstance(size, int) and size > run.pretrain.images:
+                raise UserError(
+                    f"{where}: method.values.{key}{part and '.'}{part} {size} is more than pretrain.images"
+                    f" {run.pretrain.images}; lower it, or raise the subset"
+                )

@@ -44,6 +44,14 @@ class LearningRate(TypedDict):
     final: float
     start: float
     warmup: float
+    parts: NotRequired[int]
+
+
+class LaterClip(TypedDict):
+    """Another limit from an epoch on, counted from 0."""
+
+    epoch: int
+    maximum: float
 
 
 class Clip(TypedDict):
@@ -51,6 +59,7 @@ class Clip(TypedDict):
 
     rule: Literal["none", "global", "each"]
     maximum: float | None
+    later: NotRequired[LaterClip | None]
 
 
 class Optimizer(TypedDict):

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from polygrain.backbones.contract import Backbone
-from polygrain.backbones.droppath import DropPath
+from polygrain.backbones.droppath import remove_drop_path
 from polygrain.backbones.grains import CropFeatures, Network
 from polygrain.backbones.relation import Relation
 from polygrain.nn import ema
@@ -76,7 +76,8 @@ class Mugs(nn.Module):
     remember: which global crops the student's memory takes, the weak ones or all.
     memory, pointer, unfilled: rows of a memory (None: one per image), its write pointer, how its noise is treated.
     neighbours, query, aggregation: k, u, and how y* is made: by the block of `relation_heads`, as the mean, or as u.
-    queue, temperature: Q (None: one per image) and tau of instance and local group.
+    queue, temperature: Q of instance and of local-group (None: one per image; the release has one number for the rows
+    of memory and local-group queue), and tau of both.
     prototypes, norm_last_layer: P, and whether g stays 1. freeze_epochs: epochs in which c and g are not trained.
     student_temperature: tau_s. teacher_temperature, final_teacher_temperature, teacher_warmup: start and end of tau_t,
     and the epochs of the straight line between, both ends included. centre_momentum: of the centre.
@@ -112,7 +113,7 @@ class Mugs(nn.Module):
         query: Literal["consistent", "asymmetric"],
         aggregation: Literal["block", "mean", "query"],
         relation_heads: int,
-        queue: int | None,
+        queue: Mapping[str, int | None],
         temperature: float,
         prototypes: int,
         norm_last_layer: bool,
@@ -134,12 +135,11 @@ class Mugs(nn.Module):
     ) -> None:
         super().__init__()
         _check_grains(grains, weights)
-        memory, queue = images if memory is None else memory, images if queue is None else queue
         self.grains: list[str] = [grain for grain in GRAINS if grain in grains]
         contrasted = [grain for grain in self.grains if grain != "group"]
         group, local = "group" in grains, "local-group" in grains
-        _check_size("queue", queue if contrasted else batch, images, batch)
-        _check_size("memory", memory if local else batch, images, batch)
+        queues = {grain: _rows(f"queue.{grain}", queue.get(grain, 0), images, batch) for grain in contrasted}
+        memory = _rows("memory", memory, images, batch) if local else neighbours
         if not 0 <= neighbours <= memory or backbone.width % relation_heads:
             raise UserError(
                 f"method.values: neighbours {neighbours} must be at most memory {memory}, and relation_heads"
@@ -161,9 +161,7 @@ class Mugs(nn.Module):
             Prototypes(bottleneck, prototypes, train_gain=not norm_last_layer) if group else None,
         )
         self.teacher = cast(Network, ema.frozen_copy(self.student))
-        for part in self.teacher.modules():
-            if isinstance(part, DropPath):
-                part.rate = 0.0
+        remove_drop_path(self.teacher)
         self.predictors = nn.ModuleDict(
             {
                 grain: head(embedding, prediction_hidden, embedding, layers=2, bias=False, final_bias=False)
@@ -171,7 +169,9 @@ class Mugs(nn.Module):
                 if prediction
             }
         )
-        self.queues = nn.ModuleDict({grain: Queue(queue, embedding, wrap="ring", unit=True) for grain in contrasted})
+        self.queues = nn.ModuleDict(
+            {grain: Queue(rows, embedding, wrap="ring", unit=True) for grain, rows in queues.items()}
+        )
         self.student_memory = Queue(memory, backbone.width, wrap=pointer, unit=False) if local else None
         self.teacher_memory = Queue(memory, backbone.width, wrap=pointer, unit=False) if local else None
         self.register_buffer("centre", torch.zeros(prototypes if group else 0))
@@ -299,9 +299,12 @@ def _check_grains(grains: Sequence[str], weights: Mapping[str, float]) -> None:
         raise UserError(f"method.values.weights: give each of {', '.join(GRAINS)} a number, above 0 if in grains")
 
 
-def _check_size(name: str, size: int, images: int, batch: int) -> None:
+def _rows(name: str, size: int | None, images: int, batch: int) -> int:
+    """How many rows a queue or memory has."""
+    size = images if size is None else size
     if not batch <= size <= images:
         raise UserError(f"method.values.{name} {size} must be from {batch} (batch) to {images} (images)")
+    return size
 
 
 METHOD = Mugs

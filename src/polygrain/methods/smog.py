@@ -16,14 +16,15 @@ holds e of every image's (at most two) large crops; before step 0 a pass without
 
 Described: gradient also flows through the new groups (`group_grad`). Released: it does not. Reconstructed, as only
 the released code could be read: values at other scales than the paper's; only the last of several `micro_batches` has
-this gradient; batch norm in the pass of `clean`; no small crops for the momentum network without `joint_norm`.
+this gradient; batch norm in the pass of `clean`.
+Released also: passes that only move running statistics (`statistics_passes`), and micro-batches that count as batches
+(`micro_as_batches`), for the learning rate as well (`optimizer.schedule.parts`).
 
 Measured at cpu scale, 3 seeds (`snakemake --cores all reports/table1.pdf`): linear probe 83.4 ± 0.3 on Fashion-MNIST,
 86.6 ± 0.5 in transfer to Animal-MNIST.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -31,13 +32,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from polygrain.backbones.contract import Backbone
-from polygrain.backbones.droppath import DropPath
+from polygrain.backbones.droppath import drop_path_off, remove_drop_path
 from polygrain.nn import ema
 from polygrain.nn.clock import Clock
 from polygrain.nn.distributed import gather_rows, sum_over_processes, world
-from polygrain.nn.groups import assign, group_loss, moved_groups, occupancy, pair_purity, spherical_kmeans
+from polygrain.nn.groups import assign, group_loss, group_monitors, moved_groups, spherical_kmeans
 from polygrain.nn.heads import Head
-from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.phases import phase
 from polygrain.nn.random import permutation
 from polygrain.nn.schedules import linear
@@ -67,6 +67,8 @@ class SMoG(nn.Module):
     asymmetric: recipes `*_a` for one network and `*_b` for the other, exchanged at each step; else one recipe for both.
     joint_norm: crops of both sizes share batch-norm statistics. clean: e from a pass without drop path and gradient.
     micro_batches: parts with their own batch norm; in the loss, all parts but the last use the old groups.
+    micro_as_batches: micro-batches exchange the recipes in turn, and fill the memory one by one.
+    statistics_passes: small crops pass the momentum network without `joint_norm`, rows of `clean` the predictor.
     decay_all: weight decay (and LARC) on all parameters; else not on biases, norms and tables of relative positions.
 
     Raises UserError for values that do not fit each other.
@@ -108,6 +110,8 @@ class SMoG(nn.Module):
         joint_norm: bool,
         clean: bool,
         micro_batches: int,
+        micro_as_batches: bool,
+        statistics_passes: bool,
         decay_all: bool,
     ) -> None:
         super().__init__()
@@ -122,6 +126,12 @@ class SMoG(nn.Module):
             )
         if clean and group_grad:
             raise UserError("method.values: clean embeddings carry no gradient; set clean or group_grad to false")
+        own_small = small if asymmetric and (joint_norm or statistics_passes) else 0
+        if micro_as_batches and asymmetric and micro_batches > 1 and (large, small) != (targets, own_small):
+            raise UserError(
+                f"method.values: micro_as_batches exchanges crops, but the online network has {large} and {small}, the"
+                f" momentum network {targets} and {own_small}; take as many, or set micro_as_batches to false"
+            )
         self.backbone = backbone
         self.projector = Head(backbone.width, hidden, embedding, layers=2, activation=activation, final_norm="batch")
         self.predictor = Head(embedding, hidden, embedding, layers=2) if predictor else nn.Identity()
@@ -131,27 +141,27 @@ class SMoG(nn.Module):
                 nn.init.zeros_(part.bias)
         self.momentum_backbone = cast(Backbone, ema.frozen_copy(backbone))
         self.momentum_projector = ema.frozen_copy(self.projector)
-        for part in _drop_paths(self.momentum_backbone):
-            part.rate = 0.0
+        remove_drop_path(self.momentum_backbone)
         self.register_buffer("groups", torch.zeros(heads, groups, embedding))
         self.register_buffer("memory", torch.zeros(min(large, 2), slots, embedding))
         self.batch, self.temperature, self.momentum, self.group_grad = batch, temperature, momentum, group_grad
         self.beta_start, self.beta_end = beta_start, beta_end
         self.reset, self.reset_epochs, self.kmeans_iterations = reset, reset_epochs, kmeans_iterations
         self.group_features, self.logit_groups = group_features, logit_groups
-        self.large, self.targets, self.small = large, targets, small
+        self.large, self.targets, self.small, self.own_small = large, targets, small, own_small
         self.asymmetric, self.joint_norm, self.clean = asymmetric, joint_norm, clean
-        self.micro_batches, self.decay_all = micro_batches, decay_all
+        self.micro_batches, self.micro_as_batches = micro_batches, micro_as_batches
+        self.statistics_passes, self.decay_all = statistics_passes, decay_all
         self._moved: tuple[Tensor, Tensor] | None = None  # between forward and after_step
 
     def views(self, clock: Clock) -> tuple[str, ...]:
         """Ask for the online network's large and small crops, then for the momentum network's."""
-        q, k = ("_a", "_b") if clock.step_in_epoch % 2 == 0 else ("_b", "_a")
+        turn = clock.step_in_epoch * (self.micro_batches if self.micro_as_batches else 1)
+        q, k = ("_a", "_b") if turn % 2 == 0 else ("_b", "_a")
         if not self.asymmetric:
             q = k = ""
         online = (f"global{q}",) * self.large + (f"local{q}",) * self.small
-        own_small = self.small if self.asymmetric and self.joint_norm else 0
-        return online + (f"global{k}",) * self.targets + (f"local{k}",) * own_small
+        return online + (f"global{k}",) * self.targets + (f"local{k}",) * self.own_small
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Train the online network and its predictor."""
@@ -175,11 +185,9 @@ class SMoG(nn.Module):
             return
         recipes = ("global_a" if self.asymmetric else "global",) * len(self.memory)
         for place, batch in enumerate(data.augmented_pass(clock, recipes)):
-            with _drop_path_off(self.backbone):
-                projected = [self._project(self.backbone, self.projector, [view])[0] for view in batch.views]
-            for rows_BD in projected:
-                self.predictor(rows_BD)  # for its batch norm, which follows the data too
-            self._remember(place, normalize(torch.stack(projected), dim=2))
+            parts = _parts(batch.views, self.micro_batches if self.micro_as_batches else 1)
+            projected = [self._fill(views) for views in parts]
+            self._remember(place, normalize(torch.cat(projected, dim=1), dim=2))
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
@@ -197,8 +205,8 @@ class SMoG(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the group term over the global batch; groups and memory are written in `after_step`."""
         beta = linear(self.beta_start, self.beta_end, clock.step + 1, clock.steps)
-        micro = zip(*(view.chunk(self.micro_batches) for view in batch.views), strict=True)
-        parts = [self._embed(views) for views in micro]
+        micro = enumerate(_parts(batch.views, self.micro_batches))
+        parts = [self._embed(self._exchanged(views, number)) for number, views in micro]
         moved, terms = [], []
         for head, old_KD in enumerate(self.groups):
             features_BD = self._group_features(parts, head)
@@ -213,7 +221,8 @@ class SMoG(nn.Module):
         momentum_BD = torch.cat([part.momentum[0] for part in parts])
         self._moved = torch.stack(moved).detach(), online_LBD[: len(self.memory)]
         with phase("rest: monitors"):
-            monitors = self._monitors(online_LBD[0], momentum_BD, batch.labels_for_monitoring, moved[0].detach())
+            labels_B, new_KD = batch.labels_for_monitoring, moved[0].detach()
+            monitors = group_monitors(online_LBD[0], momentum_BD, labels_B, self.groups[0], new_KD)
         return {"group": sum_over_processes(torch.stack(terms).mean()) / world()[1]}, monitors
 
     @torch.no_grad()
@@ -224,18 +233,35 @@ class SMoG(nn.Module):
         self._remember(clock.step_in_epoch, online_LBD)
         self._moved = None
 
+    def _exchanged(self, views: list[Tensor], number: int) -> list[Tensor]:
+        """The views of a micro-batch; those of the two networks change places in every second one, if it counts."""
+        if not (self.micro_as_batches and self.asymmetric and number % 2):
+            return views
+        online = self.large + self.small
+        return views[online:] + views[:online]
+
+    def _fill(self, views: Sequence[Tensor]) -> Tensor:
+        """Project each large crop alone, [L, B, D]."""
+        with drop_path_off(self.backbone):
+            projected = [self._project(self.backbone, self.projector, [view])[0] for view in views]
+        for rows_BD in projected:
+            self.predictor(rows_BD)  # for its batch norm, which follows the data too
+        return torch.stack(projected)
+
     def _embed(self, views: Sequence[Tensor]) -> Embedded:
         end = self.large + self.small
         q, k = list(views[:end]), list(views[end : end + self.targets])
-        if self.joint_norm:  # the momentum network gets the same mixture of sizes
+        if self.joint_norm or self.statistics_passes:  # the momentum network gets the same mixture of sizes
             k += views[end + self.targets :] if self.asymmetric else q[self.large :]
         projected = self._project(self.backbone, self.projector, q)
         outputs_RD = torch.cat([self.predictor(rows_RD) for rows_RD in projected])
         with torch.no_grad():
             momentum_RD = torch.cat(self._project(self.momentum_backbone, self.momentum_projector, k))
             if self.clean:
-                with _drop_path_off(self.backbone):
+                with drop_path_off(self.backbone):
                     projected = self._project(self.backbone, self.projector, q if self.joint_norm else q[: self.large])
+                for rows_RD in projected if self.statistics_passes else ():
+                    self.predictor(rows_RD)
         outputs_RBD, online_RBD, momentum_RBD = (
             normalize(rows_RD, dim=1).view(-1, len(views[0]), rows_RD.shape[1])
             for rows_RD in (outputs_RD, torch.cat(projected), momentum_RD)
@@ -266,34 +292,10 @@ class SMoG(nn.Module):
         start_KD = bank_MD[start_K.to(bank_MD.device)]
         return spherical_kmeans(bank_MD[rank::processes], start_KD, self.kmeans_iterations)
 
-    @torch.no_grad()
-    def _monitors(self, e_BD: Tensor, t_BD: Tensor, labels_B: Tensor, new_KD: Tensor) -> dict[str, Tensor]:
-        e_BD, t_BD, labels_B = gather_rows(e_BD), gather_rows(t_BD), gather_rows(labels_B)
-        old_KD = self.groups[0]
-        assignment_B, target_B = assign(e_BD, old_KD), assign(t_BD, old_KD)
-        occupied, empty = occupancy(assignment_B, len(old_KD))
-        return {
-            "occupancy": occupied,
-            "empty": empty,
-            "agreement": (assignment_B == target_B).double().mean(),
-            "purity": pair_purity(target_B, labels_B),
-            "displacement": (new_KD - old_KD).norm(dim=1).mean(),
-            "spread": spread(e_BD),
-            "rank": effective_rank(e_BD),
-        }
 
-
-def _drop_paths(network: nn.Module) -> list[DropPath]:
-    return [part for part in network.modules() if isinstance(part, DropPath)]
-
-
-@contextmanager
-def _drop_path_off(network: nn.Module) -> Iterator[None]:
-    for part in _drop_paths(network):
-        part.eval()
-    yield
-    for part in _drop_paths(network):
-        part.train(network.training)
+def _parts(views: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+    """The views of each of `count` parts of a batch."""
+    return [list(part) for part in zip(*(view.chunk(count) for view in views), strict=True)]
 
 
 METHOD = SMoG

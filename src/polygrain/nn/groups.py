@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes
+from polygrain.nn.monitors import effective_rank, spread
 
 # Rows of one block of similarities [block, K], which stay in the cache: on one CPU core 60,000 x 300 similarities take
 # 71 ms with 1024 rows, 85 ms with 16,384 and 104 ms at once.
@@ -62,6 +63,25 @@ def assignment_monitors(share_TBP: Tensor) -> dict[str, Tensor]:
         "batch_entropy": torch.special.entr(mean_P).sum(),
         "sample_entropy": mean_over_processes(torch.special.entr(share_TBP).sum(dim=2).mean()),
         "occupancy": occupancy(gather_rows(share_TBP[0].argmax(dim=1)), len(mean_P))[0],
+    }
+
+
+@torch.no_grad()
+def group_monitors(
+    online_BD: Tensor, momentum_BD: Tensor, labels_B: Tensor, old_KD: Tensor, new_KD: Tensor
+) -> dict[str, Tensor]:
+    """Of a step's embeddings by both networks and its old and new groups, over all processes (SMoG)."""
+    online_BD, momentum_BD = gather_rows(online_BD), gather_rows(momentum_BD)
+    assignment_B, target_B = assign(online_BD, old_KD), assign(momentum_BD, old_KD)
+    occupied, empty = occupancy(assignment_B, len(old_KD))
+    return {
+        "occupancy": occupied,
+        "empty": empty,
+        "agreement": (assignment_B == target_B).double().mean(),
+        "purity": pair_purity(target_B, gather_rows(labels_B)),
+        "displacement": (new_KD - old_KD).norm(dim=1).mean(),
+        "spread": spread(online_BD),
+        "rank": effective_rank(online_BD),
     }
 
 

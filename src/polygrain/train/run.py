@@ -118,7 +118,7 @@ class Training:
             torch.autograd.backward(loss)
         with self.watch.phase("optimiser"):
             rate = self._set_rate(optimizer, clock)
-            norm = self._clip()
+            norm = self._clip(clock.epoch)
             self._hook("after_clip")
             optimizer.step()
         with self.watch.phase("rest"):
@@ -154,22 +154,25 @@ class Training:
         if final is not None:
             start = self.config["optimizer"]["values"]["weight_decay"]
             set_weight_decay(optimizer, cosine(start, final, clock.step, clock.steps))
+        parts = schedule.get("parts", 1)
         rate = learning_rate(
             schedule["name"],
             base=schedule["base"],
             final=schedule["final"],
             start=schedule["start"],
-            warmup=round(schedule["warmup"] * clock.steps),
-            step=clock.step,
-            steps=clock.steps,
+            warmup=round(schedule["warmup"] * clock.steps * parts),
+            step=(clock.step + 1) * parts - 1,
+            steps=clock.steps * parts,
         )
         set_learning_rate(optimizer, base=schedule["base"], scheduled=rate)
         return rate
 
-    def _clip(self) -> Tensor:
+    def _clip(self, epoch: int) -> Tensor:
         """Clip the gradients as configured; return their joint norm before."""
-        rule, maximum = self.config["optimizer"]["clip"]["rule"], self.config["optimizer"]["clip"]["maximum"]
-        clip = clip_each if rule == "each" else clip_global
+        chosen = self.config["optimizer"]["clip"]
+        later = chosen.get("later")
+        maximum = later["maximum"] if later and epoch >= later["epoch"] else chosen["maximum"]
+        clip = clip_each if chosen["rule"] == "each" else clip_global
         return clip(self.method.parameters(), math.inf if maximum is None else maximum)
 
     def _hook(self, name: str, *arguments: Any) -> None:
