@@ -44,7 +44,7 @@ from polygrain.nn.clock import Clock
 from polygrain.nn.correspond import Pairs, Stride, correspond, repeats
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes, world
 from polygrain.nn.heads import Head
-from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.monitors import feature_monitors
 from polygrain.nn.parts import cell_means
 from polygrain.nn.phases import phase
 from polygrain.nn.random import hash64
@@ -261,13 +261,9 @@ def _rows(cells_BND: Tensor, cell_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _feature_monitors(pooled_BD: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-    pooled_BD, labels_B = gather_rows(pooled_BD.detach()), gather_rows(labels_B)
-    nearest_BB = graph.links(graph.nearest_neighbour(pooled_BD)[:, None], len(pooled_BD))
-    return {
-        "spread": spread(pooled_BD),
-        "rank": effective_rank(pooled_BD),
-        "purity": graph.purity(nearest_BB, labels_B)[0],
-    }
+    nearest_B = graph.nearest_neighbour(gather_rows(pooled_BD.detach()))
+    purity, _ = graph.purity(graph.links(nearest_B[:, None], len(nearest_B)), gather_rows(labels_B))
+    return feature_monitors(pooled_BD) | {"purity": purity}
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ from polygrain.nn.graph import nearest_neighbour
 from polygrain.nn.groups import assignment_monitors
 from polygrain.nn.heads import Head
 from polygrain.nn.local_group import LocalGroup
-from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.monitors import feature_monitors
 from polygrain.nn.optim import split_by_decay, with_own_rate
 from polygrain.nn.pairs import cross_entropies, info_nce, over_pairs
 from polygrain.nn.phases import phase
@@ -280,8 +280,8 @@ class Mugs(nn.Module):
     def _monitors(
         self, target: CropFeatures, targets: dict[str, Tensor], student: CropFeatures, labels_B: Tensor, clock: Clock
     ) -> dict[str, Tensor]:
-        pooled_BD, labels_B = gather_rows(target.pooled[: len(labels_B)]), gather_rows(labels_B)
-        monitors = {"spread": spread(pooled_BD), "rank": effective_rank(pooled_BD)}
+        monitors = feature_monitors(target.pooled[: len(labels_B)])
+        labels_B = gather_rows(labels_B)
         if "group" in targets:
             monitors |= assignment_monitors(self._assignments(targets["group"], clock))
         if self.teacher_memory is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes
-from polygrain.nn.monitors import effective_rank, spread
+from polygrain.nn.monitors import feature_monitors
 
 # Rows of one block of similarities [block, K], which stay in the cache: on one CPU core 60,000 x 300 similarities take
 # 71 ms with 1024 rows, 85 ms with 16,384 and 104 ms at once.
@@ -71,8 +71,7 @@ def group_monitors(
     online_BD: Tensor, momentum_BD: Tensor, labels_B: Tensor, old_KD: Tensor, new_KD: Tensor
 ) -> dict[str, Tensor]:
     """Of a step's embeddings by both networks and its old and new groups, over all processes (SMoG)."""
-    online_BD, momentum_BD = gather_rows(online_BD), gather_rows(momentum_BD)
-    assignment_B, target_B = assign(online_BD, old_KD), assign(momentum_BD, old_KD)
+    assignment_B, target_B = assign(gather_rows(online_BD), old_KD), assign(gather_rows(momentum_BD), old_KD)
     occupied, empty = occupancy(assignment_B, len(old_KD))
     return {
         "occupancy": occupied,
@@ -80,9 +79,7 @@ def group_monitors(
         "agreement": (assignment_B == target_B).double().mean(),
         "purity": pair_purity(target_B, gather_rows(labels_B)),
         "displacement": (new_KD - old_KD).norm(dim=1).mean(),
-        "spread": spread(online_BD),
-        "rank": effective_rank(online_BD),
-    }
+    } | feature_monitors(online_BD)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from polygrain.nn.distributed import gather_rows
+
 
 @torch.no_grad()
 def alignment(z_1_BD: Tensor, z_2_BD: Tensor) -> Tensor:
@@ -38,3 +40,9 @@ def effective_rank(z_BD: Tensor) -> Tensor:
     total = centred_BD.square().sum()
     gram = centred_BD.T @ centred_BD
     return torch.where(total > 0, total.square() / gram.square().sum().clamp(min=1e-30), 0.0)
+
+
+def feature_monitors(rows_BD: Tensor) -> dict[str, Tensor]:
+    """`spread` and `rank` of the rows of all processes."""
+    rows_BD = gather_rows(rows_BD.detach())
+    return {"spread": spread(rows_BD), "rank": effective_rank(rows_BD)}
