@@ -28,8 +28,10 @@ from polygrain.train.guard import locked
 from polygrain.train.state import Identity, State, load_state, save_state
 
 if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
-    from polygrain.config.typed import Pretrain
+    from polygrain.config.typed import LaterClip, Pretrain
     from polygrain.provenance.stage import Stage
+
+NEVER: "LaterClip" = {"epoch": sys.maxsize, "maximum": math.inf}
 
 
 def run(stage: "Stage", *, resume: bool = False) -> None:
@@ -170,8 +172,8 @@ class Training:
     def _clip(self, epoch: int) -> Tensor:
         """Clip the gradients as configured; return their joint norm before."""
         chosen = self.config["optimizer"]["clip"]
-        later = chosen.get("later")
-        maximum = later["maximum"] if later and epoch >= later["epoch"] else chosen["maximum"]
+        later = chosen.get("later") or NEVER
+        maximum = (chosen["maximum"], later["maximum"])[epoch >= later["epoch"]]
         clip = clip_each if chosen["rule"] == "each" else clip_global
         return clip(self.method.parameters(), math.inf if maximum is None else maximum)
 
