@@ -39,8 +39,9 @@ class DropPath(nn.Module):
 
 def set_drop_path_key(module: nn.Module, seed: int, step: int, images: int) -> None:
     """Give every DropPath in `module` the seed, the step and the number of images in a process's batch."""
-    for part in _drop_paths(module):
-        part.key, part.images, part.passes = (seed, step), images, 0
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.key, part.images, part.passes = (seed, step), images, 0
 
 
 def remove_drop_path(module: nn.Module) -> None:

@@ -120,7 +120,7 @@ class Training:
             torch.autograd.backward(loss)
         with self.watch.phase("optimiser"):
             rate = self._set_rate(optimizer, clock)
-            norm = self._clip(clock.epoch)
+            norm = self._clip()
             self._hook("after_clip")
             optimizer.step()
         with self.watch.phase("rest"):
@@ -169,12 +169,12 @@ class Training:
         set_learning_rate(optimizer, base=schedule["base"], scheduled=rate)
         return rate
 
-    def _clip(self, epoch: int) -> Tensor:
+    def _clip(self) -> Tensor:
         """Clip the gradients as configured; return their joint norm before."""
         chosen = self.config["optimizer"]["clip"]
         later = chosen.get("later") or NEVER
-        maximum = (chosen["maximum"], later["maximum"])[epoch >= later["epoch"]]
-        clip = clip_each if chosen["rule"] == "each" else clip_global
+        rule, maximum = chosen["rule"], (chosen["maximum"], later["maximum"])[self.clock.epoch >= later["epoch"]]
+        clip = clip_each if rule == "each" else clip_global
         return clip(self.method.parameters(), math.inf if maximum is None else maximum)
 
     def _hook(self, name: str, *arguments: Any) -> None:
