@@ -82,15 +82,18 @@ def test_rows_are_compared_within_their_group(config: Config, project: Path) -> 
     found = cells(table, "knn")
     references = {label: cell.comparison.reference for label, cell in found.items() if cell.comparison}
     assert references == {"Random": "PCA", "Plain": "Cheap", "Group": "Cheap"}
-    assert [found[label].arrow for label in ("Plain", "Group")] == ["↓", "↓"]
+    assert cells(table, "linear")["Plain"].arrow == "↓"
     line = next(line for line in table.legend if line.startswith("↑ ↓"))
     assert "worse than the reference row of its group (PCA; Cheap), p < 0.05" in line
     assert "6 comparisons" in line
 
 
 def test_the_rule_for_bold_names_groups_or_says_each(config: Config, project: Path) -> None:
-    assert any("within “Methods”, among" in line for line in filled_table(config, project).legend)
+    rule = "and every row that the same test cannot tell from it (p < 0.05 in its column), among at least two rows"
+    assert any(f"within “Methods”, {rule}" in line for line in filled_table(config, project).legend)
     config["groups"][0]["best"] = True
+    assert any(f"within each group, {rule}" in line for line in filled_table(config, project).legend)
+    config["compare"] = None
     assert any("within each group, among" in line for line in filled_table(config, project).legend)
 
 

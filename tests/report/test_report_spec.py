@@ -31,7 +31,7 @@ def rows(config: Config) -> list[Any]:
         (lambda c: c["columns"][2].update(reported=True), "column 'passes' needs exactly one of"),
         (lambda c: c["columns"][1].update(id="knn"), "column id 'knn' occurs more than once"),
         (lambda c: rows(c)[1].update(label="Random"), "row label 'Random' occurs more than once"),
-        (lambda c: rows(c)[0].update(runs=[]), "row 'Random' has 0 runs for 2 seeds"),
+        (lambda c: rows(c)[0].update(runs=[]), "row 'Random' has 0 runs for 3 seeds"),
         (
             lambda c: rows(c)[0]["facts"].update(images_seen=-1),
             r"'groups\.0\.rows\.0\.facts\.images_seen' must be at least 0, not -1",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from polygrain.evaluate.result import ACCURACY, Examples, Measure, Number, Result
 from polygrain.provenance.claim import claim_id
@@ -32,8 +33,8 @@ def results(project: Path, method: str, seed: int) -> Path:
 
 def test_mean_and_spread_in_percent(config: Config, project: Path) -> None:
     found = cell(filled_table(config, project), "Plain", "knn")
-    assert (found.text, found.n, found.unit) == ("80.0 ± 7.1", 2, "%")
-    assert (found.mean, found.sd) == (pytest.approx(80.0), pytest.approx(50**0.5))
+    assert (found.text, found.n, found.unit) == ("80.0 ± 5.0", 3, "%")
+    assert (found.mean, found.sd) == (pytest.approx(80.0), pytest.approx(5.0))
 
 
 def test_bold_is_the_best_of_equal_compute_and_ties_share_it(config: Config, project: Path) -> None:
@@ -48,6 +49,19 @@ def test_bold_is_the_best_of_equal_compute_and_ties_share_it(config: Config, pro
     ]
     assert bold == [("Plain", "knn"), ("Group", "knn"), ("Group", "linear")]
     assert "within 5 % of the median" in " ".join(table.legend)
+
+
+def test_bold_is_every_row_that_cannot_be_told_from_the_best(
+    config: Config, project: Path, make_result: Callable[..., Result]
+) -> None:
+    for seed, right in enumerate((29, 34, 32)):
+        make_result(right, "linear").save(results(project, "plain", seed), "linear")
+    assert cell(filled_table(config, project), "Plain", "linear").best
+    assert cell(filled_table(config, project), "Plain", "linear").main < "82.5"
+    config["compare"]["level"] = 0.9999
+    assert not cell(filled_table(config, project), "Plain", "linear").best
+    config["compare"] = None
+    assert not cell(filled_table(config, project), "Plain", "linear").best
 
 
 def test_one_comparable_row_is_not_bold(config: Config, project: Path) -> None:
@@ -82,6 +96,44 @@ def test_one_seed_has_no_spread_and_says_so(config: Config, project: Path) -> No
     table = filled_table(config, project)
     assert cell(table, "Plain", "knn").text == "75.0"
     assert table.legend[0] == "Numbers are from the single seed 0; their spread is unknown."
+    assert table.legend[1] == "No difference is tested: that needs 3 seeds."
+    assert cell(table, "Plain", "knn").comparison is None
+    assert cell(table, "Group", "knn").best
+
+
+def test_a_group_may_stay_untested(config: Config, project: Path) -> None:
+    config["compare"]["reference"] = ["Plain"]
+    config["groups"][0]["tested"] = False
+    table = filled_table(config, project)
+    assert cell(table, "Random", "knn").comparison is None
+    assert cell(table, "Cheap", "linear").comparison is not None
+    assert any(
+        line.endswith("over 4 comparisons; t test over seeds and test images. Not tested: “Controls”.")
+        for line in table.legend
+    )
+
+
+def test_a_row_without_spread_is_not_compared_with_three_seeds(
+    config: Config, project: Path, make_result: Callable[..., Result]
+) -> None:
+    for seed in (0, 1, 2):
+        make_result(30, "knn").save(results(project, "plain", seed), "knn")
+    (note,) = cell(filled_table(config, project), "Plain", "knn").notes
+    assert note == (
+        "Not compared: one of the two rows has no spread over seeds, and the other 3 seeds; such a test needs 5."
+    )
+
+
+def test_what_can_be_found_is_said(config: Config, project: Path) -> None:
+    """The median over the column's tests of (t at the level of Holm's first step + t of 80 %) standard errors."""
+    table, sizes = filled_table(config, project), {}
+    for name in ("knn", "linear"):
+        found = [cell(table, label, name).comparison for label in ("Plain", "Group", "Cheap")]
+        contrasts = [comparison.difference for comparison in found if comparison]
+        quantiles = [stats.t.ppf(1 - 0.05 / 6 / 2, c.degrees) + stats.t.ppf(0.8, c.degrees) for c in contrasts]
+        sizes[name] = np.median([c.error * t for c, t in zip(contrasts, quantiles, strict=True)])
+    line = f"if it is the largest: Toy k-NN {sizes['knn']:.1f}, Toy linear {sizes['linear']:.1f}."
+    assert any(known.endswith(line) for known in table.legend)
 
 
 def test_a_missing_seed_makes_the_cell_missing(config: Config, project: Path) -> None:
@@ -90,20 +142,20 @@ def test_a_missing_seed_makes_the_cell_missing(config: Config, project: Path) ->
     found = cell(table, "Plain", "knn")
     assert (found.text, found.n, found.mean, found.comparison) == ("—", 0, None, None)
     assert found.notes == ("Missing: no knn result for seed 1.",)
-    assert cell(table, "Plain", "linear").text == "41.2 ± 1.8"
+    assert cell(table, "Plain", "linear").text == "42.5 ± 2.5"
     assert "Missing: no knn result for seed 1." in table.footnotes
 
 
 def test_a_whole_run_missing(config: Config, project: Path) -> None:
-    shutil.rmtree(results(project, "plain", 0))
-    shutil.rmtree(results(project, "plain", 1))
-    assert cell(filled_table(config, project), "Plain", "knn").notes == ("Missing: no knn result for seeds 0, 1.",)
+    for seed in (0, 1, 2):
+        shutil.rmtree(results(project, "plain", seed))
+    assert cell(filled_table(config, project), "Plain", "knn").notes == ("Missing: no knn result for seeds 0, 1, 2.",)
 
 
 def test_a_missing_value_names_it(config: Config, project: Path) -> None:
     config["columns"][0]["value"] = "toy/1%/top1"
     table = filled_table(config, project)
-    assert cell(table, "PCA", "knn").notes == ("Missing: knn gave no toy/1%/top1 for seeds 0, 1.",)
+    assert cell(table, "PCA", "knn").notes == ("Missing: knn gave no toy/1%/top1 for seeds 0, 1, 2.",)
     assert cell(table, "Plain", "knn").arrow == ""
 
 
@@ -115,7 +167,7 @@ def test_a_missing_reference_leaves_its_column_uncompared(config: Config, projec
 
 
 def test_missing_scores_are_a_note_not_a_fault(config: Config, project: Path) -> None:
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         Result({"toy/top1": Number(0.75, ACCURACY)}).save(results(project, "plain", seed), "knn")
     found = cell(filled_table(config, project), "Plain", "knn")
     assert (found.text, found.comparison) == ("75.0 ± 0.0", None)
@@ -125,10 +177,12 @@ def test_missing_scores_are_a_note_not_a_fault(config: Config, project: Path) ->
 def test_remarks_of_a_protocol_are_footnotes_of_their_data_set(
     config: Config, project: Path, make_result: Callable[..., Result]
 ) -> None:
-    for seed, right in ((0, 30), (1, 34)):
+    for seed, right in ((0, 30), (1, 34), (2, 32)):
         note = "toy: the encoder has collapsed; other: something"
         make_result(right, "knn", note=note).save(results(project, "plain", seed), "knn")
-    assert cell(filled_table(config, project), "Plain", "knn").notes == ("Seeds 0, 1, toy: the encoder has collapsed.",)
+    assert cell(filled_table(config, project), "Plain", "knn").notes == (
+        "Seeds 0, 1, 2, toy: the encoder has collapsed.",
+    )
 
 
 def test_facts_and_reported_values(config: Config, project: Path) -> None:
@@ -163,7 +217,7 @@ def test_footer_names_data_and_claim(config: Config, project: Path) -> None:
     rows = [row for group in config["groups"] for row in group["rows"]]
     runs = {run: {**hashes, "data": data} for row in rows for run, hashes in row["inputs"].items()}
     assert footer.claim_id == claim_id(runs)
-    assert footer.text == f"scale cpu · seeds 0, 1 · data {data[:12]} · claim {footer.claim_id[:16]}"
+    assert footer.text == f"scale cpu · seeds 0, 1, 2 · data {data[:12]} · claim {footer.claim_id[:16]}"
 
 
 def test_claim_follows_the_data(config: Config, project: Path) -> None:
@@ -201,7 +255,7 @@ def test_a_damaged_file(config: Config, project: Path, name: str, content: str) 
 
 
 def test_rows_tested_on_other_images(config: Config, project: Path, make_result: Callable[..., Result]) -> None:
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         make_result(20, "knn", images=50).save(results(project, "plain", seed), "knn")
     with pytest.raises(UserError, match="tested on other examples"):
         filled_table(config, project)
@@ -235,9 +289,9 @@ SURPRISE = {"random": 2.5, "pca": 2.25, "plain": 1.0, "group": 1.03, "cheap": 3.
 def surprised(project: Path, measure: Measure, method: str = "") -> None:
     """A protocol `own` in every run, or in those of one method: a float per test example around the method's level."""
     for name in (method,) if method else SURPRISE:
-        for seed in (0, 1):
+        for seed in (0, 1, 2):
             noise = np.random.default_rng(seed).normal(size=40)
-            score = SURPRISE[name] + 0.1 * (noise - noise.mean()) + 0.02 * seed
+            score = SURPRISE[name] + 0.1 * (noise - noise.mean()) + 0.01 * seed
             rows = Examples(np.arange(40), {"surprise": score})
             values = {"toy/surprise": Number(float(score.mean()), measure)}
             Result(values, {}, {"toy": rows}).save(results(project, name, seed), "own")

@@ -32,7 +32,7 @@ groups:
 columns:
   - {id: knn, label: k-NN, protocol: knn, value: fashion-mnist/top1}
 """
-COMPARE = "compare: {columns: [means, tuned], reference: [Random], level: 0.05, draws: 2000}\n"
+COMPARE = "compare: {columns: [means, tuned], reference: [Random], level: 0.05}\n"
 METHODS = {"Random": "random", "SimCLR": "simclr", "WCL": "wcl"}
 
 pytestmark = pytest.mark.workflow

@@ -63,7 +63,9 @@ class WrittenGroup(Strict):
 
     label: Words
     best: bool = False
-    """Whether the best comparable row is set in bold."""
+    """Whether the best comparable row, and every row that cannot be told from it, is set in bold."""
+    tested: bool = True
+    """Whether its rows are compared with the reference."""
     rows: Annotated[list[WrittenRow], Field(min_length=1)]
 
 
@@ -75,7 +77,6 @@ class Compare(Strict):
     by_group: bool = False
     """Against the reference rows of the own group only."""
     level: Annotated[float, Field(gt=0, lt=1)]
-    draws: Annotated[int, Field(ge=1)]
 
 
 class Citation(Strict):

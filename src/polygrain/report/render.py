@@ -11,7 +11,7 @@ from polygrain.report.spec import Column
 
 CSV_HEADER = (
     *("row_group", "row", "column_group", "column", "unit", "mean", "sd", "n", "text", "best"),
-    *("reference", "difference", "low", "high", "p", "p_holm", "note"),
+    *("reference", "difference", "low", "high", "p", "p_holm", "by_seed", "note"),
 )
 RECONSTRUCTED, COLLAPSED = "‡", "†"
 
@@ -63,11 +63,13 @@ def _csv_cell(cell: Cell) -> tuple[str | int, ...]:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.{cell.decimals}f}"
 
-    compared: tuple[str, ...] = ("",) * 6
+    compared: tuple[str, ...] = ("",) * 7
     if cell.comparison is not None:
         found = cell.comparison.difference
         p_values = (f"{value:.6f}" for value in (found.p, cell.comparison.p_adjusted))
-        compared = (cell.comparison.reference, *map(number, (found.estimate, found.low, found.high)), *p_values)
+        by_seed = " ".join(map(number, found.by_seed))
+        interval = map(number, (found.estimate, found.low, found.high))
+        compared = (cell.comparison.reference, *interval, *p_values, by_seed)
     return (cell.unit, number(cell.mean), number(cell.sd), cell.n, cell.text, int(cell.best), *compared)
 
 
