@@ -34,23 +34,10 @@ def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> Non
         write_inputs(project, stage)
     _check(project, stage)
     remove_leftovers([*stage.outputs, stage.sidecar, stage.timing, stage.state])
-    inputs = [*stage.inputs, stage.code_path, stage.environment_path]
-    with unchanged([stage.config_path, *inputs], [*stage.outputs, stage.sidecar]):
+    with unchanged([stage.config_path, *stage.dependencies], [*stage.outputs, stage.sidecar]):
         if "torch" in read_json(stage.environment_path)["packages"]:
             pin_torch()
-        with (
-            recorded(
-                stage.sidecar,
-                stage=stage.task,
-                inputs=inputs,
-                outputs=stage.outputs,
-                config=stage.config_path,
-                code=stage.code_path,
-                environment=stage.environment_path,
-                manifests=stage.manifests,
-            ),
-            hashed(stage.code_path, stage.outputs),
-        ):
+        with recorded(stage), hashed(stage.code_path, stage.outputs):
             import_module(stage.entries[0]).run(stage, **options)
 
 
