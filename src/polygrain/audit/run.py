@@ -13,7 +13,8 @@ from polygrain.audit.crate import NAME as CRATE
 from polygrain.audit.explain import closing_lines, entry_lines
 from polygrain.audit.judge import audit_history
 from polygrain.audit.locks import Snapshot, read_history
-from polygrain.audit.rebuild import Rebuilt, rebuild
+from polygrain.audit.rebuild import Rebuilt
+from polygrain.audit.rebuild import rebuild as make_again
 from polygrain.audit.repository import Repository
 from polygrain.audit.sources import SHAPE, Layout
 from polygrain.config.compose import Config
@@ -87,6 +88,13 @@ LAYOUT = Layout(
 )
 
 
+def audit(project: Project, *, checkout: bool, cache: bool, rebuild: str | None) -> int:
+    """Audit the history, or with `cache` the stored objects, or one recorded file; 1 when something is wrong."""
+    if cache:
+        return audit_cache(project)
+    return audit_target(project, rebuild) if rebuild else audit_project(project, checkout=checkout)
+
+
 def audit_project(project: Project, *, checkout: bool) -> int:
     """Print the verdicts on every commit; 0 when every change is explained and nothing contradicts itself, else 1.
 
@@ -145,7 +153,7 @@ def audit_target(project: Project, target: str) -> int:
     commit = git(project.root, "rev-parse", "--short=7", "HEAD").strip()
     dirty = git(project.root, "status", "--porcelain").strip()
     print(f"rebuilding {target} as {commit} (HEAD) has it" + ("; this tree has changes of its own" if dirty else ""))
-    result = rebuild(project.root, target)
+    result = make_again(project.root, target)
     for compared in result.outputs:
         print(f"{compared.output}: {compared.verdict}")
         for line in compared.differences[:5]:

@@ -5,7 +5,7 @@ from functools import cache
 
 from polygrain.audit.account import Account, environment_differences, read_account
 from polygrain.audit.crate_reader import read_crate
-from polygrain.audit.write_crate import published_crate
+from polygrain.audit.write_crate import publish_crates, published_crate
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.published import published
@@ -39,7 +39,7 @@ def recorded_targets(project: Project) -> list[str]:
 
 
 def record_tables(project: Project, targets: Sequence[str]) -> None:
-    """Write dvc.yaml and dvc.lock for finished tables and publish their copies. The lock then holds these alone."""
+    """Write dvc.yaml and dvc.lock for finished tables, publish their copies and crates. The lock holds these alone."""
     cleared = clear_attestations(current_stages(project, targets), project.root)
     if cleared:
         raise UserError(
@@ -51,6 +51,7 @@ def record_tables(project: Project, targets: Sequence[str]) -> None:
     for target in targets:
         show_in_readme(project, target)
     print(f"recorded {len(stages)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
+    publish_crates(project, targets)
 
 
 def show_in_readme(project: Project, target: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 
 from polygrain.cli.faults import explain  # at once: with a full disk nothing more can be loaded
-from polygrain.cli.verbs import build, claims, doubt
+from polygrain.cli.verbs import add_builders, add_checkers, add_keepers
 from polygrain.provenance.errors import UserError
 
 
@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line; a test freezes it."""
     top = argparse.ArgumentParser(prog="polygrain", description="Rebuild, ablate, compare and audit, bit for bit.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (build, claims, doubt):
-        group.add_to(verbs)
+    for add_group in (add_builders, add_keepers, add_checkers):
+        add_group(verbs)
     return top
 
 

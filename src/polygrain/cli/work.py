@@ -1,6 +1,5 @@
 """The verbs that make things: each reads its frozen inputs, does one stage, and leaves a record of how."""
 
-import os
 from importlib import import_module
 from pathlib import Path
 
@@ -19,18 +18,16 @@ from polygrain.provenance.unchanged import hashed, remove_leftovers, unchanged
 from polygrain.train.guard import exit_with_parent
 
 
-def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> None:
-    """Do one stage, by `run(stage, **options)` of its first entry module.
+def run_stage(project: Project, target: str, *, kind: str, workflow: bool, **options: bool) -> None:
+    """Do one stage of the project in the working directory, by `run(stage, **options)` of its first entry module.
 
     Under the workflow its inputs stand as they were written; by hand they are brought up to date first.
     """
-    project = Project.here()
-    os.chdir(project.root)
     if workflow:
-        stage = frozen_stage(project, verb, target)
+        stage = frozen_stage(project, kind, target)
         exit_with_parent()
     else:
-        stage = stage_of(project, verb, target)
+        stage = stage_of(project, kind, target)
         write_inputs(project, stage)
     _check(project, stage)
     remove_leftovers([*stage.outputs, stage.sidecar, stage.timing, stage.state])
