@@ -1,8 +1,8 @@
 """Does each file of a chain of jobs agree with its record and with dvc.lock? Verified by hashing, file by file.
 
-A *fault* is what no correct build causes: a file that differs from its own record, bytes that changed while nothing
-that they depend on did, a job that used another file than the one in place. A *remark* has an ordinary reason: a build
-that is not recorded yet, a configuration or code that changed since, a file that is not here.
+A *fault* cannot come from a correct build: a file differs from its own record, bytes changed although no dependency
+did, a job used another file than the one in place. A *remark* has an ordinary cause: a build that is not recorded yet,
+a configuration or code that changed since, a file that is not here.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from polygrain.audit.account import Account, Content, read_account
-from polygrain.provenance.files import sha256_bytes, sha256_file
-from polygrain.provenance.hashes import md5_bytes, md5_file
+from polygrain.provenance.files import sha256_bytes
+from polygrain.provenance.hashes import Hashes, md5_bytes
 from polygrain.provenance.lock import LOCK, Lock, changes, read_lock
 from polygrain.provenance.pipeline import parameters, parameters_of
 from polygrain.provenance.stage import Stage, makers
@@ -52,8 +52,11 @@ class Evidence:
     root: Path
     texts: Mapping[Path, str] = field(default_factory=dict)
     published: Mapping[str, Account] = field(default_factory=dict)
-    _contents: dict[Path, Content | None] = field(default_factory=dict)
     _accounts: dict[str, Account | None] = field(default_factory=dict)
+
+    @cached_property
+    def _hashes(self) -> Hashes:
+        return Hashes(self.root)
 
     @cached_property
     def lock(self) -> Lock:
@@ -78,16 +81,11 @@ class Evidence:
 
     def content(self, path: Path) -> Content | None:
         """The file's hashes now; None when it is not here."""
-        if path not in self._contents:
-            place = self.root / path
-            if path in self.texts:
-                text = self.texts[path].encode()
-                self._contents[path] = Content(sha256_bytes(text), md5_bytes(text), len(text))
-            elif place.is_file():
-                self._contents[path] = Content(sha256_file(place), md5_file(place), place.stat().st_size)
-            else:
-                self._contents[path] = None
-        return self._contents[path]
+        if path in self.texts:
+            text = self.texts[path].encode()
+            return Content(sha256_bytes(text), md5_bytes(text), len(text))
+        sha256, md5 = self._hashes.sha256(path), self._hashes.md5(path)
+        return Content(sha256, md5, (self.root / path).stat().st_size) if sha256 and md5 else None
 
     def matching(self, published: Mapping[str, Account]) -> dict[str, Account]:
         """Those of some published accounts that tell of the files in place, or of dvc.lock's where none is here."""
