@@ -132,12 +132,10 @@ def describe(run: str, config: Mapping[str, Any], cost: Cost, steps: int) -> str
 
 def overview(costs: Mapping[str, Cost]) -> str:
     """One line per run."""
-    head = "".join(f"{part:>11}" for part in ("ms a step", *PARTS)).replace("    rest", "overhead")
-    lines = [f"shares of a step (overhead: under {TARGET:.0%} is the aim)", f"{'':<54}{head}"]
-    for run, parts in ((run, cost.parts()) for run, cost in costs.items()):
-        shares = "".join(f"{share:>11.1%}" for share in parts / parts.sum())
-        lines.append(f"{run:<54}{parts.sum() * 1e3:>11.1f}{shares}")
-    return "\n".join(lines)
+    parts = pd.DataFrame({run: cost.parts() for run, cost in costs.items()}).T
+    table = parts.div(parts.sum(axis=1), axis=0).rename(columns={"rest": "overhead"}).map("{:.1%}".format)
+    table.insert(0, "ms a step", (parts.sum(axis=1) * 1e3).map("{:.1f}".format))
+    return f"shares of a step (overhead: under {TARGET:.0%} is the aim)\n{table.to_string()}"
 
 
 def start_up(project: Project, repeats: int = 5) -> None:
