@@ -49,7 +49,7 @@ def sources_of(path: str) -> tuple[str, ...]:
 
 
 def entries_of(stage: Locked, path: str) -> Sequence[str]:
-    """The modules whose import closure decides such a file, as far as the recorded configuration tells."""
+    """The modules whose import closure decides such a file, as far as the recorded configuration names them."""
     file = PurePosixPath(path)
     if file.name == "environment.json":  # one for all runs, before each stage had its own
         return ("polygrain.provenance.environment",)
@@ -175,6 +175,6 @@ def _why(result: Rebuilt) -> Iterator[str]:
     if result.circumstances is None:
         yield "machine and software cannot be compared: no record of the recorded build is here"
     elif not result.circumstances:
-        yield "threads, pins, versions, processor are as recorded: the build is random, or the result was edited"
+        yield "threads, pins, versions, processor are as recorded: the result was edited, or the build is random"
     for line in result.circumstances or ():
         yield f"another machine or software: {line}"

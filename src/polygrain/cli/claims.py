@@ -43,8 +43,8 @@ def record_tables(project: Project, targets: Sequence[str]) -> None:
     cleared = clear_attestations(current_stages(project, targets), project.root)
     if cleared:
         raise UserError(
-            f"{targets[0]}: {cleared} of the attestations in its footer were of runs that the present code has trained"
-            f" since; they are cleared. Write it again with `snakemake --cores all {targets[0]}`, then record"
+            f"{targets[0]}: its footer counts {cleared} attestations of runs that the present code has trained since;"
+            f" they are removed now. Write it again with `snakemake --cores all {targets[0]}`, then record"
         )
     stages = current_stages(project, targets)
     record(stages, project.root, published(targets))
@@ -67,9 +67,7 @@ def short_table(project: Project, table: Table) -> str:
     """What the README shows of a published table: that it is stale, if it is, and its headline rows."""
     copies = published([str(table.folder / f"{table.name}.pdf")])
     markdown, numbers = (project.root / copies[table.folder / f"{table.name}.{kind}"] for kind in ("md", "csv"))
-    mark = (
-        "> **Stale:** the checkout has moved on since these numbers were made.\n\n" if is_marked_stale(markdown) else ""
-    )
+    mark = "> **Stale:** code or params changed since these numbers were made.\n\n" if is_marked_stale(markdown) else ""
     return mark + headline(numbers.read_text(encoding="utf-8"))
 
 
@@ -88,7 +86,7 @@ def _environments(project: Project, targets: Sequence[str]) -> Facts:
 
 
 def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int:
-    """Print the verdict on the recorded claims; 0 when they hold or are honestly marked stale, 1 when not.
+    """Print the verdict on the recorded claims; 0 when they hold or are marked stale, 1 when not.
 
     Without targets those that dvc.lock holds. With `mark`, a published table that is stale says so in its first
     line from now on, and a current one does not.

@@ -64,7 +64,7 @@ def add_builders(verbs: Verbs) -> None:
         )
         if name == "pretrain":
             verb.add_argument(
-                "--resume", action="store_true", help="go on with the half-done run or refuse; never start over"
+                "--resume", action="store_true", help="continue the half-done run or refuse; never start over"
             )
     purpose = "print where a method's description, its release and our rebuild differ"
     ledger = add(verbs, "ledger", "cli.describe:show_ledger", purpose)
@@ -95,7 +95,7 @@ def add_keepers(verbs: Verbs) -> None:
     )
     proving.add_argument("--steps", type=int, default=100, help="that each run repeats, at least; default: %(default)s")
     proving.add_argument("--jobs", "--cores", type=int, help="runs side by side; default: as many as there are cores")
-    purpose = "say what stands in the way of a build, and the command that clears it"
+    purpose = "say what blocks a build, and the command that clears it"
     doctor = add(verbs, "doctor", "cli.doctor:examine", purpose)
     doctor.add_argument(
         "--unlock", action="store_true", help="remove Snakemake's lock if no live process holds this tree"

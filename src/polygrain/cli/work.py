@@ -21,7 +21,7 @@ from polygrain.train.guard import exit_with_parent
 def run_stage(project: Project, target: str, *, kind: str, workflow: bool, **options: bool) -> None:
     """Do one stage of the project in the working directory, by `run(stage, **options)` of its first entry module.
 
-    Under the workflow its inputs stand as they were written; by hand they are brought up to date first.
+    Under the workflow its inputs are used as written; by hand they are brought up to date first.
     """
     if workflow:
         stage = frozen_stage(project, kind, target)
