@@ -18,13 +18,17 @@ TABLE = "reports/table1.md"
 # Each job's outputs are a pure function of the bytes of its inputs, so that a rebuild gives the same bytes.
 # `reports/late.bin` has the bytes of the first output: DVC keeps one cached file for both.
 JOB = """
-import hashlib, pathlib, sys
+import hashlib, pathlib, sys, types
 from polygrain.provenance.sidecar import recorded
 
-stage, *paths = sys.argv[1:]
+task, *paths = sys.argv[1:]
 sidecar, config = map(pathlib.Path, paths[:2])
 inputs, outputs = ([pathlib.Path(path) for path in group.split(",")] for group in paths[2:])
-with recorded(sidecar, stage=stage, inputs=inputs, outputs=outputs, config=config):
+stage = types.SimpleNamespace(
+    task=task, sidecar=sidecar, dependencies=inputs, outputs=outputs, manifests=(), config_path=config,
+    code_path=config.with_name("code.json"), environment_path=pathlib.Path("inputs/environment.json"),
+)
+with recorded(stage):
     read = b"".join(path.read_bytes() for path in [config, *inputs])
     for path in outputs:
         same = str(path) in ("data/toy/images.npy", "reports/late.bin")

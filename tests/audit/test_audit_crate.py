@@ -217,14 +217,14 @@ def test_files_that_are_not_what_a_record_tells_are_refused(recorded_project):
     content = checkpoint.read_bytes()
     checkpoint.unlink()
     checkpoint.write_bytes(b"better")
-    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: is not what records/"):
+    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: differs from its record records/"):
         written(recorded_project)
     (recorded_project / "records/run-a.json").unlink()
     (recorded_project / "records/table1.json").unlink()
-    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: no record and no dvc\.lock"):
+    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: neither a record nor dvc\.lock links it"):
         written(recorded_project)
     checkpoint.unlink()
-    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: not here, and no record"):
+    with pytest.raises(UserError, match=r"runs/a/checkpoint\.bin: not here, and in no record"):
         written(recorded_project)
     checkpoint.write_bytes(content)
     assert TABLE.split("/")[1] in graph_of(written(recorded_project))

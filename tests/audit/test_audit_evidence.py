@@ -79,7 +79,7 @@ def test_restored_files_are_judged_by_the_lock_alone(recorded_project):
     assert evidence(recorded_project).account(RUN) is None
     overwrite(recorded_project, METRICS, "better")
     assert faults(recorded_project) == {
-        "run-a": [f"{METRICS}: is not the file of dvc.lock, and no record tells how it was made"]
+        "run-a": [f"{METRICS}: is not the file of dvc.lock, and no record says how it was made"]
     }
 
 
@@ -149,7 +149,7 @@ def test_a_published_account_must_tell_of_these_files(recorded_project):
     files[str(CHECKPOINT)] = replace(files[str(CHECKPOINT)], md5="0" * 32)
     assert evidence(recorded_project).matching(told) == {}
     wrong = evidence(recorded_project, published=told).faults(RUN)
-    assert wrong == [f"{CHECKPOINT}: the published crate and dvc.lock speak of different builds"]
+    assert wrong == [f"{CHECKPOINT}: the published crate and dvc.lock describe different builds"]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"git": null, "command": []}', "{"])

@@ -146,7 +146,7 @@ def test_a_published_copy_must_be_the_recorded_bytes(past: Past, tmp_path: Path)
     audit = _of(past, honest(), stale, {**honest(), COPY: "better\n"}, {**honest(), **more})
     assert found(audit) == [
         ("published", f"{COPY}: is not the {TABLE} of dvc.lock"),
-        ("published", "reports/published/x.md: dvc.lock knows no reports/x.md"),
+        ("published", "reports/published/x.md: dvc.lock lists no reports/x.md"),
     ]
     assert not audit.holds
     assert [len(entry.findings) for entry in audit.entries] == [0, 0, 1, 1]

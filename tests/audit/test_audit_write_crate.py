@@ -22,7 +22,7 @@ def clone(tmp_path: Path) -> Project:
 
 
 def test_a_crate_of_nothing_is_refused_in_one_line(clone):
-    with pytest.raises(UserError, match=r"not here, and no record tells of it; build it, or run `polygrain restore`"):
+    with pytest.raises(UserError, match=r"not here, and in no record; build it, or run `polygrain restore`"):
         write_crates(clone, ["reports/smoke-seeds1/table1.pdf"])
     assert not (clone.root / "reports").exists()
 

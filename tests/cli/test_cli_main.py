@@ -1,12 +1,15 @@
 import argparse
+import inspect
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from polygrain.cli.main import main, parser
+from polygrain.cli.verbs import SUBJECTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,6 +48,17 @@ def test_the_command_line_is_frozen():
         "example": ["folder"],
         "doctor": ["--unlock"],
     }
+
+
+def test_every_verb_has_a_function_that_takes_its_options():
+    verbs = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for verb in verbs.choices.values():
+        module, _, name = verb.get_default("function").args[0].partition(":")
+        given = {action.dest for action in verb._actions if action.dest != "help"}
+        given |= {"kind"} if verb.get_default("kind") else set()
+        subjects = [key for key in SUBJECTS if key in given]
+        signature = inspect.signature(getattr(import_module(f"polygrain.{module}"), name))
+        signature.bind("project", *subjects, **dict.fromkeys(given - set(subjects)))
 
 
 @pytest.mark.parametrize(

@@ -126,13 +126,13 @@ def test_other_bytes_of_the_same_inputs_are_told_from_an_edit(recorded_project: 
 
 
 BROKEN_EDITS = {
-    "chain": (_upstream, [f"run-{name}: used another {PREPARE} than toy made, by dvc.lock" for name in "ab"]),
+    "chain": (_upstream, [f"run-{name}: used another {PREPARE} than toy made, according to dvc.lock" for name in "ab"]),
     "output": (_put_back, [f"{PREPARE}: edited by hand or rebuilt since it was recorded"]),
     "copy": (_replace(str(COPY), "table1", "table2"), [f"{COPY}: is not the {TABLE} of dvc.lock"]),
     "no copy": (lambda root: (root / COPY).unlink(), [f"{COPY}: missing"]),
     "no input": (
         lambda root: (root / "inputs/run-a/code.json").unlink(),
-        ["run-a: inputs/run-a/code.json is missing, so it proves nothing"],
+        ["run-a: inputs/run-a/code.json is missing, so it cannot be compared"],
     ),
 }
 
@@ -163,8 +163,8 @@ def test_jobs_that_changed_are_told(clone: Path) -> None:
     assert [line.split(";")[0] for line in problems(clone, [changed, *rest, one_more])] == [
         "dvc.yaml: differs from the generated text",
         "run-c: not in dvc.lock",
-        "table1: depends on runs/c/out.bin, dvc.lock does not know",
-        "table1: depended on runs/b/checkpoint.bin by dvc.lock, now it does not",
+        "table1: depends on runs/c/out.bin, which dvc.lock does not list",
+        "table1: depended on runs/b/checkpoint.bin according to dvc.lock, now it does not",
         "table1: reports/late.bin is an output only in dvc.lock",
         "table1: reports/table1.csv is an output only now",
     ]

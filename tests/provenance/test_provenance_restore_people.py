@@ -159,7 +159,7 @@ def test_an_ordinary_user_restores_and_rebuilds(recorded_project: Path, fresh: P
     (fresh / "runs/b/checkpoint.bin").unlink()
     held.parent.chmod(0o555)
     done = ordinary(fresh, sys.executable, "-c", RESTORE)
-    assert done.stderr.strip() == f"{held}: damaged, and not yours to remove; ask its owner to, then restore again"
+    assert done.stderr.strip() == f"{held}: damaged, and you may not remove it; ask its owner to, then restore again"
     held.parent.chmod(0o755)
 
 

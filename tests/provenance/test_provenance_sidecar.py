@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,40 @@ from polygrain.provenance.files import canonical_json
 from polygrain.provenance.machine import INSTRUCTIONS
 from polygrain.provenance.pins import PINS
 from polygrain.provenance.sidecar import commit_date, git_state, recorded
+from polygrain.provenance.stage import Stage
+
+MADE, READ = (Path("data", name, "manifest.json") for name in ("made", "read"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("in.bin").write_bytes(b"in")
-    Path("config.yaml").write_text("a: 1\n", encoding="utf-8")
+    stage = _stage()
+    decisive = {stage.config_path: "a: 1\n", stage.code_path: "{}", stage.environment_path: "[]"}
+    for path, text in (decisive | {Path("in.bin"): "in"}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     return tmp_path
 
 
-def _job(folder: Path, content: bytes = b"out", seconds: float = 0.0) -> dict[str, Any]:
-    outputs = [folder / "out.bin"]
-    with recorded(
-        Path("records/x.json"),
-        stage="x",
-        inputs=[Path("in.bin")],
-        outputs=outputs,
-        config=Path("config.yaml"),
-    ):
-        assert not Path("records/x.json").exists()
+def _stage(*outputs: Path, datasets: Sequence[str] = ()) -> Stage:
+    return Stage("table", "x", Path(), {}, (), (Path("in.bin"),), outputs, tuple(datasets))
+
+
+def _read(stage: Stage) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(stage.sidecar.read_text(encoding="utf-8"))
+    return record
+
+
+def _job(seconds: float = 0.0) -> dict[str, Any]:
+    stage = _stage(Path("out.bin"))
+    with recorded(stage):
+        assert not stage.sidecar.exists()
         end = time.process_time() + seconds
         while time.process_time() < end:
             pass
-        outputs[0].write_bytes(content)
-    record: dict[str, Any] = json.loads(Path("records/x.json").read_text(encoding="utf-8"))
-    return record
+        Path("out.bin").write_bytes(b"out")
+    return _read(stage)
 
 
 def _entry(content: bytes) -> dict[str, Any]:
@@ -50,12 +59,14 @@ def _entry(content: bytes) -> dict[str, Any]:
 
 
 def test_holds_what_was_done(folder: Path) -> None:
-    record = _job(folder, seconds=0.2)
+    record = _job(seconds=0.2)
     assert record["stage"] == "x"
     assert record["command"] == sys.argv
-    assert record["inputs"] == {"in.bin": _entry(b"in")}
+    assert record["inputs"] == {"in.bin": _entry(b"in"), **record["code"], **record["environment"]}
     assert record["outputs"] == {"out.bin": _entry(b"out")}
-    assert record["config"] == {"config.yaml": _entry(b"a: 1\n")}
+    assert record["config"] == {"config/x/x.yaml": _entry(b"a: 1\n")}
+    assert record["code"] == {"code/x/x.json": _entry(b"{}")}
+    assert record["environment"] == {"environment/x/x.json": _entry(b"[]")}
     assert record["git"] is None
     assert 0.2 <= record["cpu_seconds"] < 2
     assert 0.19 <= record["wall_seconds"] < 20
@@ -69,93 +80,62 @@ def test_holds_what_was_done(folder: Path) -> None:
     assert machine["processor"]
     assert machine["packages"]["numpy"]
     assert record["format"] == 2
-    assert (record["code"], record["environment"], record["data"]) == (None, None, None)
+    assert record["data"] is None
 
 
 def test_the_command_and_threads_come_from_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["polygrain", "train", "--seed", "3"])
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    record = _job(folder)
+    record = _job()
     assert record["command"] == ["polygrain", "train", "--seed", "3"]
     assert record["machine"]["threads"] == 7
 
 
 def test_a_failure_leaves_no_record_not_even_the_old_one(folder: Path) -> None:
-    _job(folder)
-    with (
-        pytest.raises(RuntimeError),
-        recorded(Path("records/x.json"), stage="x", inputs=[], outputs=[], config=None),
-    ):
+    _job()
+    with pytest.raises(RuntimeError), recorded(_stage()):
         raise RuntimeError
     assert list(Path("records").iterdir()) == []
 
 
 def test_inputs_are_described_as_they_were_at_the_start(folder: Path) -> None:
-    with recorded(Path("x.json"), stage="x", inputs=[Path("in.bin")], outputs=[], config=None):
+    with recorded(_stage()):
         Path("in.bin").write_bytes(b"changed by somebody")
-    record = json.loads(Path("x.json").read_text(encoding="utf-8"))
-    assert record["inputs"] == {"in.bin": _entry(b"in")}
-    assert record["config"] is None
+    assert _read(_stage())["inputs"]["in.bin"] == _entry(b"in")
 
 
 def test_missing_files_are_named_and_leave_no_record(folder: Path) -> None:
-    with (
-        pytest.raises(UserError, match=r"nothing\.bin: not found"),
-        recorded(Path("x.json"), stage="x", inputs=[], outputs=[Path("nothing.bin")], config=None),
-    ):
+    stage = _stage(Path("nothing.bin"))
+    with pytest.raises(UserError, match=r"nothing\.bin: not found"), recorded(stage):
         pass
-    assert not Path("x.json").exists()
-
-
-def test_what_decided_a_job_is_named_apart(folder: Path) -> None:
-    Path("code.json").write_text("{}", encoding="utf-8")
-    Path("environment.json").write_text("[]", encoding="utf-8")
-    with recorded(
-        Path("x.json"),
-        stage="x",
-        inputs=[Path("code.json"), Path("environment.json")],
-        outputs=[],
-        config=None,
-        code=Path("code.json"),
-        environment=Path("environment.json"),
-    ):
-        pass
-    record = json.loads(Path("x.json").read_text(encoding="utf-8"))
-    assert record["code"] == {"code.json": _entry(b"{}")}
-    assert record["environment"] == {"environment.json": _entry(b"[]")}
-    assert record["inputs"] == {**record["code"], **record["environment"]}
+    assert not stage.sidecar.exists()
 
 
 def test_the_data_hash_is_that_of_the_manifests_read_or_made(folder: Path) -> None:
     """Its formula is the one of a table's footer, so the two can be compared."""
 
-    def data(*manifests: str) -> Any:
-        with recorded(
-            Path("x.json"),
-            stage="x",
-            inputs=[],
-            outputs=[Path("made.json")],
-            config=None,
-            manifests=[Path(name) for name in manifests],
-        ):
-            Path("made.json").write_text("made", encoding="utf-8")
-            Path("read.json").write_text("changed by somebody", encoding="utf-8")
-        return json.loads(Path("x.json").read_text(encoding="utf-8"))["data"]
+    def data(*datasets: str) -> Any:
+        with recorded(_stage(MADE, datasets=datasets)):
+            MADE.write_text("made", encoding="utf-8")
+            READ.write_text("changed by somebody", encoding="utf-8")
+        return _read(_stage())["data"]
 
-    Path("read.json").write_text("read", encoding="utf-8")
-    found = data("read.json", "made.json")
-    assert found["manifests"] == {"made.json": _entry(b"made"), "read.json": _entry(b"read")}
+    for path in (MADE, READ):
+        path.parent.mkdir(parents=True)
+    READ.write_text("read", encoding="utf-8")
+    found = data("read", "made")
+    assert found["manifests"] == {str(MADE): _entry(b"made"), str(READ): _entry(b"read")}
     hashes = {name: entry["sha256"] for name, entry in found["manifests"].items()}
     assert found["sha256"] == hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
-    assert data("read.json", "gone.json") is None
+    assert data("read", "gone") is None
     assert data() is None
 
 
 def test_what_kernels_were_chosen_for_is_told_apart_from_what_the_processor_offers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = _job(folder)["machine"]
+    machine = _job()["machine"]
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].split("\n", 1)[0].split()
     assert machine["instructions"] == [name for name in INSTRUCTIONS if name in flags]
     assert "avx2" in machine["instructions"]
@@ -165,7 +145,7 @@ def test_what_kernels_were_chosen_for_is_told_apart_from_what_the_processor_offe
     assert any("MKL-DNN" in line for line in machine["libraries"])
     assert machine["libc"]
     monkeypatch.delitem(sys.modules, "torch")
-    machine = _job(folder)["machine"]
+    machine = _job()["machine"]
     assert machine["capability"]["torch"] is None
     assert machine["libraries"] is None
 

@@ -25,9 +25,7 @@ def test_a_job_whose_input_changed_meanwhile_leaves_no_output(tmp_path):
     for change in (lambda: config.write_text("b"), config.unlink, lambda: data.write_text("longer")):
         config.write_text("a")
         data.write_text("a")
-        with pytest.raises(
-            UserError, match=r"(config.yaml|data.npy): changed while a job worked from it; what it made"
-        ):
+        with pytest.raises(UserError, match=r"(config.yaml|data.npy): changed while a job used it; the outputs"):
             job([config, data], output, change)
         assert not output.exists()
 

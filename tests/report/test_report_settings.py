@@ -105,5 +105,5 @@ def test_a_group_without_reference_is_not_compared(config: Config, project: Path
 
 def test_a_group_has_one_reference_at_most(config: Config) -> None:
     config["compare"]["by_group"] = True
-    with pytest.raises(UserError, match="by_group, but 'Controls' has several reference rows; leave it one"):
+    with pytest.raises(UserError, match="by_group, but 'Controls' has several reference rows; keep one"):
         parse(config)

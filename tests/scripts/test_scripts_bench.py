@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import bench
-import bench_meter
 import pandas as pd
 import pytest
 import torch
@@ -271,8 +270,8 @@ def test_a_part_that_sleeps_is_booked_where_it_belongs_and_all_shares_add_up(
     slowed(Training, "_hook", clock, lambda _, name, *__: 32 if name == "after_step" else 0, monkeypatch)
     slowed(ResNet, "encode_jointly", clock, lambda *_: 64, monkeypatch)
     slowed(torch.autograd, "backward", clock, lambda *_: 100, monkeypatch)
-    share = bench_meter.backward_share
-    monkeypatch.setattr(bench_meter, "backward_share", lambda step, steps: 0.75 + 0 * share(step, steps))
+    share = bench.backward_share
+    monkeypatch.setattr(bench, "backward_share", lambda step, steps: 0.75 + 0 * share(step, steps))
     cost = measure(config_of("wcl"), steps=3)
     assert dict(cost.components) == pytest.approx(
         {

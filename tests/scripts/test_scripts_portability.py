@@ -11,8 +11,9 @@ from pathlib import Path
 
 import portability
 import pytest
+from common import environment
 from operations import digest, expressions
-from portability import NATIVE, Findings, command, main, pin_lines, run, table, variables
+from portability import NATIVE, Findings, command, main, pin_lines, run, table
 
 from polygrain.attest.children import side_by_side
 from polygrain.config.project import Project
@@ -79,7 +80,7 @@ def test_children_run_the_interpreter_itself_with_every_pin(monkeypatch: pytest.
     assert not Path(emulated[3]).is_symlink(), "a launcher starts another process, which no emulator follows"
     monkeypatch.setenv("MKL_CBWR", "AUTO")
     code = "import os, polygrain, torch; print({n: os.environ[n] for n in sorted(os.environ)}, polygrain.__file__)"
-    done = subprocess.run([emulated[3], "-c", code], env=variables(PROJECT), capture_output=True, text=True)
+    done = subprocess.run([emulated[3], "-c", code], env=environment(PROJECT), capture_output=True, text=True)
     assert all(f"'{name}': {value!r}" in done.stdout for name, value in PINS.items()), done.stderr
     assert str(PROJECT.source) in done.stdout
 
@@ -87,14 +88,14 @@ def test_children_run_the_interpreter_itself_with_every_pin(monkeypatch: pytest.
 def test_a_job_without_its_emulator_or_its_pins_does_not_start(tmp_path: Path) -> None:
     script, job = str(portability.SCRIPTS / "portability.py"), ["ledger", "mgc"]
     for cpu, pins, words in (
-        ("EPYC", variables(PROJECT), "expected EPYC with all pins; emulated: False"),
-        (NATIVE, variables(PROJECT, ["MKL_CBWR"]), "pinned: False"),
+        ("EPYC", environment(PROJECT), "expected EPYC with all pins; emulated: False"),
+        (NATIVE, environment(PROJECT, ["MKL_CBWR"]), "pinned: False"),
     ):
         arguments = [*command(NATIVE, script), "--child", cpu, *job]
         with pytest.raises(UserError, match=words):
             run(arguments, PROJECT.root, pins, tmp_path / "log", threading.Event())
     arguments = [*command(NATIVE, script), "--child", NATIVE, *job]
-    run(arguments, PROJECT.root, variables(PROJECT), tmp_path / "log", threading.Event())
+    run(arguments, PROJECT.root, environment(PROJECT), tmp_path / "log", threading.Event())
     assert "| " in (tmp_path / "log").read_text()
 
 

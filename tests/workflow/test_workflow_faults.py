@@ -233,7 +233,7 @@ def test_a_config_that_changes_under_a_job_leaves_no_output_and_says_so(built, w
         "    return original(*arguments)\nsidecar.git_state = edited\n"
     )
     assert world.forks.run("pretrain", "--workflow", str(RANDOM.path), before=before) == 2
-    one_line(world.forks, "config/pretrain.yaml: changed while a job worked from it; what it made was removed")
+    one_line(world.forks, "config/pretrain.yaml: changed while a job used it; the outputs of the job were removed")
     assert outputs(world.project.root, stages) == {}
     write_inputs(world.project, stages[0])
     assert world.straight(stages) == outputs(built.root, stages)

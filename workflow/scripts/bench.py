@@ -9,14 +9,18 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+import timeit
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
+from bench_meter import Meter, backward_share, metered, training
 from common import INSTRUCTION_SET, check_data, environment, last_line, positive, spread, start
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from polygrain.config.compose import choices
@@ -24,10 +28,7 @@ from polygrain.config.project import Project
 from polygrain.config.stages import stage_of, stages_behind
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import pin_process, pin_torch
-
-if TYPE_CHECKING:
-    from polygrain.config.typed import Pretrain
-    from polygrain.train.run import Training
+from polygrain.train.run import Training
 
 PARTS = {
     "views": "views",
@@ -75,25 +76,12 @@ def checked(project: Project, run: str, steps: int) -> Mapping[str, Any]:
     return config
 
 
-def training(config: Mapping[str, Any]) -> "Training":
-    """A run at its first step that keeps no state."""
-    from polygrain.train.run import Training
-    from polygrain.train.state import Identity
-
-    with tempfile.TemporaryDirectory() as scratch:
-        state, data = Path(scratch, "state.pt"), Path("data", config["dataset"])
-        return Training(cast("Pretrain", config), data, state, Identity("", "", "", ""), resume=False)
-
-
 def measure(config: Mapping[str, Any], steps: int) -> Cost:
     """Take `steps` steps after some to warm up, then the hooks alone of as many steps as the run has.
 
     So work that is done every few epochs counts by its share of the run, however few steps are timed.
     """
-    import torch
-    from bench_meter import Meter, backward_share, metered
-
-    run = training(config)
+    run = training(config, Path("data", config["dataset"]))
     meter = run.watch = Meter(torch.device(config["pretrain"]["device"]))
     view = torch.zeros(2, run.data.channels, config["input_size"], config["input_size"], device=run.device)
     with metered(run.method, view, meter):
@@ -118,7 +106,7 @@ def measure(config: Mapping[str, Any], steps: int) -> Cost:
     return Cost(shared, passes, meter.passes["once"] / (run.data.steps_per_epoch * images))
 
 
-def _call_hooks(run: "Training") -> None:
+def _call_hooks(run: Training) -> None:
     """What opens a step, without the step; the meter books it."""
     if run.clock.step_in_epoch == 0 and hasattr(run.method, "start_epoch"):
         run.method.start_epoch(run.clock, run.data)
@@ -144,12 +132,10 @@ def describe(run: str, config: Mapping[str, Any], cost: Cost, steps: int) -> str
 
 def overview(costs: Mapping[str, Cost]) -> str:
     """One line per run."""
-    head = "".join(f"{part:>11}" for part in ("ms a step", *PARTS)).replace("    rest", "overhead")
-    lines = [f"shares of a step (overhead: under {TARGET:.0%} is the aim)", f"{'':<54}{head}"]
-    for run, parts in ((run, cost.parts()) for run, cost in costs.items()):
-        shares = "".join(f"{share:>11.1%}" for share in parts / parts.sum())
-        lines.append(f"{run:<54}{parts.sum() * 1e3:>11.1f}{shares}")
-    return "\n".join(lines)
+    parts = pd.DataFrame({run: cost.parts() for run, cost in costs.items()}).T
+    table = parts.div(parts.sum(axis=1), axis=0).rename(columns={"rest": "overhead"}).map("{:.1%}".format)
+    table.insert(0, "ms a step", (parts.sum(axis=1) * 1e3).map("{:.1f}".format))
+    return f"shares of a step (overhead: under {TARGET:.0%} is the aim)\n{table.to_string()}"
 
 
 def start_up(project: Project, repeats: int = 5) -> None:
@@ -159,11 +145,8 @@ def start_up(project: Project, repeats: int = 5) -> None:
     kinds |= {stage.task if stage.verb == "evaluate" else stage.verb: stage.entries for stage in stages}
     print(f"start-up, median of {repeats} processes:")
     for name, modules in kinds.items():
-        seconds = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
-            seconds.append(time.perf_counter() - began)
+        start_one = partial(subprocess.run, [sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
+        seconds = timeit.repeat(start_one, number=1, repeat=repeats)
         print(f"  {name:<34}{statistics.median(seconds):.2f} s")
 
 
@@ -211,12 +194,10 @@ def line(run: str, found: pd.DataFrame) -> str:
 
 def measured(run: str, steps: int, kernels: str) -> None:
     """The new process: print the CPU seconds of a step. Nothing is pinned here but torch."""
-    import torch
-    from torch.utils.benchmark import Timer
-
     pin_torch()
     torch.use_deterministic_algorithms(kernels == "deterministic")
-    one = training(stage_of(Project.here(), "pretrain", run).config)
+    config = stage_of(Project.here(), "pretrain", run).config
+    one = training(config, Path("data", config["dataset"]))
     for _ in range(WARM_UP):
         one.take_step()
     print(Timer("one.take_step()", globals={"one": one}, timer=time.process_time).timeit(steps).mean)

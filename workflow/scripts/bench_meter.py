@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +24,8 @@ from polygrain.nn import ema
 from polygrain.nn.clock import Clock
 from polygrain.nn.phases import Stopwatch, phase
 from polygrain.nn.queue import Queue
+from polygrain.train.run import Training
+from polygrain.train.state import Identity
 
 CALLS = ("forward", "trunk", "finish", "encode_jointly", "encode_crops")
 HOOKS = ("start_epoch", "before_step", "after_clip", "after_step")
@@ -54,6 +57,11 @@ class Meter(Stopwatch):
             name = outer if outer.startswith("rest") else "rest: in forward"
         with super().phase(f"{self.book}|{name}"), record_function(name):
             yield
+
+
+def training(config: Any, data: Path) -> Training:
+    """A run at its first step that keeps no state."""
+    return Training(config, data, data / "no-state", Identity("", "", "", ""), resume=False)
 
 
 def backward_share(take_step: Callable[[], None], steps: int) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -32,10 +33,12 @@ def check_data(project: Project, stages: Sequence[Stage]) -> None:
 
 
 def environment(project: Project, without: Sequence[str] = ()) -> dict[str, str]:
-    """The variables of a measured process: every pin but some, whatever is set here, and where our modules are."""
+    """The variables of a measured process: every pin but some, whatever is set here, and where its modules are."""
     others = {name: value for name, value in os.environ.items() if name not in PINS}
     pins = {name: value for name, value in PINS.items() if name not in without}
-    return {**others, **pins, "PYTHONPATH": os.pathsep.join((str(project.source), str(SCRIPTS)))}
+    installed = sysconfig.get_paths()  # an emulated interpreter does not know its virtual environment
+    modules = dict.fromkeys((str(project.source), str(SCRIPTS), installed["purelib"], installed["platlib"]))
+    return {**others, **pins, "PYTHONPATH": os.pathsep.join(modules)}
 
 
 def spread(values: Iterable[float], digits: int) -> str:

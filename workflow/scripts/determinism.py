@@ -30,6 +30,7 @@ from common import check_data, environment, last_line, positive, start
 from tqdm import tqdm
 
 from polygrain.attest.children import side_by_side
+from polygrain.attest.states import copy_checkout
 from polygrain.config.compose import choices
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
@@ -42,7 +43,6 @@ from polygrain.provenance.stage import Stage
 from polygrain.train.guard import locked
 
 FOLDER = Path("build/determinism")
-COPIED = ("Snakefile", "requirements.lock", "params", "src", "workflow", "dvc.lock", "dvc.yaml")
 PLACES = {
     "start-up": "while it started, before the first step",
     "mid-epoch": "inside an epoch",
@@ -230,15 +230,13 @@ class Rebuild:
 
 def scratch_project(project: Project, root: Path, runs: Sequence[str]) -> Iterator[Rebuild]:
     """Copy what decides the runs' bits to `root`, so that an edit meanwhile touches nothing; data are linked."""
-    root.mkdir()
-    for source in (project.root / name for name in COPIED):
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, root / source.name)
-    (root / "data").symlink_to(project.root / "data")
+    scratch = copy_checkout(project, root)
+    shutil.copy2(project.root / LOCK, root)
     for run in runs:
-        stages = [stage for stage in stages_behind(Project(root), [run]) if stage.verb != "prepare"]
-        check_data(project, stages)
+        stages = [stage for stage in stages_behind(scratch, [run]) if stage.verb != "prepare"]
+        check_data(scratch, stages)
         for stage in stages:
-            write_inputs(Project(root), stage)
+            write_inputs(scratch, stage)
         yield Rebuild(root, run, stages, *recorded(root, stages))
 
 

@@ -39,16 +39,7 @@ def make_up(root: Path, stages: Sequence[Stage]) -> None:
     for stage in tqdm(in_order(stages), desc="copies", leave=False, disable=None):
         if (root / stage.outputs[0]).is_file():
             continue
-        with recorded(
-            stage.sidecar,
-            stage=stage.task,
-            inputs=[*stage.inputs, stage.code_path, stage.environment_path],
-            outputs=stage.outputs,
-            config=stage.config_path,
-            code=stage.code_path,
-            environment=stage.environment_path,
-            manifests=stage.manifests,
-        ):
+        with recorded(stage):
             for path in stage.outputs:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -73,13 +72,6 @@ def command(cpu: str, *arguments: str) -> list[str]:
     return interpreter if cpu == NATIVE else [EMULATOR, "-cpu", cpu, *interpreter]
 
 
-def variables(project: Project, without: Sequence[str] = ()) -> dict[str, str]:
-    """The environment of such a process: the pins, for it must not start itself again, and where its packages are."""
-    paths = sysconfig.get_paths()
-    packages = dict.fromkeys((str(project.source), paths["purelib"], paths["platlib"]))
-    return {**environment(project, without), "PYTHONPATH": os.pathsep.join(packages)}
-
-
 def run(arguments: Sequence[str], folder: Path, pins: Mapping[str, str], log: Path, stop: threading.Event) -> None:
     """Run a process with its output in `log`. Raises UserError that shows its last line when it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +91,7 @@ def run(arguments: Sequence[str], folder: Path, pins: Mapping[str, str], log: Pa
 def look(project: Project, cpu: str, pins: Mapping[str, str], place: Path, stop: threading.Event) -> Findings:
     """Ask one processor for its features and, with these pins, for the hash of every operation."""
     mkl, said = place / "mkl.txt", place / "operations.txt"
-    free = variables(project, ["NPY_DISABLE_CPU_FEATURES"])  # numpy hides what a pin forbids
+    free = environment(project, ["NPY_DISABLE_CPU_FEATURES"])  # numpy hides what a pin forbids
     run(command(cpu, "-c", FEATURES), project.root, free, place / "features.txt", stop)
     asked = {**pins, "MKL_VERBOSE": "1", "MKL_VERBOSE_OUTPUT_FILE": str(mkl)}
     run(command(cpu, str(SCRIPTS / "operations.py")), project.root, asked, said, stop)
@@ -168,7 +160,7 @@ def build(project: Project, cpu: str, place: Path, stages: Sequence[Stage], seen
     path = {"PATH": os.pathsep.join((str(wrapper.parent), os.environ["PATH"]))}
     outputs = [str(stage.outputs[0]) for stage in stages]
     snakemake = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet", "all", "--", *outputs]
-    run(snakemake, place, {**variables(project), **path}, place / "snakemake.txt", threading.Event())
+    run(snakemake, place, {**environment(project), **path}, place / "snakemake.txt", threading.Event())
     for stage in stages:
         seen.hashes[stage.name] = {str(path): sha256_file(place / path) for path in stage.outputs}
         timed = place / "benchmarks" / stage.sidecar.relative_to("records").with_suffix(".tsv")
@@ -185,11 +177,11 @@ def main(project: Project, options: argparse.Namespace) -> int:
     if not options.pins and shutil.which(EMULATOR) is None:
         raise UserError(f"{EMULATOR} is not installed; on Debian and Ubuntu: apt-get install qemu-user")
     stages = [] if options.operations or options.pins else stages_behind(project, options.targets)
-    sides = {name: (name, variables(project)) for name in (NATIVE, *dict.fromkeys(options.cpu))}
+    sides = {name: (name, environment(project)) for name in (NATIVE, *dict.fromkeys(options.cpu))}
     if options.pins:
-        left_out = {name: variables(project, [name]) for name in INSTRUCTION_SET}
-        left_out["MKL_CBWR=AVX2"] = {**variables(project), "MKL_CBWR": "AVX2"}
-        left_out["all of these"] = variables(project, INSTRUCTION_SET)
+        left_out = {name: environment(project, [name]) for name in INSTRUCTION_SET}
+        left_out["MKL_CBWR=AVX2"] = {**environment(project), "MKL_CBWR": "AVX2"}
+        left_out["all of these"] = environment(project, INSTRUCTION_SET)
         sides = {NATIVE: sides[NATIVE], **{name: (NATIVE, pins) for name, pins in left_out.items()}}
     folder = Path(tempfile.mkdtemp(prefix="polygrain-portability-"))
     stop, cores = threading.Event(), len(os.sched_getaffinity(0))

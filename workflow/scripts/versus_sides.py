@@ -12,12 +12,13 @@ import resource
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib import import_module
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench_meter import training
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -35,8 +36,6 @@ from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.pins import pin_torch
 from polygrain.train.data import PretrainingData
-from polygrain.train.run import Training
-from polygrain.train.state import Identity
 from polygrain.views.recipe import Jitter, Recipe
 
 ENDLESS = 10**9
@@ -47,13 +46,11 @@ Job = dict[str, Any]
 
 def our_step(job: Job, watch: Stopwatch, workers: int) -> Iterator[None]:
     """Part a: the training loop itself takes the step: logging, monitors and the check of the loss too."""
-    config: Any = {**job["config"], "steps": ENDLESS}
-    data = Path(job["data"])
-    training = Training(config, data, data / "no-state", Identity("", "", "", ""), resume=False)
-    training.watch = watch
+    run = training({**job["config"], "steps": ENDLESS}, Path(job["data"]))
+    run.watch = watch
     while True:
         with watch.phase("rest"):  # what is between the loop's phases
-            training.take_step()
+            run.take_step()
         yield
 
 
@@ -96,7 +93,7 @@ def their_step(job: Job, watch: Stopwatch, workers: int) -> Iterator[None]:
         yield
 
 
-def our_views(job: Job, watch: Stopwatch, workers: int) -> Iterator[Sequence[Tensor]]:
+def our_views(job: Job, watch: Stopwatch, workers: int) -> Iterator[list[Tensor]]:
     """Part b: two views of each image of a batch, as the training loop asks for them."""
     data = PretrainingData(Path(job["data"]), job["config"])
     for step in count():
@@ -163,14 +160,11 @@ def two_views(job: Job) -> list[Tensor]:
     Equal for equal jobs, so that both sides work on the same numbers.
     """
     config, size, width = job["config"], job["groups"]["bank"], job["groups"]["width"]
-    data = PretrainingData(Path(job["data"]), config)
     torch.manual_seed(config["seed"])
-    backbone = load_backbone(**config["backbone"], channels=data.channels)
+    backbone = load_backbone(**config["backbone"], channels=1)
     head = Head(backbone.width, 512, width, layers=2, final_norm="batch")
-    steps, pairs = -(-size // data.batch_size), []
-    for step in range(steps):
-        batch = data.batch(Clock(config["seed"], step, steps, data.steps_per_epoch), ("global", "global"))
-        pairs.append(head(backbone(torch.cat(batch.views)).pooled).chunk(2))
+    batches = islice(our_views(job, Stopwatch(torch.device("cpu")), 0), -(-size // config["pretrain"]["batch"]))
+    pairs = [head(backbone(torch.cat(views)).pooled).chunk(2) for views in batches]
     return [torch.cat(views)[:size].clone() for views in zip(*pairs, strict=True)]
 
 

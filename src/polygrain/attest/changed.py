@@ -1,15 +1,15 @@
-"""Which code of a new state must be seen to run before it may stand for an old one.
+"""Which parts of the new code must be observed to run before an attestation is given.
 
-Compared are definitions, not files: one that moved to another module as it was is not changed, as long as the names in
-it mean what they meant. Must run:
+Definitions are compared, not files: one that only moved to another module is not changed, if the names in it have the
+same meaning. These must run:
 
 - in a changed function the statements, and the arms of conditional expressions, that the old one has not;
 - whatever loads a name that now means another definition, a changed module-level value or a changed class;
 - whatever loads an attribute whose value at class level changed, or whose method is gone;
 - the changed statements of modules and classes themselves, which run on import.
 
-What can only raise an error is exempt, and a function that nothing in the closure names: no recorded run went there.
-A definition that only lost code must have run.
+Exempt are code that can only raise an error, and a function that nothing in the closure names: no recorded run can
+have executed them. A definition from which code was only removed must run as a whole.
 """
 
 import ast

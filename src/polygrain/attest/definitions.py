@@ -1,7 +1,7 @@
 """The definitions of one state of the code: functions, methods, classes, module-level values; what each name means.
 
-A definition may stand in another module than the one that uses it. `Tree.meaning` follows a name through the imports to
-where it is made, so that a function that moved can be told from one that now meets another constant.
+A definition may be in another module than the one that uses it. `Tree.meaning` follows a name through the imports to
+its definition. This separates a function that only moved from one that now uses another constant.
 """
 
 import ast
@@ -52,7 +52,7 @@ class Tree:
         self.effects: dict[str, list[ast.stmt]] = {}
         """Module -> its statements that bind nothing."""
         self._imports: dict[Key, tuple[str, str]] = {}
-        """Name -> module, and the name in it; an empty one stands for the module itself."""
+        """Name -> module, and the name in it; an empty name means the module itself."""
         for name in modules:
             path = next((source / place for place in places(name) if (source / place).is_file()), None)
             if path is None:

@@ -1,4 +1,4 @@
-"""What is run to compare the two states of the code for one run, and what it showed."""
+"""Run the old and the new code for one recorded run, and compare the results."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from polygrain.provenance.stage import Stage
 
 @dataclass
 class Observed:
-    """What ran and was imported in one or several processes of the new code, and what speaks against it."""
+    """What ran and was imported in one or several processes of the new code, and the objections."""
 
     positions: dict[str, set[Region]] = field(default_factory=dict)
     """Path below the folder of the sources -> where the instructions that ran stand."""
@@ -60,7 +60,7 @@ class Laboratory:
         seen = Observed()
         write_inputs(self.new, stage)
         if (self.old / stage.config_path).read_bytes() != (self.new.root / stage.config_path).read_bytes():
-            seen.objections.append(f"{stage.directory}: is configured otherwise than it was, so it compares nothing")
+            seen.objections.append(f"{stage.directory}: its configuration changed, so nothing can be compared")
             return seen
         command = ("polygrain.cli.main", "pretrain", "--workflow", str(stage.directory))
         before = self.children.python(self.old, "-m", *command)
@@ -79,7 +79,8 @@ class Laboratory:
     def first_steps(self, stage: Stage, least: int, metrics: bytes, outputs: Mapping[str, str]) -> Observed:
         """Take the recorded run's first steps, `least` or more, and compare with its recorded metrics.
 
-        The process ends on the way and another one goes on. Of a run that is over by then the outputs are compared.
+        The process ends halfway and another one continues. If the run ends within these steps, its outputs are
+        compared.
         """
         seen = Observed()
         write_inputs(self.new, stage)

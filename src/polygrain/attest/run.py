@@ -1,4 +1,4 @@
-"""`polygrain attest`: prove by running that recorded runs would come out the same from the present code."""
+"""`polygrain attest`: prove by running that the present code gives the recorded results."""
 
 import json
 import tempfile
@@ -31,11 +31,11 @@ from polygrain.provenance.stage import Stage
 
 @dataclass
 class Verdict:
-    """What became of one run. Attested where nothing is said against it."""
+    """The verdict on one run; attested if there is no objection."""
 
     directory: Path
     state: str
-    """current, attested, refused, or what stands in the way."""
+    """current, attested, refused, or what prevents the comparison."""
     objections: list[str] = field(default_factory=list)
     attestation: Attestation | None = None
 

@@ -1,8 +1,8 @@
 """The two states of the code that are compared, each as a project of its own in a scratch folder.
 
-The old one is the commit whose staleness files are those that dvc.lock recorded: its own Snakemake writes them, so what
-counts as the same code is decided by the rules of that time. The new one is the checkout, copied, so that an edit
-meanwhile touches nothing.
+The old one is the commit whose staleness files are those that dvc.lock recorded. Its own Snakemake writes them, so the
+code is hashed by the rules of that commit. The new one is a copy of the checkout, so that edits during the run have no
+effect.
 """
 
 import os
@@ -21,7 +21,7 @@ from polygrain.provenance.scratch import switch
 # workflow/schemas: in commits before the configuration was held against pydantic models
 COPIED = ("Snakefile", "requirements.lock", "params", "src/polygrain", "workflow/schemas")
 _TRIED = 12
-"""Commits that are looked at for the recorded code, from the one that recorded it backwards."""
+"""Commits in which the recorded code is searched, from the one that recorded it backwards."""
 
 
 def copy_checkout(project: Project, root: Path) -> Project:

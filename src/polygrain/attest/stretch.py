@@ -2,7 +2,7 @@
 
     python -m polygrain.attest.stretch RUN STEP METRICS
 
-Called again with a later step it goes on from what it saved, like any half-done run. METRICS gets the lines of
+Called again with a later step it continues from its saved state, like any half-done run. METRICS gets the lines of
 metrics.jsonl so far. A run that is over before STEP ends as usual.
 """
 

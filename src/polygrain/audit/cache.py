@@ -43,7 +43,7 @@ def objects_of(states: Sequence[Snapshot]) -> list[Object]:
 
 
 def examine(cache: Path, objects: Iterable[Object], read: Callable[[int], object]) -> Iterator[tuple[Object, State]]:
-    """Hash each object again; `read` is told the bytes of each that was hashed."""
+    """Hash each object again; `read` is called with the size of each one."""
     for item in objects:
         path = object_path(cache, item.md5)
         if not path.is_file():

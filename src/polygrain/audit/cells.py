@@ -1,4 +1,4 @@
-"""Naming one cell of a table: which runs and which value it prints, and where it stands in a published CSV."""
+"""One cell of a table: which runs and which value it prints, and its line in a published CSV."""
 
 import csv
 import difflib

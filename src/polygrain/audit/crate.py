@@ -29,7 +29,7 @@ PROFILES = {
 LANGUAGE = "https://w3id.org/workflowhub/workflow-ro-crate#snakemake"
 ENGINE_PAGE = "https://snakemake.github.io"
 COMPLETED = "http://schema.org/CompletedActionStatus"
-NO_RECORD = "Its bytes are those of dvc.lock; no record tells when, where and by which commit they were made."
+NO_RECORD = "Its bytes are those of dvc.lock; no record says when, where and by which commit they were made."
 USAGE = {
     "wall_seconds": "https://qudt.org/vocab/unit/SEC",
     "cpu_seconds": "https://qudt.org/vocab/unit/SEC",
@@ -70,7 +70,7 @@ def crate_text(evidence: Evidence, folder: Path, about: About, sources: Mapping[
     """Return the crate of the stages of `evidence` for a table's folder; the same text for the same records.
 
     `sources`: what stages read from elsewhere, by name. One entity stands on one line. Raises UserError when files in
-    place contradict their records, or nothing tells what a stage read or made.
+    place contradict their records, or no record says what a stage read or made.
     """
     graph = list(_Crate(evidence, folder, about, sources).entities())
     graph.sort(key=lambda item: (item["@id"] != NAME, item["@id"] != "./", item["@id"]))
@@ -136,7 +136,7 @@ class _Crate:
         for path in (*stage.outputs, *met):
             if self.evidence.has_record(stage) and self.evidence.state(stage, path).as_recorded is False:
                 raise UserError(
-                    f"{path}: is not what {stage.sidecar} tells of; rebuild it with"
+                    f"{path}: differs from its record {stage.sidecar}; rebuild it with"
                     f" `snakemake --cores all --force {stage.outputs[0]}`, or run `polygrain restore`"
                 )
 
@@ -166,14 +166,12 @@ class _Crate:
         if account is not None:
             said = account.files.get(path.as_posix())
             if said is None:
-                raise UserError(f"{path}: {account.source} does not know it; rebuild {stage.outputs[0]}")
+                raise UserError(f"{path}: not listed in {account.source}; rebuild {stage.outputs[0]}")
             return self.shared.file(path, state.now if state.now and state.as_recorded else said)
         if state.now is None:
-            raise UserError(f"{path}: not here, and no record tells of it; build it, or run `polygrain restore`")
+            raise UserError(f"{path}: not here, and in no record; build it, or run `polygrain restore`")
         if path != stage.config_path and state.as_locked is not True:
-            raise UserError(
-                f"{path}: no record and no dvc.lock tells how it belongs to {stage.outputs[0]}; rebuild that"
-            )
+            raise UserError(f"{path}: neither a record nor dvc.lock links it to {stage.outputs[0]}; rebuild that")
         return self.shared.file(path, state.now)
 
     def _plan(self) -> Iterator[Entity]:

@@ -12,7 +12,7 @@ from polygrain.provenance.files import read_json
 
 
 def read_crate(path: Path, root: Path) -> dict[str, Account]:
-    """The account of each job whose times the crate knows, by job name; none without the file.
+    """The account of each job whose times the crate holds, by job name; none without the file.
 
     Raises UserError when it is no crate of ours.
     """

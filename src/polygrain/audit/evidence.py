@@ -1,8 +1,8 @@
 """Does each file of a chain of jobs agree with its record and with dvc.lock? Verified by hashing, file by file.
 
-A *fault* is what no correct build causes: a file that differs from its own record, bytes that changed while nothing
-that they depend on did, a job that used another file than the one in place. A *remark* has an ordinary reason: a build
-that is not recorded yet, a configuration or code that changed since, a file that is not here.
+A *fault* cannot come from a correct build: a file differs from its own record, bytes changed although no dependency
+did, a job used another file than the one in place. A *remark* has an ordinary cause: a build that is not recorded yet,
+a configuration or code that changed since, a file that is not here.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from polygrain.audit.account import Account, Content, read_account
-from polygrain.provenance.files import sha256_bytes, sha256_file
-from polygrain.provenance.hashes import md5_bytes, md5_file
+from polygrain.provenance.files import sha256_bytes
+from polygrain.provenance.hashes import Hashes, md5_bytes
 from polygrain.provenance.lock import LOCK, Lock, changes, read_lock
 from polygrain.provenance.pipeline import parameters, parameters_of
 from polygrain.provenance.stage import Stage, makers
@@ -52,8 +52,11 @@ class Evidence:
     root: Path
     texts: Mapping[Path, str] = field(default_factory=dict)
     published: Mapping[str, Account] = field(default_factory=dict)
-    _contents: dict[Path, Content | None] = field(default_factory=dict)
     _accounts: dict[str, Account | None] = field(default_factory=dict)
+
+    @cached_property
+    def _hashes(self) -> Hashes:
+        return Hashes(self.root)
 
     @cached_property
     def lock(self) -> Lock:
@@ -66,31 +69,26 @@ class Evidence:
         return makers(self.stages)
 
     def account(self, stage: Stage) -> Account | None:
-        """The stage's own record, else what a published crate tells of it."""
+        """The stage's own record, else its entry in a published crate."""
         if stage.name not in self._accounts:
             self._accounts[stage.name] = read_account(stage, self.root) or self.published.get(stage.name)
         return self._accounts[stage.name]
 
     def has_record(self, stage: Stage) -> bool:
-        """Whether the account is the stage's own record, which speaks of the files in place."""
+        """Whether the account is the stage's own record, which describes the files in place."""
         account = self.account(stage)
         return account is not None and account.source == stage.sidecar
 
     def content(self, path: Path) -> Content | None:
         """The file's hashes now; None when it is not here."""
-        if path not in self._contents:
-            place = self.root / path
-            if path in self.texts:
-                text = self.texts[path].encode()
-                self._contents[path] = Content(sha256_bytes(text), md5_bytes(text), len(text))
-            elif place.is_file():
-                self._contents[path] = Content(sha256_file(place), md5_file(place), place.stat().st_size)
-            else:
-                self._contents[path] = None
-        return self._contents[path]
+        if path in self.texts:
+            text = self.texts[path].encode()
+            return Content(sha256_bytes(text), md5_bytes(text), len(text))
+        sha256, md5 = self._hashes.sha256(path), self._hashes.md5(path)
+        return Content(sha256, md5, (self.root / path).stat().st_size) if sha256 and md5 else None
 
     def matching(self, published: Mapping[str, Account]) -> dict[str, Account]:
-        """Those of some published accounts that tell of the files in place, or of dvc.lock's where none is here."""
+        """The published accounts that describe the files in place, or those of dvc.lock where none is here."""
 
         def agrees(path: Path, account: Account) -> bool:
             said, now = account.files.get(path.as_posix(), Content()), self.content(path)
@@ -121,7 +119,7 @@ class Evidence:
         return [*(key for key, _, _ in changes(locked.parameters.get(config.as_posix(), {}), now)), *files]
 
     def faults(self, stage: Stage, inputs: Collection[Path] | None = None) -> list[str]:
-        """What no correct build causes; empty when all agrees. `inputs`: look at these alone."""
+        """What cannot come from a correct build; empty when all agrees. `inputs`: check only these."""
         return [*self._faults_of_outputs(stage), *self._faults_of_inputs(stage, inputs)]
 
     def _faults_of_outputs(self, stage: Stage) -> Iterator[str]:
@@ -132,9 +130,9 @@ class Evidence:
             if own and state.as_recorded is False:
                 yield f"{path}: changed since it was made: {stage.sidecar} says another SHA-256"
             elif published and state.locked and published.md5 != state.locked:
-                yield f"{path}: the published crate and {LOCK} speak of different builds"
+                yield f"{path}: the published crate and {LOCK} describe different builds"
             elif state.as_locked is False and not own:
-                yield f"{path}: is not the file of {LOCK}, and no record tells how it was made"
+                yield f"{path}: is not the file of {LOCK}, and no record says how it was made"
             elif state.as_locked is False and not self.changes_since_lock(stage):
                 yield f"{path}: other bytes than in {LOCK}, made from the same configuration and the same files"
 
@@ -149,7 +147,7 @@ class Evidence:
                 yield f"{stage.outputs[0]}: by {LOCK} made from another {path} than {self.makers[path].name} made"
 
     def remarks(self, stage: Stage) -> Iterator[str]:
-        """What differs for an ordinary reason."""
+        """Differences that have an ordinary cause."""
         moved = [
             path.as_posix()
             for path in (stage.config_path, *stage.dependencies)

@@ -21,11 +21,11 @@ from polygrain.provenance.scratch import run
 TARGET = "reports/smoke/lessons.pdf"
 RUN = Path("runs/smoke/fashion-mnist/simclr/base/seed0")
 _TABLE = """\
-# The table of this example: two rows at smoke scale. Its numbers mean nothing; it is here for its past.
+# The table of this example: two rows at smoke scale. Its numbers mean nothing; only its history matters.
 # Build: snakemake --cores all reports/smoke/lessons.pdf
 # Cost: a minute.
 name: Lessons
-title: A table with a past
+title: A table with a history
 caption: Top-1 accuracy (%) on 512 test images. Every number here was made in seconds and means nothing.
 dataset: fashion-mnist
 seeds: [0]

@@ -143,8 +143,8 @@ class _Auditor:
         if not olds:
             return Change(path, stage.name, "new", maker=stage)
         contradicted = any(self._attested(state, before, stage) for before in olds)
-        speaks = any(not cause.refuted for cause in causes) and not contradicted
-        kind: Kind = "explained" if speaks else "unexplained"
+        explained = any(not cause.refuted for cause in causes) and not contradicted
+        kind: Kind = "explained" if explained else "unexplained"
         return Change(path, stage.name, kind, causes, None, stage)
 
     def _attested(self, state: Snapshot, before: Locked, stage: Locked) -> bool:
@@ -167,7 +167,7 @@ class _Auditor:
             copy = (self._layout.published / name).as_posix()
             stage = state.lock.makers.get(output)
             if stage is None:
-                yield Contradiction("published", f"{copy}: {LOCK} knows no {output}")
+                yield Contradiction("published", f"{copy}: {LOCK} lists no {output}")
             elif md5_bytes(without_mark(self._repository.read(blob))) != stage.outputs[output]:
                 yield Contradiction("published", f"{copy}: is not the {output} of {LOCK}")
 

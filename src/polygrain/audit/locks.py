@@ -1,4 +1,4 @@
-"""The past of `dvc.lock`: every commit behind HEAD, and what the lock said there.
+"""The history of `dvc.lock`: every commit behind HEAD, and the content of the lock there.
 
 Whether a commit changed the lock is decided by comparing its blob with that of each parent, so that nothing depends on
 how git simplifies the history of a path, and a merge shows which side it took.
@@ -13,9 +13,9 @@ from polygrain.provenance.lock import LOCK, Lock, LockParser
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a commit holds: its lock, or the fault of a lock that nobody can read.
+    """What a commit holds: its lock, or why the lock cannot be read.
 
-    A broken lock says nothing, so `lock` is then that of the first parent: the next commit is compared with it.
+    A broken lock has no content, so `lock` is then that of the first parent: the next commit is compared with it.
     """
 
     commit: Commit

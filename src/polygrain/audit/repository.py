@@ -124,5 +124,5 @@ def _entries(content: bytes, width: int) -> Iterator[tuple[str, tuple[bool, str]
 
 
 def printable(text: str) -> str:
-    """A commit's subject may hold anything, also what would move a terminal's cursor."""
+    """Replace control characters: a commit's subject may hold any character."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -13,7 +13,8 @@ from polygrain.audit.crate import NAME as CRATE
 from polygrain.audit.explain import closing_lines, entry_lines
 from polygrain.audit.judge import audit_history
 from polygrain.audit.locks import Snapshot, read_history
-from polygrain.audit.rebuild import Rebuilt, rebuild
+from polygrain.audit.rebuild import Rebuilt
+from polygrain.audit.rebuild import rebuild as make_again
 from polygrain.audit.repository import Repository
 from polygrain.audit.sources import SHAPE, Layout
 from polygrain.config.compose import Config
@@ -48,7 +49,7 @@ def sources_of(path: str) -> tuple[str, ...]:
 
 
 def entries_of(stage: Locked, path: str) -> Sequence[str]:
-    """The modules whose import closure decides such a file, as far as the recorded configuration tells."""
+    """The modules whose import closure decides such a file, as far as the recorded configuration names them."""
     file = PurePosixPath(path)
     if file.name == "environment.json":  # one for all runs, before each stage had its own
         return ("polygrain.provenance.environment",)
@@ -85,6 +86,13 @@ LAYOUT = Layout(
     entries=entries_of,
     records=frozenset({CRATE, ATTESTATIONS.name, CURVES.name, "determinism.md"}),
 )
+
+
+def audit(project: Project, *, checkout: bool, cache: bool, rebuild: str | None) -> int:
+    """Audit the history, or with `cache` the stored objects, or one recorded file; 1 when something is wrong."""
+    if cache:
+        return audit_cache(project)
+    return audit_target(project, rebuild) if rebuild else audit_project(project, checkout=checkout)
 
 
 def audit_project(project: Project, *, checkout: bool) -> int:
@@ -145,7 +153,7 @@ def audit_target(project: Project, target: str) -> int:
     commit = git(project.root, "rev-parse", "--short=7", "HEAD").strip()
     dirty = git(project.root, "status", "--porcelain").strip()
     print(f"rebuilding {target} as {commit} (HEAD) has it" + ("; this tree has changes of its own" if dirty else ""))
-    result = rebuild(project.root, target)
+    result = make_again(project.root, target)
     for compared in result.outputs:
         print(f"{compared.output}: {compared.verdict}")
         for line in compared.differences[:5]:
@@ -167,6 +175,6 @@ def _why(result: Rebuilt) -> Iterator[str]:
     if result.circumstances is None:
         yield "machine and software cannot be compared: no record of the recorded build is here"
     elif not result.circumstances:
-        yield "threads, pins, versions, processor are as recorded: the build is random, or the result was edited"
+        yield "threads, pins, versions, processor are as recorded: the result was edited, or the build is random"
     for line in result.circumstances or ():
         yield f"another machine or software: {line}"

@@ -1,7 +1,7 @@
 """Which files in git decide an input that is written at parse time, and whether two commits differ in them.
 
 A hash in `dvc.lock` of a file that git does not hold (code hashes, the environment, a resolved configuration) can be
-edited by hand. Its sources are in git: where those mean the same in two commits, the file cannot have changed.
+edited by hand. Its sources are in git: if they have the same meaning in two commits, the file cannot have changed.
 
 All of `src` counts as sources of a code hash, because what a stage imports, and how that is found out, may itself have
 changed. To name what did change it, its own import closure in either commit is taken.

@@ -20,8 +20,8 @@ and for each commit its contradictions:
 
 What this proves: no result was replaced alone, and no hash of code, configuration or environment was edited while the
 sources stayed as they were. What it does not prove: that the sources of a commit give the hashes in its lock (that
-commit's own `check-lock` tells: `polygrain audit --checkout`), and that the code gives the bytes (a rebuild tells:
-`polygrain audit --rebuild`). The first record of a result is trusted; only a rebuild can refute it.
+commit's own `check-lock` checks that: `polygrain audit --checkout`), and that the code gives the bytes (a rebuild
+checks that: `polygrain audit --rebuild`). The first record of a result is trusted; only a rebuild can refute it.
 """
 
 from collections.abc import Sequence

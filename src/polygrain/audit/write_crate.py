@@ -28,20 +28,20 @@ def write_crates(project: Project, targets: Sequence[str]) -> None:
 
 
 def publish_crates(project: Project, targets: Sequence[str]) -> None:
-    """Write the crates of recorded tables among the published copies: a clone knows when and where they were made.
+    """Write the crates of recorded tables beside the published copies, so that a clone holds how they were made.
 
-    Before the first commit there is none, for a crate names the commit that it belongs to. One that already tells of
-    these very tables stays: a checkout that restored the outputs has no records of how they were made.
+    Before the first commit there is none, because a crate names its commit. A crate that already describes these tables
+    is kept: a checkout that restored the outputs has no records of how they were made.
     """
     if commit_date(project.root) is None:
         return
     for folder, tables in _by_folder(targets).items():
         path = project.root / published_crate(folder)
-        if not _tells_of(path, [project.root / table for table in tables]):
+        if not _describes(path, [project.root / table for table in tables]):
             write_text(path, crate_of(project, folder, tables))
 
 
-def _tells_of(crate: Path, tables: Sequence[Path]) -> bool:
+def _describes(crate: Path, tables: Sequence[Path]) -> bool:
     """Whether a crate holds the hashes of tables; each names all that it was made from, by its claim id."""
     if not crate.is_file():
         return False
@@ -55,7 +55,7 @@ def published_crate(folder: Path) -> Path:
 
 
 def crate_of(project: Project, folder: Path, targets: Sequence[str]) -> str:
-    """The crate of the tables of one folder. Raises UserError when a file is not what its record tells of."""
+    """The crate of the tables of one folder. Raises UserError when a file differs from its record."""
     stages = stages_behind(project, targets)
     evidence = evidence_of(project, stages)
     evidence.published = evidence.matching(read_crate(published_crate(folder), project.root))

@@ -1,4 +1,4 @@
-"""`polygrain attest`: what it printed of each run, and Snakemake's times put in order for what is attested."""
+"""`polygrain attest`: print a verdict on each run, and set the file times of attested outputs for Snakemake."""
 
 import os
 from collections import Counter
@@ -33,7 +33,7 @@ def attest_targets(project: Project, targets: Sequence[str], *, commit: str, ste
 
 
 def _stamped(project: Project, stages: Sequence[Stage], attested: Sequence[Stage]) -> list[str]:
-    """Let Snakemake take attested outputs as made just now; say which it will make again all the same, and why."""
+    """Give attested outputs the present time, for Snakemake; say which it will still make again, and why."""
     used = {path for stage in attested for path in stage.inputs}
     makers = [stage for stage in stages if used & set(stage.outputs)]
     for stage in (*makers, *attested):

@@ -5,7 +5,7 @@ from functools import cache
 
 from polygrain.audit.account import Account, environment_differences, read_account
 from polygrain.audit.crate_reader import read_crate
-from polygrain.audit.write_crate import published_crate
+from polygrain.audit.write_crate import publish_crates, published_crate
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.published import published
@@ -39,18 +39,19 @@ def recorded_targets(project: Project) -> list[str]:
 
 
 def record_tables(project: Project, targets: Sequence[str]) -> None:
-    """Write dvc.yaml and dvc.lock for finished tables and publish their copies. The lock then holds these alone."""
+    """Write dvc.yaml and dvc.lock for finished tables, publish their copies and crates. The lock holds these alone."""
     cleared = clear_attestations(current_stages(project, targets), project.root)
     if cleared:
         raise UserError(
-            f"{targets[0]}: {cleared} of the attestations in its footer were of runs that the present code has trained"
-            f" since; they are cleared. Write it again with `snakemake --cores all {targets[0]}`, then record"
+            f"{targets[0]}: its footer counts {cleared} attestations of runs that the present code has trained since;"
+            f" they are removed now. Write it again with `snakemake --cores all {targets[0]}`, then record"
         )
     stages = current_stages(project, targets)
     record(stages, project.root, published(targets))
     for target in targets:
         show_in_readme(project, target)
     print(f"recorded {len(stages)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
+    publish_crates(project, targets)
 
 
 def show_in_readme(project: Project, target: str) -> None:
@@ -66,9 +67,7 @@ def short_table(project: Project, table: Table) -> str:
     """What the README shows of a published table: that it is stale, if it is, and its headline rows."""
     copies = published([str(table.folder / f"{table.name}.pdf")])
     markdown, numbers = (project.root / copies[table.folder / f"{table.name}.{kind}"] for kind in ("md", "csv"))
-    mark = (
-        "> **Stale:** the checkout has moved on since these numbers were made.\n\n" if is_marked_stale(markdown) else ""
-    )
+    mark = "> **Stale:** code or params changed since these numbers were made.\n\n" if is_marked_stale(markdown) else ""
     return mark + headline(numbers.read_text(encoding="utf-8"))
 
 
@@ -87,7 +86,7 @@ def _environments(project: Project, targets: Sequence[str]) -> Facts:
 
 
 def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int:
-    """Print the verdict on the recorded claims; 0 when they hold or are honestly marked stale, 1 when not.
+    """Print the verdict on the recorded claims; 0 when they hold or are marked stale, 1 when not.
 
     Without targets those that dvc.lock holds. With `mark`, a published table that is stale says so in its first
     line from now on, and a current one does not.

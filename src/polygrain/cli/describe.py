@@ -1,4 +1,4 @@
-"""The verbs that only tell: a run's configuration with its origins, and the jobs behind a table with their cost."""
+"""The verbs that only tell: a run's configuration with its origins, the jobs behind a table, the ledger."""
 
 from polygrain.config.budget import facts, steps
 from polygrain.config.compose import origins, place_of
@@ -7,6 +7,14 @@ from polygrain.config.resolved import configuration
 from polygrain.config.runs import Run
 from polygrain.config.stages import stages_behind
 from polygrain.provenance.yaml12 import dotted
+
+
+def show_ledger(project: Project, method: str) -> str:
+    """The ledger of one method, or of all, as Markdown."""
+    from polygrain.config.ledger import read_ledger
+    from polygrain.report.ledger import render_markdown
+
+    return render_markdown(read_ledger(project, method))
 
 
 def show_run(project: Project, path: str) -> str:

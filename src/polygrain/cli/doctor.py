@@ -1,4 +1,4 @@
-"""What stands in the way of a build: what is missing, a stale lock or a running job; and the command that clears it."""
+"""What blocks a build: something missing, a stale lock or a running job; and the command that clears it."""
 
 import fcntl
 import subprocess
@@ -32,16 +32,16 @@ def examine(project: Project, *, unlock: bool) -> int:
         print("nothing stands in the way of a build")
     elif unlock:
         subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--cores", "1"], cwd=project.root, check=True)
-        print("removed the lock of a workflow that is gone")
+        print("removed the lock of a stopped workflow")
     else:
-        print("a workflow that is gone left its lock; remove it with: snakemake --unlock")
-        print("then go on with: snakemake --cores all --rerun-incomplete reports/table1.pdf")
+        print("a stopped workflow left its lock; remove it with: snakemake --unlock")
+        print("then continue with: snakemake --cores all --rerun-incomplete reports/table1.pdf")
     return 0
 
 
 def obstacles(root: Path) -> list[str]:
-    """What forbids to change outputs now: live workflows and jobs, or a lock; one line with its remedy each."""
-    gone = "a workflow that is gone left its lock; remove it with `polygrain doctor --unlock`"
+    """What blocks a change of outputs now: live workflows and jobs, or a lock; one line with its remedy each."""
+    gone = "a stopped workflow left its lock; remove it with `polygrain doctor --unlock`"
     return _live(root) or ([gone] if _snakemake_lock(root) else [])
 
 

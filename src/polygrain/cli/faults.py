@@ -1,7 +1,7 @@
-"""Faults of the machine in one line: to which file, what happened, what to do. A mistake of ours is not hidden here.
+"""Faults of the machine in one line: which file, what happened, what to do. Bugs of polygrain keep their traceback.
 
-Jobs write under temporary names and rename, so after any of these what stands under a final name is whole and right,
-and the same command goes on where it stopped.
+Jobs write under temporary names and rename, so after any of these faults each file under a final name is complete, and
+the same command continues where it stopped.
 """
 
 import errno

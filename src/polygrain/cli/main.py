@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 
-from polygrain.cli.faults import explain  # at once: with a full disk nothing more can be loaded
-from polygrain.cli.verbs import build, claims, doubt
+from polygrain.cli.faults import explain  # imported early: with a full disk no module can be loaded
+from polygrain.cli.verbs import add_builders, add_checkers, add_keepers
 from polygrain.provenance.errors import UserError
 
 
@@ -32,13 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fault(options: argparse.Namespace, error: Exception) -> int:
-    """One line for a fault of the machine; what is a mistake of ours is raised again."""
+    """One line for a fault of the machine; a bug is raised again."""
     line = explain(error, getattr(options, "target", None) or "here")
     if line is None:
         raise error
-    with suppress(OSError):  # what could not be written there would be tried again at exit
+    with suppress(OSError):  # else Python writes the rest of the output at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
         return 141
     return _say(options, line, 2)
 
@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line; a test freezes it."""
     top = argparse.ArgumentParser(prog="polygrain", description="Rebuild, ablate, compare and audit, bit for bit.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (build, claims, doubt):
-        group.add_to(verbs)
+    for add_group in (add_builders, add_keepers, add_checkers):
+        add_group(verbs)
     return top
 
 

@@ -1,4 +1,4 @@
-"""What a build needs of the machine and the user, beside this project: looked at before it starts."""
+"""What a build needs of the machine and the user, checked before it starts."""
 
 import getpass
 import os
@@ -19,7 +19,7 @@ def missing(root: Path) -> list[str]:
 
 
 def _person() -> Iterator[str]:
-    """Snakemake and DVC end in a traceback where these are not known, as in a container with a numeric user."""
+    """Without these Snakemake and DVC end in a traceback, as in a container with a numeric user."""
     try:
         Path.home()
     except RuntimeError:

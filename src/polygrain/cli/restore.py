@@ -9,6 +9,7 @@ from polygrain.cli.claims import current_stages
 from polygrain.cli.doctor import obstacles
 from polygrain.config.project import Project
 from polygrain.provenance.errors import UserError
+from polygrain.provenance.lock import LOCK
 from polygrain.provenance.restore import Outcome, Restored, restore
 from polygrain.provenance.stage import Stage, to_run
 
@@ -42,7 +43,7 @@ def _refuse_if_busy(project: Project) -> None:
 
 
 def report(stages: Sequence[Stage], found: Mapping[str, Restored], wanted: Sequence[str]) -> list[str]:
-    """A line for each job that was asked for or is not simply back, counts per verdict, and what runs next."""
+    """A line for each job that was asked for or is not back, counts per verdict, and what runs next."""
     special = [stage.name for stage in stages if stage.name in wanted or found[stage.name].outcome not in BACK]
     width = max(map(len, special))
     lines = [f"{'stage':{width}}  {'verdict':10}  {'md5':8}  reason"]
@@ -52,7 +53,7 @@ def report(stages: Sequence[Stage], found: Mapping[str, Restored], wanted: Seque
     counts = Counter(result.outcome for result in found.values())
     lines.append(", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome) if counts[outcome]))
     removed = sum(len(result.removed) for result in found.values())
-    lines += [f"removed {removed} files that nothing vouches for"] * bool(removed)
+    lines += [f"removed {removed} files that neither {LOCK} nor a record confirms"] * bool(removed)
     return [*lines, _next(stages, found, wanted)]
 
 

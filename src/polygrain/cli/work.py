@@ -1,6 +1,5 @@
 """The verbs that make things: each reads its frozen inputs, does one stage, and leaves a record of how."""
 
-import os
 from importlib import import_module
 from pathlib import Path
 
@@ -19,38 +18,23 @@ from polygrain.provenance.unchanged import hashed, remove_leftovers, unchanged
 from polygrain.train.guard import exit_with_parent
 
 
-def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> None:
-    """Do one stage, by `run(stage, **options)` of its first entry module.
+def run_stage(project: Project, target: str, *, kind: str, workflow: bool, **options: bool) -> None:
+    """Do one stage of the project in the working directory, by `run(stage, **options)` of its first entry module.
 
-    Under the workflow its inputs stand as they were written; by hand they are brought up to date first.
+    Under the workflow its inputs are used as written; by hand they are brought up to date first.
     """
-    project = Project.here()
-    os.chdir(project.root)
     if workflow:
-        stage = frozen_stage(project, verb, target)
+        stage = frozen_stage(project, kind, target)
         exit_with_parent()
     else:
-        stage = stage_of(project, verb, target)
+        stage = stage_of(project, kind, target)
         write_inputs(project, stage)
     _check(project, stage)
     remove_leftovers([*stage.outputs, stage.sidecar, stage.timing, stage.state])
-    inputs = [*stage.inputs, stage.code_path, stage.environment_path]
-    with unchanged([stage.config_path, *inputs], [*stage.outputs, stage.sidecar]):
+    with unchanged([stage.config_path, *stage.dependencies], [*stage.outputs, stage.sidecar]):
         if "torch" in read_json(stage.environment_path)["packages"]:
             pin_torch()
-        with (
-            recorded(
-                stage.sidecar,
-                stage=stage.task,
-                inputs=inputs,
-                outputs=stage.outputs,
-                config=stage.config_path,
-                code=stage.code_path,
-                environment=stage.environment_path,
-                manifests=stage.manifests,
-            ),
-            hashed(stage.code_path, stage.outputs),
-        ):
+        with recorded(stage), hashed(stage.code_path, stage.outputs):
             import_module(stage.entries[0]).run(stage, **options)
 
 

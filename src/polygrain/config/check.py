@@ -1,4 +1,4 @@
-"""What a person writes is held against pydantic models, and a mistake is one line: where, which key, what is wrong."""
+"""Configuration files are checked by pydantic models; an error is one line: which file, which key, what is wrong."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from polygrain.provenance.errors import UserError, nearest
 
 _UNKNOWN = "unknown_key"
-_ORDER = (_UNKNOWN, "missing")  # what is named first: a mistyped key is also the reason why another one is missing
+_ORDER = (_UNKNOWN, "missing")  # reported first: a mistyped key is often the cause of a missing one
 _KINDS = {
     "int_type": "a whole number",
     "float_type": "a number",

@@ -5,7 +5,7 @@ paper's text and its released code differ; the method's file chooses one, a vari
 evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then
 `variant/{method}/{variant}` (the ablation cell; `base` is none).
 
-Hydra is imported where it composes: a job under the workflow reads what was composed before, and starts sooner without.
+Hydra is imported only where it is used: a job under the workflow reads the stored result, and starts faster without it.
 """
 
 import os
@@ -24,7 +24,7 @@ Config = dict[str, Any]
 
 
 def choices(params: Path, group: str) -> list[str]:
-    """Names that a config group offers. What editors and file systems leave there is hidden, and none."""
+    """Names that a config group offers; hidden files, as editors leave them, are ignored."""
     return sorted(path.stem for path in (params / group).glob("[!.]*.yaml"))
 
 
@@ -45,7 +45,7 @@ def overrides(run: Run, params: Path) -> list[str]:
 
 
 def stamp(folder: Path, suffix: str = ".yaml") -> int:
-    """Latest modification of the files with a suffix under a folder, ns: what is remembered of them is valid for it."""
+    """Latest modification of the files with a suffix under a folder, ns: the key of everything cached of them."""
     known = _stamps.get()
     if known is not None and (folder, suffix) in known:
         return known[folder, suffix]
@@ -62,13 +62,13 @@ def stamp(folder: Path, suffix: str = ".yaml") -> int:
     return latest
 
 
-# of each thread: a look of one must not last longer because another began within it
+# one for each thread
 _stamps: ContextVar[dict[tuple[Path, str], int] | None] = ContextVar("stamps", default=None)
 
 
 @contextmanager
 def one_look() -> Iterator[None]:
-    """While this lasts, `stamp` looks at each folder once: a graph of a thousand jobs asks thousands of times."""
+    """Inside this context `stamp` reads each folder once: a graph of a thousand jobs asks thousands of times."""
     known = _stamps.get()
     token = _stamps.set({} if known is None else known)
     try:

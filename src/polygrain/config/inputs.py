@@ -63,8 +63,8 @@ def input_texts(project: Project, stage: Stage) -> dict[Path, str]:
 def write_inputs(project: Project, stage: Stage) -> list[str]:
     """Bring the staleness files of a stage up to date and return their paths.
 
-    Outputs that stand there from older ones are made older than these, whatever the clock says. Raises UserError when
-    they would change under a process that trains this run.
+    Existing outputs get an older time than these files, even if the clock was set back. Raises UserError when they
+    would change while a process trains this run.
     """
     texts = input_texts(project, stage)
     for path, text in texts.items():
@@ -80,7 +80,7 @@ def write_inputs(project: Project, stage: Stage) -> list[str]:
 
 
 def _refuse_while_running(root: Path, directory: Path, path: Path) -> None:
-    """A run that is being trained would end beside a file that it was not made from, and be thrown away."""
+    """Else a run in training would not fit its changed input at its end, and would be removed."""
     lock = root / directory / "scratch" / "lock"
     if not (root / path).is_file() or not lock.is_file():
         return
@@ -95,9 +95,9 @@ def _refuse_while_running(root: Path, directory: Path, path: Path) -> None:
 
 
 def _date_back(outputs: list[Path], moment: int) -> None:
-    """Set outputs from the future, as they are after the clock was put back, to a second before `moment`, ns.
+    """Set outputs with a time in the future, as after the clock was set back, to a second before `moment`, ns.
 
-    Snakemake compares times: such an output would pass for newer than any edit until the clock has caught up.
+    Snakemake compares times: such an output would count as newer than any edit for some time.
     """
     for output in outputs:
         if os.path.lexists(output) and output.lstat().st_mtime_ns >= moment:

@@ -25,7 +25,7 @@ class Kind:
     """The outputs below the directory where they are the same for all stages of the kind."""
 
     def stage(self, project: Project, directory: Path, task: str) -> Stage:
-        """What `choose` says, remembered while params/ does not change."""
+        """The result of `choose`, cached while params/ does not change."""
         with one_look():
             return _remembered(self, project, directory, task, stamp(project.params))
 

@@ -37,7 +37,7 @@ class Moments(Strict):
 
 
 class Expected(Strict):
-    """What a whole copy of a data set holds; null where nobody counted."""
+    """What a whole copy of a data set holds; null where the number is unknown."""
 
     classes: int | None
     train: int | None

@@ -1,10 +1,10 @@
-"""Code that only some runs use, and so loaded by name: which of it a configuration asks for.
+"""Which of the modules that are loaded by name a configuration uses.
 
 The configuration names the format of the images. Whether RandAugment changes a run's views follows from the recipes
-that its method asks for. Their names stand as texts in the method's module: a recipe counts as asked for when such a
-text, or a value of the method's configuration, is its name. So a recipe that the method may but does not choose counts
-too; one whose name the method puts together from parts does not, and a job that loads code which is not in its code
-hashes fails.
+that its method uses. Their names are string literals in the method's module: a recipe counts as used if such a string,
+or a value of the method's configuration, is its name. So a recipe that the method could use but does not counts too. A
+recipe whose name the method builds from parts is not found; then the job fails, because it loads code that is not in
+its code hashes.
 """
 
 import ast

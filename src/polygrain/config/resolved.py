@@ -43,7 +43,7 @@ def check_protocol(project: Project, name: str, where: str) -> None:
 def _protocols(project: Project, run: Run, changes: Config, stamp: int) -> Config:
     """Every protocol as its file declares it for the run's scale, with what scale and variant change of it.
 
-    One whose file is no YAML is left out: whoever asks for it is told so, and nobody else.
+    One whose file is no YAML is left out: only a request for it is an error.
     """
     known, where = protocols(project), f"{run.path}: evaluate.protocols"
     for name in changes:
@@ -94,7 +94,7 @@ def _dataset(project: Project, name: str, stamp: int) -> Config:
 def datasets_in(project: Project, form: str) -> list[str]:
     """The data sets of one format, `pixels` or `encoded`.
 
-    One whose file is broken counts as `pixels`: whoever asks for it is told so, and nobody else.
+    One whose file is broken counts as `pixels`: only a request for it is an error.
     """
     return [name for name in choices(project.params, "dataset") if _format(project, name) == form]
 

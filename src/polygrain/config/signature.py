@@ -1,7 +1,7 @@
 """The values that a method, backbone, optimiser or evaluator takes, read from its source without importing it.
 
-A constructor's signature is the schema of its YAML: written once, and readable at the time the job graph is built, when
-torch must not be imported.
+A constructor's signature is the schema of its YAML, so it is written once. It is read from the syntax tree, because
+torch must not be imported while the job graph is built.
 """
 
 import ast

@@ -34,7 +34,7 @@ class Column(Strict):
     value: Unset = ""
     """Name of a value in `results/{protocol}.json`, such as `fashion-mnist/1%/top1`."""
     fact: Literal["images_seen", "encoder_passes", ""] = ""
-    """Name of a fact that the workflow knows before a run."""
+    """Name of a fact that is known before a run."""
     setting: Annotated[str, Field(pattern=r"^([a-z_]+(\.[a-z0-9_]+)+)?$")] = ""
     """Dotted key of a run's configuration, such as `method.grains`; printed as text."""
     reported: bool = False
@@ -80,7 +80,7 @@ class Compare(Strict):
 
 
 class Citation(Strict):
-    """A reported number: which record stands in which cell."""
+    """A reported number: the record that is printed in a cell."""
 
     row: Words
     column: Words
@@ -122,7 +122,7 @@ class WrittenTable(Strict):
             _known("compare.reference", "row", label, rows)
         for group in self.groups:
             if compare.by_group and sum(row.label in compare.reference for row in group.rows) > 1:
-                raise ValueError(f"compare: by_group, but '{group.label}' has several reference rows; leave it one")
+                raise ValueError(f"compare: by_group, but '{group.label}' has several reference rows; keep one")
         for name in compare.columns:
             _known("compare.columns", "column", name, columns)
             if not next(column.protocol for column in self.columns if column.id == name):

@@ -182,12 +182,12 @@ def _fill(project: Project, spec: dict[str, Any], row: dict[str, Any], table: Ta
         **row,
         "runs": [str(run.path) for run in runs],
         "facts": facts(config),
-        "settings": _settings(config, [column["setting"] for column in spec["columns"] if "setting" in column]),
+        "settings": settings(config, [column["setting"] for column in spec["columns"] if "setting" in column]),
         "inputs": {str(run.path): _hashes(project, _stages(project, spec, run)) for run in runs},
     }
 
 
-def _settings(config: Config, keys: list[str]) -> dict[str, Any]:
+def settings(config: Config, keys: Sequence[str]) -> dict[str, Any]:
     """The values of dotted keys, of those that this run has: another method's constructor takes other values."""
     found: dict[str, Any] = {}
     for key in keys:

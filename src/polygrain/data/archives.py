@@ -155,7 +155,7 @@ def download(url: str, path: Path) -> None:
 
 
 def pause() -> float:
-    """Seconds between two updates of a progress bar; seldom when nobody watches."""
+    """Seconds between two updates of a progress bar; longer when the output is no terminal."""
     return 0.5 if sys.stderr.isatty() else 30.0
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from polygrain.config.typed import ChannelMoments
 
 FORMATS = {1: "pixels", 2: "encoded"}
-"""`format` of a manifest -> the word in params/dataset, which is also the module's name in a room that knows both."""
+"""`format` of a manifest -> the word in params/dataset, which is also the module's name in the rooms that have both."""
 _MODULES = {1: "polygrain.data.packed", 2: "polygrain.data.encoded"}
 
 

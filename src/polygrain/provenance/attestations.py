@@ -1,8 +1,8 @@
-"""Attestations: a run that was made by other code counts as made by the present one, because running both has shown it.
+"""Attestations: a run that was made by older code counts as made by the present code, because both gave equal bytes.
 
-They stand in one committed file, a line each, which no rule reads or writes. An attestation leads from the code hashes
-and the environment that a run was recorded with to those that it has been compared with; nothing else may differ. One
-that follows on another is counted with it.
+They are in one committed file, one per line; no rule reads or writes it. An attestation names the code hashes and the
+environment that a run was recorded with (`old`) and those that were compared with it (`new`); nothing else may differ.
+Attestations can form a chain: `new` of one is `old` of the next.
 """
 
 import json
@@ -51,7 +51,7 @@ def read_attestations(root: Path) -> tuple[Attestation, ...]:
 
 @cache
 def _read(path: Path, mtime_ns: int, size: int) -> tuple[Attestation, ...]:
-    """Read once per process and state of the file, which the last two arguments stand for."""
+    """Read once per process and state of the file; the last two arguments are the key of that state."""
     return parse_attestations(path.read_text(encoding="utf-8"), str(path))
 
 

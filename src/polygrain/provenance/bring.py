@@ -1,9 +1,9 @@
 """Copy recorded files from DVC's cache, or its remote, into the checkout; each is verified first.
 
-DVC reads `dvc.yaml` and `dvc.lock` again for every stage that is named to it, minutes for a hundred stages, and it
-checks out whole stages over whatever is in place. So the outputs wanted are listed in a `.dvc` file of our own (DVC's
-documented format) that sends them to a scratch folder; both are gone at the end, and the next restore clears what an
-interrupted one left.
+DVC reads `dvc.yaml` and `dvc.lock` again for every stage that it is given, which takes minutes for a hundred stages,
+and it overwrites all files of a stage. So the wanted outputs are listed in a `.dvc` file of our own (DVC's documented
+format) that puts them into a scratch folder. Both are removed at the end; what an interrupted restore left is removed
+by the next one.
 """
 
 import os
@@ -83,6 +83,8 @@ def _drop_damaged(failed: Mapping[Path, str], root: Path) -> set[Path]:
         try:
             held.unlink(missing_ok=True)
         except PermissionError:
-            raise UserError(f"{held}: damaged, and not yours to remove; ask its owner to, then restore again") from None
+            raise UserError(
+                f"{held}: damaged, and you may not remove it; ask its owner to, then restore again"
+            ) from None
         (root / SCRATCH / path).unlink()
     return damaged

@@ -1,8 +1,8 @@
-"""Whether the checkout would still build what `dvc.lock` records. Hashes alone decide: no training, no data.
+"""Whether the checkout would still build what `dvc.lock` records. Only hashes are compared: no training, no data.
 
-Two kinds of problems. *Stale*: code, configuration or environment moved on since `dvc.lock` was written; that is
-honest as long as the published table says so in its first line. *Broken*: the lock contradicts itself, or a file is not
-what the lock says; no mark excuses that.
+Two kinds of problems. *Stale*: code, configuration or environment changed since `dvc.lock` was written; that is
+accepted if the first line of the published table says so. *Broken*: the lock contradicts itself, or a file is not what
+the lock says; that is never accepted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Standing:
-    """`holds`: nothing to say. `marked stale`: outdated, and every table concerned says so. `fails`: else."""
+    """`holds`: no problem. `marked stale`: outdated, and every table concerned says so. `fails`: all other cases."""
 
     state: Literal["holds", "marked stale", "fails"]
     lines: tuple[str, ...]
@@ -45,8 +45,8 @@ def verdict(
 ) -> Standing:
     """Judge the problems that `find_problems` finds by the marks on the published Markdown tables.
 
-    A stale problem is accepted when every table that descends from its stage is marked (every table at all,
-    when none descends from it). A mark without a reason fails as well: a published sentence has to be true.
+    A stale problem is accepted when every table that descends from its stage is marked (every table,
+    when none descends from it). A mark without a reason fails as well.
     """
     problems = find_problems(stages, root, published, facts)
     tables = _ancestry_of_tables(stages, published)
@@ -82,7 +82,7 @@ def mark_stale(published_markdown: Path, problems: Sequence[str]) -> None:
     marked = without_mark(content)
     if problems:
         count = "1 difference" if len(problems) == 1 else f"{len(problems)} differences, the first"
-        reason = f" the checkout has moved on since these numbers were made; {count}: {problems[0]}\n\n"
+        reason = f" code or params changed since these numbers were made; {count}: {problems[0]}\n\n"
         marked = STALE + reason.encode() + marked
     if marked != content:
         write_bytes(published_markdown, marked)
@@ -105,7 +105,7 @@ def find_problems(
 ) -> list[Problem]:
     """Every difference between the checkout and `dvc.lock`; none when the claim holds.
 
-    The first three arguments are those of `record`; `facts` is asked where a job made other bytes here. Stale marks do
+    The first three arguments are those of `record`; `facts` is called where a job made other bytes here. Stale marks do
     not count here: see `verdict`. Raises UserError when a configuration is missing or `dvc.lock` is broken.
     """
     lock = read_lock(root)

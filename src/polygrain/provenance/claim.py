@@ -18,7 +18,7 @@ def claim_id(runs: Mapping[str, Mapping[str, str]]) -> str:
 
     `runs` maps a run path, such as `runs/cpu/cifar100/wcl/default/seed0`, to the SHA-256 in hex of each of
     `PARTS`. The order of either mapping does not matter. Raises ValueError when there is no run, a part is
-    missing or added, or a value is no hash: an id over less would promise too much.
+    missing or added, or a value is no hash: such an id would not identify the inputs.
     """
     if not runs:
         raise ValueError("a claim needs at least one run")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 TOLERANCE = 1e-3
-"""Largest difference of two numbers that counts as near, times the larger of them and at least times 1."""
+"""Largest relative difference of two numbers that still counts as equal; for numbers below 1 it is absolute."""
 
 
 @dataclass(frozen=True)

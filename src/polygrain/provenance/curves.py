@@ -17,7 +17,7 @@ from polygrain.provenance.stage import Stage
 
 CURVES = Path("reports/published/curves")
 ROWS = 500
-"""At most about so many rows are kept of a curve: a plot shows no more, and git keeps the file."""
+"""Rows that are kept of a curve, at most: a plot shows no more, and the file is committed to git."""
 
 
 def curve_path(stage: Stage) -> Path:

@@ -1,4 +1,4 @@
-"""In what a stage of `dvc.lock` differs from the stage as the checkout would run it now.
+"""How a stage of `dvc.lock` differs from the stage as the checkout would run it now.
 
 `check-lock` and `restore` ask the same question of every stage: is what is on record the output of exactly this
 command, these parameters, this code, environment and data?
@@ -22,7 +22,7 @@ _LONGEST = 200  # characters of two values that a line may quote
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference. `stale`: the checkout moved on, which is honest; else the lock or the checkout is broken."""
+    """One difference. `stale`: the checkout changed since the record; else the lock or the checkout is broken."""
 
     what: str
     stale: bool = True
@@ -30,7 +30,7 @@ class Difference:
 
 
 class Claim(NamedTuple):
-    """The MD5 of another stage's output as the caller knows it; None when nothing is known."""
+    """The MD5 of another stage's output as the caller has it; None when it is unknown."""
 
     maker: str
     md5: str | None
@@ -80,13 +80,15 @@ def _dependencies(
         if path.as_posix() in passed:
             continue
         if md5 is None:
-            yield Difference(f"depends on {path}, {LOCK} does not know")
+            yield Difference(f"depends on {path}, which {LOCK} does not list")
         elif path in upstream:
             if upstream[path].md5 not in (None, md5):
-                yield Difference(f"used another {path} than {upstream[path].maker} made, by {LOCK}", stale=False)
+                yield Difference(
+                    f"used another {path} than {upstream[path].maker} made, according to {LOCK}", stale=False
+                )
         elif (now := hashes.md5(path)) is None:
-            yield Difference(f"{path} is missing, so it proves nothing", stale=False, remedy="put it back")
+            yield Difference(f"{path} is missing, so it cannot be compared", stale=False, remedy="put it back")
         elif now != md5:
             yield Difference(f"{path} changed since {LOCK} was written")
     for name in sorted(set(locked.dependencies) - {path.as_posix() for path in stage.dependencies} - passed):
-        yield Difference(f"depended on {name} by {LOCK}, now it does not")
+        yield Difference(f"depended on {name} according to {LOCK}, now it does not")

@@ -25,9 +25,9 @@ def complaint(done: "subprocess.CompletedProcess[str]") -> str:
 def settings(root: Path) -> Mapping[str, str]:
     """Read DVC's settings from all its files: `core.remote`, `cache.type` and so on.
 
-    Raises UserError when DVC cannot read them, where DVC expects git and there is none, and for hard links: an output
-    that is linked so is read-only, so that Snakemake refuses to replace it, and it has its times in common with the
-    cache and with every other checkout that uses this cache, so that no order of times can hold.
+    Raises UserError when DVC cannot read them, where DVC expects git and there is none, and for hard links: a
+    hard-linked output is read-only, so Snakemake cannot replace it, and it shares its times with the cache and with
+    every other checkout that uses this cache, so file times cannot be ordered.
     """
     done = dvc(root, "config", "--list")
     if done.returncode:

@@ -2,8 +2,8 @@
 
 A stage's packages are those that the modules in its import closure import, as far as they can change a number or a
 page. Their versions are read from `requirements.lock` and not from the interpreter, so that every machine writes the
-same bytes. Left out on purpose: the CUDA libraries, because torch's own release fixes each of them; and what only
-moves files or parses texts.
+same bytes. Left out on purpose: the CUDA libraries, because each release of torch fixes their versions; and packages
+that only move files or parse texts.
 """
 
 import re
@@ -64,7 +64,7 @@ def environment(lock: Path, packages: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _locked(lock: Path, mtime_ns: int, size: int) -> dict[str, str]:
-    """Every package's version; read once per process and state of the file, which the last two arguments stand for."""
+    """Every package's version; read once per process and state of the file, given by the last two arguments."""
     versions: dict[str, set[str]] = {}
     for name, version in _REQUIREMENT.findall(lock.read_text(encoding="utf-8")):
         versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)

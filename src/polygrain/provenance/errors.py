@@ -1,4 +1,4 @@
-"""The one exception that reaches a person: a line that says what, where and what to do."""
+"""The exception whose text a user sees: one line that says what is wrong, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable

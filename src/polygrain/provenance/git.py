@@ -1,7 +1,7 @@
-"""Git, asked in one way: bytes come out, and the reason when it refuses, with its remedy.
+"""Read-only git commands; an error carries git's own message.
 
-Git looks at the repository of the folder that it is asked in, whatever a hook's environment names, and it does so for
-an owner other than the user's, too (a container, a shared folder): it is only read.
+Git reads the repository of the given folder, also inside a git hook whose environment names another one, and also if
+the folder belongs to another user (a container, a shared folder).
 """
 
 import os
@@ -13,7 +13,7 @@ from polygrain.provenance.errors import UserError
 
 GIT = (
     *("git", "--no-pager", "--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"),
-    # replacement objects would show this machine another past than everybody else's
+    # replacement objects would change the history that git shows on this machine
     "--no-replace-objects",
 )
 # Set inside git hooks; they would point every git command at the user's own repository.
@@ -49,7 +49,7 @@ def inside(root: Path) -> bool:
 
 
 def tracked(root: Path) -> bool:
-    """Whether git holds files of the folder `root`. One that was unpacked inside another repository is not of that one.
+    """Whether git tracks files of the folder `root`; not so for an archive unpacked inside another repository.
 
     False outside git and without git. Raises UserError when git cannot read the repository.
     """

@@ -23,8 +23,7 @@ def md5_file(path: Path) -> str:
 class Hashes:
     """MD5 and SHA-256 of files under `root`, remembered by a file's inode, size and modification time.
 
-    So a file that is renamed is not read again. It lives as long as one command: an edit that hides its traces
-    between two commands is still read.
+    So a file that is renamed is not read again. Nothing is kept between two commands.
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,10 +1,10 @@
 """Whether each stage's outputs in a checkout are valid, by content hashes only, never by times, git or caches.
 
-An output counts when one of two witnesses vouches for it. `dvc.lock` does when its stage has the same command,
-parameters, code, environment and data, and the outputs in place have its hashes. The stage's own record does when it
-describes the outputs in place and every input in place. Inputs that other stages made must have been judged good first,
-so a verdict rests on the whole ancestry. Of the ancestors only the content counts, not how it was made: a data set that
-was packed here and has the recorded bytes counts as the recorded one.
+An output is valid if `dvc.lock` or its own record confirms it. `dvc.lock` confirms it if its stage has the same
+command, parameters, code, environment and data, and the outputs in place have its hashes. The stage's own record
+confirms it if it describes the outputs in place and every input in place. Inputs that other stages made must be valid
+first, so a verdict depends on all ancestors. Of the ancestors only the content counts, not how it was made: a data set
+that was packed here and has the recorded bytes counts as the recorded one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,11 @@ class Finding:
 def judge(stages: Sequence[Stage], root: Path, locks: Sequence[Lock], hashes: Hashes) -> dict[str, Finding]:
     """Judge every stage, inputs before what is made from them. `stages` must hold the ancestors of each of them.
 
-    `locks`: dvc.lock, and, in a merge, the other branch's; any of them may vouch for a stage.
+    `locks`: dvc.lock, and, in a merge, the other branch's; any of them may confirm a stage.
 
-    *in place*: dvc.lock vouches for the outputs in place. *built here*: only the stage's record does. *absent*:
-    dvc.lock vouches for outputs of which some are not in place. *stale*: nothing vouches for what this stage would
-    make now. Raises UserError when a stage's configuration is missing.
+    *in place*: dvc.lock confirms the outputs in place. *built here*: only the stage's record does. *absent*: dvc.lock
+    confirms the outputs, but some are not in place. *stale*: nothing confirms what this stage would make now. Raises
+    UserError when a stage's configuration is missing.
     """
     made = makers(stages)
     findings: dict[str, Finding] = {}
@@ -118,6 +118,6 @@ def _record(stage: Stage, root: Path) -> Mapping[str, Any] | None:
 
 
 def _said(said: Mapping[str, Any], part: str, path: Path) -> str | None:
-    """Look up the SHA-256 that a record gives for a file; None when it does not know the file."""
+    """Look up the SHA-256 that a record gives for a file; None when it does not list the file."""
     entry = (said.get(part) or {}).get(path.as_posix())
     return entry["sha256"] if entry else None

@@ -1,8 +1,8 @@
 """`dvc.lock`: what DVC recorded of each stage.
 
-A lock of a hundred stages takes seconds to parse as a whole, and one commit changes a few of them. So the text is cut
-where its stages begin and each distinct piece is parsed once. A text that cannot be cut that way (another indentation,
-an anchor, a quote left open) is parsed as a whole; what then still is no lock is a fault.
+A lock of a hundred stages takes seconds to parse as a whole, and one commit changes only a few of them. So the text is
+split where its stages begin, and each distinct piece is parsed once. A text that cannot be split that way (another
+indentation, an anchor, an open quote) is parsed as a whole; if that fails, an error is raised.
 """
 
 import json
@@ -24,7 +24,7 @@ from polygrain.provenance.yaml12 import dotted, one_line, parse_yaml
 
 LOCK = Path("dvc.lock")
 CONFIGURATIONS = "configurations"
-"""Entries with this task keep configurations for `dvc params diff`; they are no jobs."""
+"""Entries with this task hold configurations for `dvc params diff`; they are not jobs."""
 
 T = TypeVar("T")
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
@@ -81,7 +81,7 @@ class LockParser:
         self._stages: dict[str, Locked] = {}
 
     def parse(self, content: bytes) -> Lock:
-        """Read a lock's bytes. Raises UserError, which names no file, when they are none."""
+        """Parse the bytes of a lock. Raises UserError, without the name of the file, when they are not a lock."""
         try:
             text = content.decode()
             stages = self._by_stage(text)
@@ -166,8 +166,8 @@ def read_lock(root: Path) -> Lock:
 def read_locks(root: Path) -> list[Lock]:
     """Read `dvc.lock` and, while git is merging, that of the other branch. Raises UserError as `read_lock` does.
 
-    Git must not merge the lines of the two files: one branch's parameters beside the other's outputs would be a claim
-    that nobody made (`.gitattributes` forbids it). Whole stages of either branch are true.
+    Git must not merge the lines of the two files (`.gitattributes` forbids it): one branch's parameters beside the
+    other's outputs would describe a build that never happened. A whole stage of either branch is valid.
     """
     name = f"MERGE_HEAD:./{LOCK}"
     own = read_lock(root)

@@ -3,8 +3,8 @@
 Libraries read these variables while they load, so a process that lacks one starts itself again with all
 of them set. One thread per job: parallel work comes from running jobs side by side, and a sum over two
 threads is another sum. The instruction set is capped at AVX2, which every x86-64 server of the last ten
-years has, so that a newer processor does not choose other kernels. MKL has to be capped lower: it honours AVX2 on
-processors of its own maker alone.
+years has, so that a newer processor does not choose other kernels. MKL has to be capped lower: it uses AVX2 on Intel's
+processors only.
 """
 
 import os

@@ -1,12 +1,13 @@
 """Bring recorded outputs back into a checkout, with proof, so that Snakemake runs only what is stale.
 
-After a plain `dvc pull`, times decide what Snakemake runs. So it may train everything again, or, without its own notes
-of the last run, accept outputs of parameters that were edited since. Here content decides (`judge`). What nothing
-vouches for is deleted. The rest is stamped with Snakemake's own `--touch`, which sets the times and writes the notes.
+After a plain `dvc pull`, file times decide what Snakemake runs. So it may train everything again, or, without its own
+metadata of the last run, accept outputs of parameters that were edited since. Here content hashes decide (`judge`).
+Outputs that neither `dvc.lock` nor a record confirms are deleted. The others are stamped with Snakemake's own
+`--touch`, which sets the times and writes the metadata.
 
-Every byte is hashed here and compared with `dvc.lock`, never with what DVC believes: DVC trusts its cache, and `dvc
-status` calls a checkout clean whose cached object was damaged. For the same reason `dvc status --json` is not asked at
-all: command, parameters, dependencies and outputs are each compared with the lock already.
+Every byte is hashed here and compared with `dvc.lock`. DVC's own status is not used: DVC trusts its cache, and `dvc
+status` calls a checkout clean even if a cached object was damaged. Command, parameters, dependencies and outputs are
+each compared with the lock.
 """
 
 import fcntl
@@ -38,10 +39,10 @@ Outcome = Literal["restored", "in place", "built here", "stale", "missing"]
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of one stage's outputs.
+    """The outcome for one stage's outputs.
 
-    `md5` of each one that is vouched for, in place or not; `lacking` those that are not in place, `removed` those of
-    them that were there with bytes that nothing vouches for.
+    `md5`: of each confirmed output, in place or not. `lacking`: those not in place. `removed`: those that were deleted
+    because their bytes were not confirmed.
     """
 
     outcome: Outcome
@@ -52,11 +53,11 @@ class Restored:
 
 
 def restore(stages: Sequence[Stage], root: Path, check_free: Callable[[], None]) -> dict[str, Restored]:
-    """Bring back the outputs of `stages` that `dvc.lock` vouches for; return an outcome per stage name.
+    """Bring back the outputs of `stages` that `dvc.lock` confirms; return an outcome per stage name.
 
-    Outputs that only the record of this tree's own run vouches for stay; what nothing vouches for is deleted.
-    `stages` must hold the ancestors of each of them, with their staleness files up to date. `check_free` raises when
-    something else works in this tree; it is asked before anything changes and again before anything is stamped.
+    Outputs that only the record of this tree's own run confirms stay; all others are deleted. `stages` must hold the
+    ancestors of each of them, with their staleness files up to date. `check_free` raises when another process works in
+    this tree; it is called before anything changes and again before anything is stamped.
     Raises UserError without a lock, for one with merge conflicts, and for what DVC or Snakemake refuse.
     """
     locks = read_locks(root)
@@ -78,7 +79,7 @@ def _restore(
     removed: set[Path] = set()
     last = first
     while True:
-        # what arrives can make a record that stood alone complete, and so vouch for more
+        # files that arrive can complete a record, which then confirms more outputs
         while lacking := {
             path: found.claims[path]
             for found in last.values()
@@ -102,9 +103,9 @@ def _restore(
 
 
 def stamp(stages: Sequence[Stage], root: Path) -> dict[str, Finding]:
-    """Let Snakemake take what is vouched for and in place as made just now; bring and remove nothing.
+    """Give confirmed outputs in place the present time, for Snakemake; bring and remove nothing.
 
-    Arguments and errors are those of `restore`; returns what each stage's outputs are worth.
+    Arguments and errors are those of `restore`; returns the finding of each stage.
     """
     with _alone(root):
         findings = judge(stages, root, read_locks(root), Hashes(root))
@@ -151,10 +152,10 @@ def _remove(root: Path, outputs: Sequence[Path]) -> set[Path]:
 
 
 def _stamp(stages: Sequence[Stage], root: Path, findings: Mapping[str, Finding]) -> None:
-    """Let Snakemake take the outputs that are vouched for as made just now, and nothing else.
+    """Give confirmed outputs the present time, for Snakemake, and no others.
 
-    All ancestors of such an output are vouched for as well, so `--forceall` reaches no other. An output whose time was
-    in order keeps it: tables that were not asked for share data sets with this one and must not look outdated.
+    All ancestors of such an output are confirmed as well, so `--forceall` reaches no other. An output whose time was
+    in order keeps it: other tables share data sets with this one and must not look outdated.
     """
     proven = {stage.name: [path for path in stage.outputs if (root / path).is_file()] for stage in stages}
     proven = {name: paths for name, paths in proven.items() if paths and findings[name].claims}

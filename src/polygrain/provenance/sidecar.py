@@ -12,45 +12,35 @@ from typing import Any
 from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file, write_text
 from polygrain.provenance.git import git, tracked
 from polygrain.provenance.machine import machine
+from polygrain.provenance.stage import Stage
 
 
 @contextmanager
-def recorded(
-    sidecar: Path,
-    *,
-    stage: str,
-    inputs: Sequence[Path],
-    outputs: Sequence[Path],
-    config: Path | None,
-    code: Path | None = None,
-    environment: Path | None = None,
-    manifests: Sequence[Path] = (),
-) -> Iterator[None]:
-    """Run a job's body and write its record to `sidecar` once the body has succeeded.
+def recorded(stage: Stage) -> Iterator[None]:
+    """Run a stage's job in the project root and write its record to `stage.sidecar` once the body has succeeded.
 
-    The record holds wall and CPU seconds, peak memory (MiB of the largest process so far), command, times,
-    commit, machine, and the SHA-256 and bytes of inputs and outputs; apart from them those of `config`, of the code
-    fingerprint `code` and of the locked `environment`, and the data hash over `manifests`, the data sets behind the
-    outputs (none when one of them is no longer here: a job may read features alone). What a job reads is hashed
-    before the body runs, what it makes after it. An old record is removed first and none is written when the body
-    raises, so a record never describes other bytes. Raises UserError when an input, or afterwards an output, is
-    missing.
+    The record holds wall and CPU seconds, peak memory (MiB of the largest process so far), command, times, commit,
+    machine, and the SHA-256 and bytes of inputs and outputs; apart from them those of configuration, code and
+    environment, and the data hash over the manifests of the data sets behind the outputs (none when one of them is no
+    longer here: a job may read features alone). What a job reads is hashed before the body runs, what it makes after
+    it. An old record is removed first and none is written when the body raises, so a record never describes other
+    bytes. Raises UserError when an input, or afterwards an output, is missing.
 
     Format 2 adds `code`, `environment` and `data` to format 1, and machine facts; what format 1 had is unchanged.
     """
-    sidecar.unlink(missing_ok=True)
+    stage.sidecar.unlink(missing_ok=True)
     record: dict[str, Any] = {
         "format": 2,
-        "stage": stage,
+        "stage": stage.task,
         "command": list(sys.argv),
         "git": git_state(),
-        "inputs": _describe(inputs),
-        "config": _describe([config]) if config else None,
-        "code": _describe([code]) if code else None,
-        "environment": _describe([environment]) if environment else None,
+        "inputs": _describe(stage.dependencies),
+        "config": _describe([stage.config_path]),
+        "code": _describe([stage.code_path]),
+        "environment": _describe([stage.environment_path]),
         "started": _now(),
     }
-    read = [path for path in manifests if path not in outputs]
+    read = [path for path in stage.manifests if path not in stage.outputs]
     upstream = _describe([path for path in read if path.is_file()])
     wall, cpu = time.perf_counter(), _cpu_seconds()
     yield
@@ -60,10 +50,10 @@ def recorded(
     record["finished"] = _now()
     record["machine"] = machine()
     record["modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "polygrain")
-    record["outputs"] = _describe(outputs)
-    made = _describe([path for path in manifests if path in outputs])
+    record["outputs"] = _describe(stage.outputs)
+    made = _describe([path for path in stage.manifests if path in stage.outputs])
     record["data"] = data_hash({**upstream, **made}) if len(upstream) == len(read) else None
-    write_text(sidecar, canonical_json(record))
+    write_text(stage.sidecar, canonical_json(record))
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:
@@ -87,14 +77,7 @@ def data_hash(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
 
 
 def _describe(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    return {_name(path): {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in paths}
-
-
-def _name(path: Path) -> str:
-    """Name a file relative to the project root, where jobs run, when it lies inside."""
-    here = Path.cwd()
-    inside = path.is_absolute() and path.is_relative_to(here)
-    return (path.relative_to(here) if inside else path).as_posix()
+    return {path.as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in paths}
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
 """One job of the workflow as one object: what it reads and writes, what decides its outputs, and what it costs.
 
-Rules, dvc.yaml, `plan`, `trace`, `crate`, `record`, `restore` and `audit` ask this object; none of them knows a file of
-a stage by itself. Paths are relative to the project root.
+Rules, dvc.yaml, `plan`, `trace`, `crate`, `record`, `restore` and `audit` take all file names of a stage from this
+object. Paths are relative to the project root.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

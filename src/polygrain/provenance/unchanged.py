@@ -1,7 +1,7 @@
-"""Refuse outputs whose inputs changed while the job ran, and remove what killed jobs left.
+"""Refuse outputs whose inputs changed while the job ran, and remove temporary files of killed jobs.
 
-Build tools compare times: an output is newer than a configuration that was edited while the job ran, and would count
-as made from it.
+Build tools compare times: if a configuration is edited while the job runs, the output is newer, and would count as made
+from the edited one.
 """
 
 import os
@@ -31,15 +31,16 @@ def unchanged(inputs: Sequence[Path], outputs: Sequence[Path]) -> Iterator[None]
             for output in outputs:
                 output.unlink(missing_ok=True)
             raise UserError(
-                f"{path}: changed while a job worked from it; what it made was removed. Run the same command again"
+                f"{path}: changed while a job used it; the outputs of the job were removed. Run the same command again"
             )
 
 
 @contextmanager
 def hashed(code: Path, outputs: Sequence[Path]) -> Iterator[None]:
-    """Run a job's body; when it loaded a module that `code` (module -> hash) does not name, remove the outputs.
+    """Run a job's body; when it loaded a module that `code` (module -> hash) does not list, remove the outputs.
 
-    Code that is loaded by name is in no import, so the configuration must say it. Raises UserError naming the module.
+    No import statement shows code that is loaded by name, so the configuration must name it. Raises UserError naming
+    the module.
     """
     before = set(sys.modules)
     yield
@@ -49,8 +50,9 @@ def hashed(code: Path, outputs: Sequence[Path]) -> Iterator[None]:
             for output in outputs:
                 output.unlink(missing_ok=True)
             raise UserError(
-                f"{name}: loaded by this job, but {code} does not hold it, so an edit would go unnoticed; what the job"
-                " made was removed. Import the module, or write a recipe's whole name as one text in the method's file"
+                f"{name}: loaded by this job, but not listed in {code}, so an edit of it would not be noticed; the"
+                " outputs of the job were removed. Import the module, or write the recipe's whole name as one string"
+                " in the method's file"
             )
 
 

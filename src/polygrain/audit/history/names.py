@@ -1,7 +1,7 @@
-"""What a person calls a cell, and what the CSV of any commit calls it.
+"""Find a cell by the names that the user gave in the CSV of any commit.
 
-Labels change and rows go. The lock of a commit holds the table's configuration of that time, so methods, variants and
-column ids are looked up there; what even that does not know is compared with the printed labels.
+Labels change over time, and rows are removed. The lock of a commit holds the table's configuration of that time, so
+methods, variants and column ids are looked up there; names that it does not have are compared with the printed labels.
 """
 
 import csv

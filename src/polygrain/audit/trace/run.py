@@ -131,7 +131,7 @@ def _sources(project: Project, evidence: Evidence, stage: Stage, printer: Printe
     if raw:
         lines = wrapped("  source", f"{raw[0].description}; licence {raw[0].licence}")
     elif account is not None:
-        # a published crate knows them too; it has no size of what is not kept here
+        # a published crate lists them too, without a size
         found = [(name, content.sha256) for name, content in sorted(account.files.items()) if content.size is None]
         lines = wrapped(
             "  source", f"by {account.source}; {stage.directory}/manifest.json, which is not here, says more"

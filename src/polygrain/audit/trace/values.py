@@ -2,17 +2,16 @@
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from polygrain.audit.cells import CellAddress
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config, origins, place_of
 from polygrain.config.project import Project
 from polygrain.config.resolved import configuration
-from polygrain.config.tables import specification
+from polygrain.config.tables import settings, specification
 from polygrain.evaluate.result import Result
 from polygrain.provenance.errors import UserError
 from polygrain.report.cells import ABSENT
@@ -95,7 +94,7 @@ def _fact(project: Project, cell: CellAddress) -> Recomputed:
 
 def _setting(project: Project, cell: CellAddress) -> Recomputed:
     config = configuration(project, cell.runs[0])
-    values = dict(_values(config, (cell.setting,)))
+    values = settings(config, (cell.setting,))
     if not values:
         return Recomputed(ABSENT, [f"{cell.runs[0].path} has no {cell.setting}"])
     return Recomputed(setting_text(values[cell.setting]) or ABSENT, _keys(project, cell, config, (cell.setting,)))
@@ -108,7 +107,7 @@ def _keys(project: Project, cell: CellAddress, config: Config, keys: Sequence[st
     waiting = list(keys)
     while waiting:
         key = waiting.pop(0)
-        for name, value in () if key in values else _values(config, (key,)):
+        for name, value in settings(config, () if key in values else (key,)).items():
             place = place_of(name, places)
             values[name] = (f"{name} = {value}", place)
             waiting += _REFERENCE.findall(_written(project, place))
@@ -120,17 +119,6 @@ def _written(project: Project, place: str) -> str:
     """The line `file:number` of params."""
     file, _, number = place.rpartition(":")
     return (project.root / file).read_text(encoding="utf-8").splitlines()[int(number) - 1] if file else ""
-
-
-def _values(config: Config, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    for key in keys:
-        value: Any = config
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                break
-            value = value[part]
-        else:
-            yield key, value
 
 
 def _reported(project: Project, cell: CellAddress) -> Recomputed:
