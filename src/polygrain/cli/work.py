@@ -6,12 +6,13 @@ from pathlib import Path
 
 import polygrain
 from polygrain.config.inputs import write_inputs
+from polygrain.config.listing import is_listed
 from polygrain.config.project import Project
 from polygrain.config.stages import frozen_stage, stage_of
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.environment import check_installed
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import read_json
+from polygrain.provenance.files import read_json, write_bytes
 from polygrain.provenance.pins import pin_torch
 from polygrain.provenance.sidecar import recorded
 from polygrain.provenance.stage import Stage
@@ -35,7 +36,8 @@ def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> Non
     _check(project, stage)
     remove_leftovers([*stage.outputs, stage.sidecar, stage.timing, stage.state])
     inputs = [*stage.inputs, stage.code_path, stage.environment_path]
-    with unchanged([stage.config_path, *inputs], [*stage.outputs, stage.sidecar]):
+    listed = [stage.listing_path] if is_listed(stage) else []
+    with unchanged([stage.config_path, *inputs, *listed], [*stage.outputs, stage.sidecar]):
         if "torch" in read_json(stage.environment_path)["packages"]:
             pin_torch()
         with (
@@ -52,6 +54,8 @@ def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> Non
             hashed(stage.code_path, stage.outputs),
         ):
             import_module(stage.entries[0]).run(stage, **options)
+        for path in listed:
+            write_bytes(stage.packed_listing, path.read_bytes())
 
 
 def _check(project: Project, stage: Stage) -> None:

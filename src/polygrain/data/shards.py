@@ -10,10 +10,9 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from polygrain.data.archives import pause
 from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, EncodedData, Limits, measure, shard_name
+from polygrain.data.files import EncodedRaw, no_images
 from polygrain.data.packed import MANIFEST
 from polygrain.data.prepare import (
     MeanStd,
@@ -35,8 +35,7 @@ from polygrain.data.prepare import (
     split,
     write_array,
 )
-from polygrain.data.raw import Raw
-from polygrain.data.tally import Left, by_suffix, duplicates, shown, tally
+from polygrain.data.tally import by_suffix, duplicates, shown, tally
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import atomic_path, canonical_json, write_bytes, write_text
@@ -50,24 +49,6 @@ SHARD_BYTES = 256 * 2**20
 STATISTICS_IMAGES = 10_000
 SMALL = ("index.npz", "labels.npy", "splits.npz")
 _SCRATCH = ".packing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedRaw(Raw):
-    """A data set as image files; `images` is an empty stand-in of the right length, see `no_images`."""
-
-    root: Path
-    names: Sequence[str]
-    """Path of each image's file below `root`, with forward slashes."""
-    left: Left = field(default_factory=Counter)
-    """What a reader saw and did not take."""
-    duplicates: str = "allow"
-    """`refuse` when no two splits may hold the same file."""
-
-
-def no_images(count: int) -> np.ndarray:
-    """What stands for the pixels of `count` images that are still in their files: no bytes, [count, 0, 0, 0]."""
-    return np.empty((count, 0, 0, 0), dtype=np.uint8)
 
 
 def run(stage: "Stage") -> None:
