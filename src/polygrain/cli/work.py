@@ -1,6 +1,8 @@
 """The verbs that make things: each reads its frozen inputs, does one stage, and leaves a record of how."""
 
 import os
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import polygrain
 from polygrain.config.inputs import write_inputs
 from polygrain.config.listing import is_listed
 from polygrain.config.project import Project
+from polygrain.config.run_stages import without_shards
 from polygrain.config.stages import frozen_stage, stage_of
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.environment import check_installed
@@ -34,6 +37,9 @@ def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> Non
         stage = stage_of(project, verb, target)
         write_inputs(project, stage)
     _check(project, stage)
+    if stage.verb != "prepare":
+        for folder in without_shards(project.root, stage):
+            _pack_again(folder)
     remove_leftovers([*stage.outputs, stage.sidecar, stage.timing, stage.state])
     inputs = [*stage.inputs, stage.code_path, stage.environment_path]
     listed = [stage.listing_path] if is_listed(stage) else []
@@ -56,6 +62,27 @@ def run_stage(verb: str, target: str, *, workflow: bool, **options: bool) -> Non
             import_module(stage.entries[0]).run(stage, **options)
         for path in listed:
             write_bytes(stage.packed_listing, path.read_bytes())
+
+
+def _pack_again(folder: Path) -> None:
+    """Pack the shards of a restored data set, in a process of its own: this one tells of a job that packs nothing."""
+    print(f"{folder}: its shards are on no record; packing them again", flush=True)
+    command = [sys.executable, "-m", "polygrain.cli.main", "prepare", "--shards", "--workflow", str(folder)]
+    done = subprocess.run(command)
+    if done.returncode:
+        raise UserError(f"{folder}: its shards could not be packed again; the reason is above")
+
+
+def pack_shards(target: str, *, workflow: bool) -> None:
+    """Pack the shards of a data set of encoded images where they are not there. Raises UserError for another one."""
+    project = Project.here()
+    os.chdir(project.root)
+    if workflow:
+        exit_with_parent()
+    stage = stage_of(project, "prepare", target)
+    if stage.config["format"] != "encoded":
+        raise UserError(f"{target}: holds no encoded images, so it has no shards")
+    import_module(stage.entries[0]).pack_again(stage.config, stage.directory)
 
 
 def _check(project: Project, stage: Stage) -> None:

@@ -21,6 +21,10 @@ def add_to(verbs: Verbs) -> None:
         verb.add_argument(
             "--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it"
         )
+        if name == "prepare":
+            verb.add_argument(
+                "--shards", action="store_true", help="only the shards of a restored copy, which are on no record"
+            )
         if name == "pretrain":
             verb.add_argument(
                 "--resume", action="store_true", help="go on with the half-done run or refuse; never start over"
@@ -36,8 +40,11 @@ def add_to(verbs: Verbs) -> None:
 def work(options: argparse.Namespace) -> int:
     """Run one stage of the workflow in this process."""
     pin()
-    from polygrain.cli.work import run_stage
+    from polygrain.cli.work import pack_shards, run_stage
 
+    if getattr(options, "shards", False):
+        pack_shards(options.target, workflow=options.workflow)
+        return 0
     resume = {"resume": True} if getattr(options, "resume", False) else {}
     run_stage(options.verb, options.target, workflow=options.workflow, **resume)
     return 0
