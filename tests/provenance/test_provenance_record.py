@@ -115,3 +115,23 @@ def test_a_refusal_by_dvc_is_one_line_and_keeps_the_times(project: Path) -> None
         record(toy_jobs(), project, PUBLISHED)
     assert "\n" not in str(caught.value)
     assert _times(project) == times
+
+
+@pytest.mark.parametrize("folder", ["runs", "data/toy"])
+def test_a_folder_that_is_a_link_out_of_the_repository_is_refused_before_anything_is_written(
+    project: Path, tmp_path: Path, folder: str
+) -> None:
+    disk = (project / folder).rename(tmp_path / "disk")
+    (project / folder).symlink_to(disk)
+    with pytest.raises(UserError, match=rf"^{folder}: a link to {disk}, and DVC records nothing .*symlink`$"):
+        record(toy_jobs(), project, PUBLISHED)
+    assert not (project / "dvc.lock").exists()
+    assert not (project / "dvc.yaml").exists()
+    assert not (project / ".dvc/cache").exists()
+
+
+def test_a_link_within_the_repository_is_as_good_as_a_folder(project: Path) -> None:
+    (project / "runs").rename(project / "data/runs")
+    (project / "runs").symlink_to("data/runs")
+    record(toy_jobs(), project, PUBLISHED)
+    assert "run-a" in read_lock(project).stages

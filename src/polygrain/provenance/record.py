@@ -14,6 +14,7 @@ from polygrain.provenance.curves import publish_curves
 from polygrain.provenance.dvccommand import complaint, dvc, settings
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_bytes, write_if_changed
+from polygrain.provenance.git import git, inside
 from polygrain.provenance.hashes import Hashes
 from polygrain.provenance.judge import judge, objection_to_inputs, objection_to_outputs
 from polygrain.provenance.lock import LOCK, read_locks
@@ -51,6 +52,7 @@ def _check(stages: Sequence[Stage], root: Path) -> None:
 
     What `restore` brought back has no record: records stay on the machine that ran the stage.
     """
+    _check_links(stages, root)
     for stage in stages:
         for output in stage.outputs:
             if not (root / output).is_file():
@@ -62,6 +64,21 @@ def _check(stages: Sequence[Stage], root: Path) -> None:
         for stage in doubtful:
             if objection := objection_to(stage, root, hashes):
                 raise UserError(objection)
+
+
+def _check_links(stages: Sequence[Stage], root: Path) -> None:
+    """Refuse folders that are links out of the repository, before DVC does so half-way."""
+    if not inside(root):
+        return
+    top = Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n")).resolve()
+    for folder in sorted({folder for stage in stages for path in stage.outputs for folder in path.parents}):
+        place = (root / folder).resolve()
+        if (root / folder).is_symlink() and not place.is_relative_to(top):
+            raise UserError(
+                f"{folder}: a link to {place}, and DVC records nothing outside of the repository; move the folder back"
+                f" (`rm {folder} && mv {place} {folder}`) and let DVC keep the bytes on the other disk instead:"
+                " `dvc cache dir --local FOLDER-THERE && dvc config --local cache.type symlink`"
+            )
 
 
 def clear_attestations(stages: Sequence[Stage], root: Path) -> int:
