@@ -35,8 +35,7 @@ def record(options: argparse.Namespace) -> int:
     from polygrain.cli.claims import record_tables
 
     here = project()
-    record_tables(here, options.targets)
-    publish_crates(here, options.targets)
+    publish_crates(here, options.targets, record_tables(here, options.targets))
     return 0
 
 
