@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from polygrain.data import shards
+from polygrain.data.files import EncodedRaw
 from polygrain.data.readers import image_folder
 
 CONFIG: dict[str, Any] = {
@@ -11,6 +11,6 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def read(**changes: Any) -> shards.EncodedRaw:
+def read(**changes: Any) -> EncodedRaw:
     """What the reader finds, with some values of the configuration changed."""
     return image_folder.read({**CONFIG, **changes})

@@ -29,7 +29,7 @@ def options(top: argparse.ArgumentParser) -> dict[str, list[str]]:
 def test_the_command_line_is_frozen():
     """People and rules depend on it: a change here is a change of the product's interface."""
     assert options(parser()) == {
-        "prepare": ["--workflow", "target"],
+        "prepare": ["--shards", "--workflow", "target"],
         "pretrain": ["--resume", "--workflow", "target"],
         "features": ["--workflow", "target"],
         "evaluate": ["--workflow", "target"],

@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,28 @@ def test_packing_again_replaces_everything_and_clears_up(pack: Any, tmp_path: Pa
     assert {path.name for path in root.iterdir()} == {
         "config", "index.npz", "labels.npy", "manifest.json", "shards", "splits.npz",
     }  # fmt: skip
+
+
+def test_shards_that_are_not_there_are_packed_again_to_the_same_bytes(pack: Any, tmp_path: Path) -> None:
+    """As in a copy that a record brought back; of another source they are refused, and nothing is left."""
+    source = make_folder(tmp_path / "source")
+    root = pack(source)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in root.iterdir() if path.is_file()}
+    shutil.rmtree(root / "shards")
+    added = source / "train" / "ant" / "added.png"
+    added.write_bytes(next(source.rglob("*.png")).read_bytes())
+    with pytest.raises(
+        UserError, match=r"source: not the files that .*packed/manifest\.json tells of; put those there"
+    ):
+        shards.pack_again(CONFIG, root)
+    assert {path.name for path in root.iterdir()} == {path.name for path in times}
+    added.unlink()
+    shards.pack_again(CONFIG, root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in root.iterdir() if path.is_file()} == times
+    shutil.rmtree(source)
+    shards.pack_again(CONFIG, root)  # what is there is not packed
 
 
 def test_a_kill_between_the_moves_leaves_nothing_that_opens(pack: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from provenance_toy import PREPARE, PUBLISHED, TABLE, call, commit_all, dvc, toy_jobs
+from provenance_toy import PREPARE, PUBLISHED, TABLE, Toy, call, commit_all, dvc, edit, outputs, toy_jobs
 
+from polygrain.provenance.checklock import find_problems
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import read_lock
-from polygrain.provenance.record import record
+from polygrain.provenance.pipeline import dvc_yaml
+from polygrain.provenance.record import objection_to_keeping, record
+from polygrain.provenance.stage import Stage
+from polygrain.provenance.yaml12 import load_yaml
 
 OUTPUTS = [path for job in toy_jobs() for path in job.outputs]
 
@@ -115,3 +119,82 @@ def test_a_refusal_by_dvc_is_one_line_and_keeps_the_times(project: Path) -> None
         record(toy_jobs(), project, PUBLISHED)
     assert "\n" not in str(caught.value)
     assert _times(project) == times
+
+
+@pytest.mark.parametrize("folder", ["runs", "data/toy"])
+def test_a_folder_that_is_a_link_out_of_the_repository_is_refused_before_anything_is_written(
+    project: Path, tmp_path: Path, folder: str
+) -> None:
+    disk = (project / folder).rename(tmp_path / "disk")
+    (project / folder).symlink_to(disk)
+    with pytest.raises(UserError, match=rf"^{folder}: a link to {disk}, and DVC records nothing .*symlink`$"):
+        record(toy_jobs(), project, PUBLISHED)
+    assert not (project / "dvc.lock").exists()
+    assert not (project / "dvc.yaml").exists()
+    assert not (project / ".dvc/cache").exists()
+
+
+def test_a_link_within_the_repository_is_as_good_as_a_folder(project: Path) -> None:
+    (project / "runs").rename(project / "data/runs")
+    (project / "runs").symlink_to("data/runs")
+    record(toy_jobs(), project, PUBLISHED)
+    assert "run-a" in read_lock(project).stages
+
+
+def _second_table(root: Path) -> list[Stage]:
+    """A table of run b alone, built; with what is behind it."""
+    paths = tuple(map(Path, ("runs/b/checkpoint.bin", "reports/table2.md")))
+    table = Toy("table", "table2", Path("reports"), {}, (), paths[:1], paths[1:])
+    (root / table.config_path).parent.mkdir(exist_ok=True)
+    (root / table.config_path).write_text("name: table2\n")
+    (root / table.code_path).write_text("{}\n")
+    _build(root, table)
+    return [table, *(job for job in toy_jobs() if job.name in ("run-b", "toy"))]
+
+
+def _build(root: Path, job: Stage) -> None:
+    files = [",".join(map(str, paths)) for paths in (job.dependencies, job.outputs)]
+    call(root, sys.executable, "job.py", job.name, str(job.sidecar), str(job.config_path), *files)
+
+
+def test_what_one_table_recorded_stays_beside_the_next(recorded_project: Path) -> None:
+    root, before = recorded_project, load_yaml(recorded_project / "dvc.lock")["stages"]
+    second = _second_table(root)
+    first = [job for job in toy_jobs() if job.name in ("table1", "run-a")]
+    for job in first:  # nothing of it needs to be here
+        for path in job.outputs:
+            (root / path).unlink()
+    assert objection_to_keeping(toy_jobs(), second, root) is None
+    record(second, root, {}, first)
+    now = load_yaml(root / "dvc.lock")["stages"]
+    both = [*toy_jobs(), second[0]]
+    assert (root / "dvc.yaml").read_text() == dvc_yaml(both, root)
+    assert list(read_lock(root).stages) == sorted(job.name for job in both)
+    shared = "configurations-reports"
+    assert {name: entry for name, entry in now.items() if name not in ("table2", shared)} == {
+        name: entry for name, entry in before.items() if name != shared
+    }
+    assert [out["path"] for out in now[shared]["outs"]] == ["inputs/table1/config.yaml", "inputs/table2/config.yaml"]
+    dvc(root, "checkout", "--force")
+    assert dvc(root, "status", "--json").strip() == "{}"
+    # each table is judged with the other beside it, in either order of recording
+    assert find_problems(toy_jobs(), root, PUBLISHED, beside=second) == []
+    assert find_problems(second, root, {}, beside=first) == []
+    lock = (root / "dvc.lock").read_bytes()
+    record(toy_jobs(), root, PUBLISHED, second[:1])
+    assert (root / "dvc.lock").read_bytes() == lock
+
+
+def test_a_table_that_was_made_from_what_is_recorded_anew_cannot_stay(recorded_project: Path) -> None:
+    root = recorded_project
+    second = _second_table(root)
+    edit(root, "inputs/run-b/config.yaml", "0.05", "0.1")
+    before = outputs(root)
+    for job in reversed(second[:2]):
+        _build(root, job)
+    assert outputs(root) != before
+    assert objection_to_keeping(toy_jobs(), second, root) == f"{TABLE} was made from another runs/b/checkpoint.bin"
+    # nor one that is another table by now than the one on record
+    assert objection_to_keeping(second, toy_jobs()[1:], root) == (
+        "reports/table2.md is not on record as params and src describe it now"
+    )

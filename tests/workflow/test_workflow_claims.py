@@ -14,7 +14,7 @@ from polygrain.cli.claims import current_stages, recorded_targets, short_table
 from polygrain.config.project import Project
 from polygrain.config.tables import Table
 from polygrain.provenance.checklock import is_marked_stale
-from polygrain.provenance.pipeline import recorded_names
+from polygrain.provenance.pipeline import recorded_entries
 
 SMOKE = "reports/smoke-seeds1/table1.pdf"
 RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
@@ -144,4 +144,4 @@ def test_the_claim_in_this_repository_stands():
     lock = yaml.safe_load((REPOSITORY.root / "dvc.lock").read_text())
     if not is_marked_stale(REPOSITORY.root / "reports/published/table1.md"):
         jobs = current_stages(REPOSITORY, recorded_targets(REPOSITORY))
-        assert set(lock["stages"]) == set(recorded_names(jobs))
+        assert set(lock["stages"]) == {name for name, _ in recorded_entries(jobs)}

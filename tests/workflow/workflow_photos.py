@@ -33,6 +33,16 @@ def add_photos(checkout: Path) -> None:
     (checkout / "params/dataset/photos.yaml").write_text(DATASET)
 
 
+def photos_table(protocol: str) -> str:
+    """A table of one control on them: what params/table holds."""
+    return (
+        "# A control on patterns.\n# Cost: seconds.\n"
+        "name: Photos\ntitle: Patterns\ncaption: Made for a test.\ndataset: photos\nseeds: [0, 1]\n"
+        "groups: [{label: Controls, rows: [{label: Random, method: random}]}]\n"
+        f"columns: [{{id: {protocol}, label: {protocol}, protocol: {protocol}, value: photos/top1}}]\n"
+    )
+
+
 def _picture(kind: int, generator: np.random.Generator) -> Image.Image:
     height, width = generator.integers(34, 60, 2)
     row, column = np.mgrid[:height, :width]

@@ -9,7 +9,7 @@ from polygrain.audit.crate_reader import read_crate
 from polygrain.audit.evidence import Evidence
 from polygrain.config.inputs import input_texts
 from polygrain.config.project import Project
-from polygrain.config.published import PUBLISHED
+from polygrain.config.published import PUBLISHED, published
 from polygrain.config.stages import stages_behind
 from polygrain.config.tables import Table
 from polygrain.provenance.environment import environment
@@ -27,18 +27,27 @@ def write_crates(project: Project, targets: Sequence[str]) -> None:
         print(f"{folder / NAME}: {', '.join(tables)}, {len(text) / 1024:.0f} KiB")
 
 
-def publish_crates(project: Project, targets: Sequence[str]) -> None:
+def publish_crates(project: Project, targets: Sequence[str], others: Sequence[str] = ()) -> None:
     """Write the crates of recorded tables beside the published copies, so that a clone holds how they were made.
 
     Before the first commit there is none, because a crate names its commit. A crate that already describes these tables
-    is kept: a checkout that restored the outputs has no records of how they were made.
+    is kept: a checkout that restored the outputs has no records of how they were made. `others` were recorded before;
+    where they were built again since, the crate leaves them out.
     """
     if commit_date(project.root) is None:
         return
     for folder, tables in _by_folder(targets).items():
         path = project.root / published_crate(folder)
-        if not _describes(path, [project.root / table for table in tables]):
-            write_text(path, crate_of(project, folder, tables))
+        known = sorted({*tables, *_by_folder(others).get(folder, ())})
+        if not _describes(path, [project.root / copy for copy in published(known).values() if copy.suffix == ".pdf"]):
+            try:
+                text = crate_of(project, folder, known)
+            except UserError as error:
+                if known == tables:
+                    raise
+                print(f"{published_crate(folder)}: describes {', '.join(tables)} only ({error})")
+                text = crate_of(project, folder, tables)
+            write_text(path, text)
 
 
 def _describes(crate: Path, tables: Sequence[Path]) -> bool:

@@ -15,7 +15,7 @@ from polygrain.provenance.checklock import Facts, is_marked_stale, mark_tables, 
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.lock import read_lock
-from polygrain.provenance.record import clear_attestations, record
+from polygrain.provenance.record import clear_attestations, objection_to_keeping, record
 from polygrain.provenance.stage import Stage
 from polygrain.report.headline import headline
 
@@ -33,13 +33,21 @@ def current_stages(project: Project, targets: Sequence[str]) -> list[Stage]:
 
 def recorded_targets(project: Project) -> list[str]:
     """The tables that dvc.lock holds; the default table where there is none yet."""
-    outputs = read_lock(project.root).makers
-    tables = [path for path in outputs if path.startswith("reports/") and path.endswith(".pdf")]
-    return sorted(tables) or ["reports/table1.pdf"]
+    return other_tables(project, ()) or ["reports/table1.pdf"]
+
+
+def other_tables(project: Project, targets: Sequence[str]) -> list[str]:
+    """The tables that dvc.lock holds beside `targets`, sorted."""
+    named = set(map(Table.parse, targets))
+    tables = (path for path in read_lock(project.root).makers if path.startswith("reports/") and path.endswith(".pdf"))
+    return sorted(path for path in tables if Table.parse(path) not in named)
 
 
 def record_tables(project: Project, targets: Sequence[str]) -> None:
-    """Write dvc.yaml and dvc.lock for finished tables, publish their copies and crates. The lock holds these alone."""
+    """Write dvc.yaml and dvc.lock for finished tables, publish their copies and crates.
+
+    Another recorded table is kept as it is, unless an output that it was made from has changed: then it is dropped.
+    """
     cleared = clear_attestations(current_stages(project, targets), project.root)
     if cleared:
         raise UserError(
@@ -47,11 +55,27 @@ def record_tables(project: Project, targets: Sequence[str]) -> None:
             f" they are removed now. Write it again with `snakemake --cores all {targets[0]}`, then record"
         )
     stages = current_stages(project, targets)
-    record(stages, project.root, published(targets))
-    for target in targets:
+    others = other_tables(project, targets)
+    dropped = {other: why for other in others if (why := _objection(project, other, stages))}
+    kept = [other for other in others if other not in dropped]
+    names = {stage.name for stage in stages}
+    beside = [stage for stage in current_stages(project, kept) if stage.name not in names]
+    record(stages, project.root, published(targets), beside)
+    for copy in published(list(dropped)).values():
+        (project.root / copy).unlink(missing_ok=True)
+    for target in (*targets, *dropped):
         show_in_readme(project, target)
+    for other, why in dropped.items():
+        print(f"{other}: no longer on record, for {why}; build it, then record it again")
     print(f"recorded {len(stages)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
-    publish_crates(project, targets)
+    publish_crates(project, targets, kept)
+
+
+def _objection(project: Project, table: str, recorded: Sequence[Stage]) -> str | None:
+    try:
+        return objection_to_keeping(stages_behind(project, [table]), recorded, project.root)
+    except UserError as error:  # params do not know it any more
+        return str(error)
 
 
 def show_in_readme(project: Project, target: str) -> None:
@@ -64,9 +88,11 @@ def show_in_readme(project: Project, target: str) -> None:
 
 
 def short_table(project: Project, table: Table) -> str:
-    """What the README shows of a published table: that it is stale, if it is, and its headline rows."""
+    """What the README shows of a table: whether it is stale, and its headline rows; nothing where none is published."""
     copies = published([str(table.folder / f"{table.name}.pdf")])
     markdown, numbers = (project.root / copies[table.folder / f"{table.name}.{kind}"] for kind in ("md", "csv"))
+    if not numbers.is_file():
+        return ""
     mark = "> **Stale:** code or params changed since these numbers were made.\n\n" if is_marked_stale(markdown) else ""
     return mark + headline(numbers.read_text(encoding="utf-8"))
 
@@ -93,11 +119,12 @@ def check_tables(project: Project, targets: Sequence[str], *, mark: bool) -> int
     """
     targets = targets or recorded_targets(project)
     stages, copies = current_stages(project, targets), published(targets)
+    beside = current_stages(project, other_tables(project, targets))
     if mark:
-        mark_tables(stages, project.root, copies)
+        mark_tables(stages, project.root, copies, beside)
         for target in targets:
             show_in_readme(project, target)
-    result = verdict(stages, project.root, copies, _environments(project, targets))
+    result = verdict(stages, project.root, copies, _environments(project, targets), beside)
     for line in result.lines:
         print(line)
     print(f"{', '.join(targets)}: the recorded claim {result.state}")

@@ -1,4 +1,7 @@
-"""What blocks a build: something missing, a stale lock or a running job; and the command that clears it."""
+"""What blocks a build: something missing, a stale lock or a running job; and the command that clears it.
+
+Also which packed data sets differ from what their source holds now.
+"""
 
 import fcntl
 import subprocess
@@ -9,7 +12,10 @@ from pathlib import Path
 import psutil
 
 from polygrain.cli.needs import missing
+from polygrain.config.listing import is_listed, source_changes
 from polygrain.config.project import Project
+from polygrain.config.resolved import datasets_in
+from polygrain.config.stages import stage_of
 
 
 def examine(project: Project, *, unlock: bool) -> int:
@@ -22,6 +28,8 @@ def examine(project: Project, *, unlock: bool) -> int:
         print(line)
     if lacking:
         return 1
+    for line in _changed_sources(project):
+        print(line)
     live = _live(project.root)
     lock = _snakemake_lock(project.root)
     for line in live:
@@ -37,6 +45,16 @@ def examine(project: Project, *, unlock: bool) -> int:
         print("a stopped workflow left its lock; remove it with: snakemake --unlock")
         print("then continue with: snakemake --cores all --rerun-incomplete reports/table1.pdf")
     return 0
+
+
+def _changed_sources(project: Project) -> Iterator[str]:
+    """Packed data sets whose source is not what was packed any more."""
+    for path in sorted(project.root.glob("data/*/manifest.json")):
+        name = path.parent.name
+        if name in datasets_in(project, "encoded"):
+            stage = stage_of(project, "prepare", f"data/{name}")
+            if is_listed(stage) and (what := source_changes(project.root, stage)):
+                yield f"{stage.directory}: its source has changed since it was packed, {what}; snakemake packs it anew"
 
 
 def obstacles(root: Path) -> list[str]:

@@ -8,6 +8,7 @@ from typing import get_args
 from polygrain.cli.claims import current_stages
 from polygrain.cli.doctor import obstacles
 from polygrain.config.project import Project
+from polygrain.config.run_stages import without_shards
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.lock import LOCK
 from polygrain.provenance.restore import Outcome, Restored, restore
@@ -25,6 +26,13 @@ def restore_targets(project: Project, targets: Sequence[str]) -> int:
     wanted = [name for target in targets for name in _makers(stages, Path(target))]
     found = restore(stages, project.root, lambda: _refuse_if_busy(project))
     print("\n".join(report(stages, found, wanted)))
+    for stage in stages:
+        if stage.verb == "prepare" and found[stage.name].outcome in BACK:
+            for folder in without_shards(project.root, stage):
+                print(
+                    f"{folder}: its images are on no record; the first job that reads them packs them again from their"
+                    " folder below POLYGRAIN_DATA, and is refused without"
+                )
     return 0
 
 

@@ -62,6 +62,10 @@ def add_builders(verbs: Verbs) -> None:
         verb.add_argument(
             "--workflow", action="store_true", help="called by a rule: obey the inputs as written, end with it"
         )
+        if name == "prepare":
+            verb.add_argument(
+                "--shards", action="store_true", help="only the shards of a restored copy, which are not recorded"
+            )
         if name == "pretrain":
             verb.add_argument(
                 "--resume", action="store_true", help="continue the half-done run or refuse; never start over"

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from polygrain.config.compose import Config, one_look, stamp
+from polygrain.config.listing import is_listed, write_listing
 from polygrain.config.project import Project
 from polygrain.provenance.code import Module, modules_of
 from polygrain.provenance.environment import environment, packages_of
@@ -73,10 +74,14 @@ def write_inputs(project: Project, stage: Stage) -> list[str]:
             _refuse_while_running(project.root, stage.directory, path)
             write_text(file, text)
             _written.add(file)
-    written = [project.root / path for path in texts if project.root / path in _written]
+    paths = list(texts)
+    if is_listed(stage):
+        paths.append(stage.listing_path)
+        _written.update(filter(None, [write_listing(project.root, stage)]))
+    written = [project.root / path for path in paths if project.root / path in _written]
     if written:
         _date_back([project.root / path for path in stage.outputs], min(file.stat().st_mtime_ns for file in written))
-    return [str(path) for path in texts]
+    return [str(path) for path in paths]
 
 
 def _refuse_while_running(root: Path, directory: Path, path: Path) -> None:

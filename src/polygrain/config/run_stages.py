@@ -16,7 +16,8 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
 
 # Files of a packed data set by format. The shards of encoded images, which may be hundreds of gigabytes, are no claim
-# of their own: the manifest names the hash of each, and they are packed from the image folder again rather than stored.
+# of their own: the manifest names the hash of each, and they are packed from the image folder again rather than stored,
+# by the first job that reads them (`without_shards`).
 PACKED = {
     "pixels": ("images.npy", "labels.npy", "splits.npz", "manifest.json"),
     "encoded": ("index.npz", "labels.npy", "splits.npz", "manifest.json"),
@@ -168,6 +169,12 @@ def results(protocol: str) -> tuple[str, ...]:
 def packed(name: str, form: str) -> tuple[Path, ...]:
     """The files of a packed data set of format `form`."""
     return tuple(Path("data", name, file) for file in PACKED[form])
+
+
+def without_shards(root: Path, stage: Stage) -> list[Path]:
+    """Data sets of encoded images that a stage reads or makes and whose shards are not there."""
+    folders = [path.parent for path in (*stage.inputs, *stage.outputs) if path.name == PACKED["encoded"][0]]
+    return [folder for folder in folders if not (root / folder / "shards").is_dir()]
 
 
 def _packed_all(config: Config) -> tuple[Path, ...]:

@@ -10,10 +10,9 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from polygrain.data.archives import pause
 from polygrain.data.encoded import CHANNELS, FORMAT, INDEX, SHARDS, EncodedData, Limits, measure, shard_name
+from polygrain.data.files import EncodedRaw, no_images
 from polygrain.data.packed import MANIFEST
 from polygrain.data.prepare import (
     MeanStd,
@@ -35,11 +35,10 @@ from polygrain.data.prepare import (
     split,
     write_array,
 )
-from polygrain.data.raw import Raw
-from polygrain.data.tally import Left, by_suffix, duplicates, shown, tally
+from polygrain.data.tally import by_suffix, duplicates, shown, tally
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import atomic_path, canonical_json, write_bytes, write_text
+from polygrain.provenance.files import atomic_path, canonical_json, read_json, write_bytes, write_text
 from polygrain.provenance.npz import npz_bytes
 
 if TYPE_CHECKING:  # types and what a stage says of itself decide no output: they stay out of the code hash
@@ -50,24 +49,6 @@ SHARD_BYTES = 256 * 2**20
 STATISTICS_IMAGES = 10_000
 SMALL = ("index.npz", "labels.npy", "splits.npz")
 _SCRATCH = ".packing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedRaw(Raw):
-    """A data set as image files; `images` is an empty stand-in of the right length, see `no_images`."""
-
-    root: Path
-    names: Sequence[str]
-    """Path of each image's file below `root`, with forward slashes."""
-    left: Left = field(default_factory=Counter)
-    """What a reader saw and did not take."""
-    duplicates: str = "allow"
-    """`refuse` when no two splits may hold the same file."""
-
-
-def no_images(count: int) -> np.ndarray:
-    """What stands for the pixels of `count` images that are still in their files: no bytes, [count, 0, 0, 0]."""
-    return np.empty((count, 0, 0, 0), dtype=np.uint8)
 
 
 def run(stage: "Stage") -> None:
@@ -116,6 +97,27 @@ def prepare(config: "Dataset", out: Path) -> None:
             _publish(scratch, out)
         for line in tally(raw.names, raw.left, packing.bad, copies):
             print(f"{config['name']}: {line}")
+
+
+def pack_again(config: "Dataset", out: Path) -> None:
+    """Pack the shards that the manifest in `out` names, where they are not there; a copy from a record comes without.
+
+    Another process that does so is waited for. Raises UserError when no source answers, and when it is not what was
+    packed.
+    """
+    with _locked(out, wait=True):
+        if (out / SHARDS).is_dir():
+            return
+        known = {name: said for name, said in read_json(out / MANIFEST)["files"].items() if name.startswith(SHARDS)}
+        with _scratch(out) as scratch:
+            packing = Packing(load_reader(config["reader"]).read(config), scratch, config)
+            packing.run()
+            if packing.files != known:
+                raise UserError(
+                    f"{packing.raw.root}: not the files that {out / MANIFEST} tells of; put those there, or pack and"
+                    f" train anew with `snakemake --cores all --force {out / MANIFEST}`"
+                )
+            os.replace(scratch / SHARDS, out / SHARDS)
 
 
 class Packing:
@@ -225,13 +227,13 @@ def statistics_sample(train: np.ndarray, seed: int) -> np.ndarray:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the operating system's lock on the data set's folder; the kernel drops it when the process dies."""
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(f"{out}: another process is packing this data set; wait for it or stop it") from None
         yield

@@ -41,14 +41,18 @@ class Standing:
 
 
 def verdict(
-    stages: Sequence[Stage], root: Path, published: Mapping[Path, Path], facts: Facts = lambda _: ""
+    stages: Sequence[Stage],
+    root: Path,
+    published: Mapping[Path, Path],
+    facts: Facts = lambda _: "",
+    beside: Sequence[Stage] = (),
 ) -> Standing:
     """Judge the problems that `find_problems` finds by the marks on the published Markdown tables.
 
     A stale problem is accepted when every table that descends from its stage is marked (every table,
     when none descends from it). A mark without a reason fails as well.
     """
-    problems = find_problems(stages, root, published, facts)
+    problems = find_problems(stages, root, published, facts, beside)
     tables = _ancestry_of_tables(stages, published)
     marked = {table for table in tables if is_marked_stale(root / table)}
     reasons = _reasons(problems, tables)
@@ -63,9 +67,11 @@ def verdict(
     return Standing("marked stale" if problems else "holds", tuple(problem.line for problem in problems))
 
 
-def mark_tables(stages: Sequence[Stage], root: Path, published: Mapping[Path, Path]) -> list[Path]:
+def mark_tables(
+    stages: Sequence[Stage], root: Path, published: Mapping[Path, Path], beside: Sequence[Stage] = ()
+) -> list[Path]:
     """Mark each published Markdown table that is stale, unmark the others; return the marked ones."""
-    problems = find_problems(stages, root, published)
+    problems = find_problems(stages, root, published, beside=beside)
     reasons = _reasons(problems, _ancestry_of_tables(stages, published))
     present = {table: lines for table, lines in reasons.items() if (root / table).is_file()}
     for table, lines in present.items():
@@ -101,21 +107,26 @@ def without_mark(content: bytes) -> bytes:
 
 
 def find_problems(
-    stages: Sequence[Stage], root: Path, published: Mapping[Path, Path], facts: Facts = lambda _: ""
+    stages: Sequence[Stage],
+    root: Path,
+    published: Mapping[Path, Path],
+    facts: Facts = lambda _: "",
+    beside: Sequence[Stage] = (),
 ) -> list[Problem]:
     """Every difference between the checkout and `dvc.lock`; none when the claim holds.
 
-    The first three arguments are those of `record`; `facts` is called where a job made other bytes here. Stale marks do
-    not count here: see `verdict`. Raises UserError when a configuration is missing or `dvc.lock` is broken.
+    The first three arguments are those of `record`; `facts` is called where a job made other bytes here; the lock may
+    hold stages `beside` those that are judged. Stale marks do not count here: see `verdict`. Raises UserError when a
+    configuration is missing or `dvc.lock` is broken.
     """
     lock = read_lock(root)
     if not lock.stages:
         return [Problem(f"{LOCK}: missing or empty; {AGAIN}", None, stale=True)]
-    pipeline = root / PIPELINE
+    pipeline, together = root / PIPELINE, list({stage.name: stage for stage in (*stages, *beside)}.values())
     problems = []
-    if not pipeline.is_file() or pipeline.read_text(encoding="utf-8") != dvc_yaml(stages, root):
+    if not pipeline.is_file() or pipeline.read_text(encoding="utf-8") != dvc_yaml(together, root):
         problems.append(Problem(f"{PIPELINE}: differs from the generated text; {AGAIN}", None, stale=True))
-    known = {locked.name for stage in stages if (locked := lock.find(stage))}
+    known = {locked.name for stage in together if (locked := lock.find(stage))}
     for name in sorted(set(lock.stages) - known):
         problems.append(Problem(f"{name}: in {LOCK}, but no job any more; {AGAIN}", None, stale=True))
     made, hashes = makers(stages), Hashes(root)

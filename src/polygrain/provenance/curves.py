@@ -43,13 +43,17 @@ def _number(value: float | None) -> str:
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def publish_curves(stages: Sequence[Stage], root: Path) -> None:
-    """Write the curve of every training among `stages`, and remove those of runs that are no longer recorded."""
+def publish_curves(stages: Sequence[Stage], root: Path, beside: Sequence[Stage] = ()) -> None:
+    """Write the curve of every training among `stages`, and remove those of runs that are no longer recorded.
+
+    The curves of trainings `beside` them stay as they are.
+    """
     wanted = {root / curve_path(stage): root / stage.curves[0] for stage in stages if stage.curves}
     for path, metrics in wanted.items():
         write_if_changed(path, curve_table(metrics.read_text(encoding="utf-8")))
+    kept = {root / curve_path(stage) for stage in beside if stage.curves}
     for path in (root / CURVES).rglob("*.csv"):
-        if path not in wanted:
+        if path not in wanted.keys() | kept:
             path.unlink()
 
 

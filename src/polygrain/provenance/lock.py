@@ -27,8 +27,14 @@ CONFIGURATIONS = "configurations"
 """Entries with this task hold configurations for `dvc params diff`; they are not jobs."""
 
 T = TypeVar("T")
+
 _HEAD = re.compile(r"schema: ['\"]?2\.0['\"]?\nstages:\n(?=  \S)")
 _STAGE = re.compile(r"^(?=  \S)", re.MULTILINE)
+
+
+def is_configurations(name: str) -> bool:
+    """Whether an entry of that name keeps configurations."""
+    return name.split("-")[0] == CONFIGURATIONS
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class LockParser:
             text = content.decode()
             stages = self._by_stage(text)
             stages = _whole(text) if stages is None else stages
-            return Lock({stage.name: stage for stage in stages if stage.name.split("-")[0] != CONFIGURATIONS})
+            return Lock({stage.name: stage for stage in stages if not is_configurations(stage.name)})
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"not valid YAML: {one_line(error)}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:

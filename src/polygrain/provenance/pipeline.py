@@ -8,6 +8,7 @@ DVC reads the parameters of an earlier commit from its files, not from its lock,
 workflow wrote. So the configurations are outputs too, of stages that do nothing else.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -53,9 +54,10 @@ def dvc_yaml(stages: Sequence[Stage], root: Path) -> str:
     return HEADER + dump_yaml({"stages": entries, **({"plots": drawn} if drawn else {})}, width=_UNFOLDED)
 
 
-def recorded_names(stages: Sequence[Stage]) -> list[str]:
-    """The names of everything that `dvc.lock` holds for `stages`, sorted."""
-    return sorted(name for name, _, _ in [*map(_job, stages), *_configurations(stages)])
+def recorded_entries(stages: Sequence[Stage]) -> list[tuple[str, dict[str, Any]]]:
+    """Everything that `dvc.lock` holds for `stages`, sorted: its name, and its entry of dvc.yaml as plain YAML."""
+    found = [(name, _with_item(entry, "")) for name, _, entry in [*map(_job, stages), *_configurations(stages)]]
+    return sorted(found, key=itemgetter(0))
 
 
 def _job(stage: Stage) -> tuple[str, str, dict[str, Any]]:
@@ -72,17 +74,32 @@ def _job(stage: Stage) -> tuple[str, str, dict[str, Any]]:
 
 
 def _configurations(stages: Sequence[Stage]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The same for what DVC keeps the configurations by: one entry for each directory of the workflow."""
+    """The same for what DVC keeps the configurations by: one entry for each directory of the workflow.
+
+    Runs that tables judge by other protocols than most of their group form a group of their own.
+    """
     together: dict[Path, list[Stage]] = {}
     for stage in stages:
         together.setdefault(stage.directory, []).append(stage)
-    for alike in together.values():
+    tasks = {directory: tuple(sorted(stage.task for stage in alike)) for directory, alike in together.items()}
+    usual: dict[Path, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for directory, names in tasks.items():
+        usual[_group(directory)][names] += 1
+    for directory, alike in together.items():
         first = min(alike, key=lambda stage: stage.name)
+        counts = usual[_group(directory)]
+        most = max(counts, key=lambda names: (counts[names], names))
+        own = () if tasks[directory] == most else tasks[directory]
         entry = {
             "cmd": f"snakemake --dry-run {first.outputs[0]}",
             "outs": sorted(stage.config_path for stage in alike),
         }
-        yield replace(first, task=CONFIGURATIONS, inputs=()).name, first.item, entry
+        yield replace(first, task="-".join((CONFIGURATIONS, *own)), inputs=()).name, first.item, entry
+
+
+def _group(directory: Path) -> Path:
+    """What directories that differ only in method, variant and seed have in common."""
+    return Path(*directory.parts[:3]) if directory.parts[0] == "runs" else directory
 
 
 def _with_item(value: Any, item: str) -> Any:

@@ -90,6 +90,11 @@ class Stage:
         """The pins and the versions of what the code imports: a new typesetter makes no training stale."""
         return self._decisive("environment", "json")
 
+    @property
+    def listing_path(self) -> Path:
+        """What lies in the user's folder that a data set is packed from; of this machine, and on no record."""
+        return self._decisive("source", "txt")
+
     def _decisive(self, kind: str, suffix: str) -> Path:
         """Where a file that decides staleness goes.
 
@@ -113,6 +118,11 @@ class Stage:
     def sidecar(self) -> Path:
         """The record of how the outputs were made."""
         return Path("records", self.directory, f"{self.task}.json")
+
+    @property
+    def packed_listing(self) -> Path:
+        """The record of the listing that the outputs were made from."""
+        return self.sidecar.with_name("source.txt")
 
     @property
     def timing(self) -> Path:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polygrain.data.files import EncodedRaw, no_images
 from polygrain.data.raw import fetch_first, local_folders
-from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.data.tally import Left, shown, suffix
 from polygrain.provenance.errors import UserError
 
@@ -61,16 +61,9 @@ def read(config: "Dataset") -> EncodedRaw:
             f"{where}: reader image-folder needs the keys {', '.join(missing)} too;"
             " imagenet-1k.yaml beside it says what they mean"
         )
-    name, folder = config["name"], config["folder"] or config["name"]
-    given = config.get("parts") or {}
+    name, given = config["name"], config.get("parts") or {}
     train = given.get(TRAIN) or TRAIN
-    root = fetch_first(
-        folder,
-        partial(_local, folder, train),
-        (),
-        partial(check, train=train),
-        f"Put the images into train/CLASS/ and val/CLASS/ of a folder {folder} and set POLYGRAIN_DATA to its parent.",
-    )
+    root = _root(config, train)
     classes = config["classes"] or class_folders(root / train)
     parts = _parts(root, given, classes, where)
     listed = listing(root, classes, parts)
@@ -90,6 +83,33 @@ def read(config: "Dataset") -> EncodedRaw:
         names=listed.names,
         left=listed.left,
         duplicates=config.get("duplicates", "refuse"),
+    )
+
+
+def watched(config: "Dataset", root: Path | None = None) -> tuple[Path, list[str]]:
+    """The folder that is read, `root` where that is known, and the names below it of all files that may be packed.
+
+    Raises UserError when the folder is not found, or for a link that leads back to a folder above it.
+    """
+    given = config.get("parts") or {}
+    train = given.get(TRAIN) or TRAIN
+    root = root or _root(config, train)
+    tests = (given[TEST],) if TEST in given else TEST_NAMES
+    classes = config["classes"] or class_folders(root / train)
+    places = [f"{part}/{name}" for part in (train, *tests) if part for name in classes]
+    if (unlabelled := given.get(UNLABELLED, UNLABELLED)) is not None:
+        places.append(unlabelled)
+    return root, [name for place in places for name in images_below(root, place, Counter())]
+
+
+def _root(config: "Dataset", train: str) -> Path:
+    folder = config["folder"] or config["name"]
+    return fetch_first(
+        folder,
+        partial(_local, folder, train),
+        (),
+        partial(check, train=train),
+        f"Put the images into train/CLASS/ and val/CLASS/ of a folder {folder} and set POLYGRAIN_DATA to its parent.",
     )
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polygrain.data.archives import download, md5_file
+from polygrain.data.files import EncodedRaw, no_images
 from polygrain.data.raw import Source, cache_folder, fetch_first, local_folder
 from polygrain.data.readers.image_folder import images_below, listing
-from polygrain.data.shards import EncodedRaw, no_images
 from polygrain.provenance.errors import UserError, nearest
 
 if TYPE_CHECKING:
