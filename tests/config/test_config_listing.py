@@ -68,6 +68,21 @@ def test_each_kind_of_change_is_counted(photos: Path) -> None:
     assert difference(before, listing(stage())) == f"{photos}: 2 added, 1 removed, 2 changed"
 
 
+def test_by_contents_a_time_is_no_change_and_a_hidden_edit_is_one(photos: Path) -> None:
+    """An edit that leaves size and time as they were, and a touch."""
+    times, contents = stage(), stage(compare="contents")
+    before, known = listing(times), listing(contents)
+    file = photos / "train/ant/1.jpg"
+    moment = file.stat().st_mtime_ns
+    os.utime(file, ns=(moment + DAY, moment + DAY))
+    assert difference(before, listing(times)) == f"{photos}: 1 changed"
+    assert difference(known, listing(contents)) == ""
+    file.write_bytes(b"AN IMAGE")
+    os.utime(file, ns=(moment, moment))
+    assert difference(before, listing(times)) == ""
+    assert difference(known, listing(contents)) == f"{photos}: 1 changed"
+
+
 def test_a_folder_that_only_moved_is_the_same_and_another_one_is_named(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

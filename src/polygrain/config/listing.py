@@ -1,7 +1,8 @@
 """The files in a user's folder that a data set is packed from, so that the graph notices when they change.
 
-A listing has the folder in its first line, then size, time (ns) and name of each file that may be packed. It belongs to
-one machine, so it goes into no record and no hash: the manifest says what was packed.
+A listing has the folder in its first line, then size, time (ns) and name of each file that may be packed; with
+`compare: contents` the SHA-256 in place of the time. It belongs to one machine, so it goes into no record and no hash:
+the manifest says what was packed.
 """
 
 import os
@@ -10,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from polygrain.provenance.errors import UserError
-from polygrain.provenance.files import write_text
+from polygrain.provenance.files import sha256_file, write_text
 from polygrain.provenance.stage import Stage
 
 
@@ -24,10 +25,10 @@ def listing(stage: Stage, folder: Path | None = None) -> str:
     reader = import_module(stage.entries[-1])
     try:
         root, names = reader.watched(stage.config, folder)
-        found = [(name, os.stat(root / name)) for name in names]
+        by_contents = stage.config.get("compare") == "contents"
+        lines = [f"{_state(root / name, by_contents)} {_printed(name)}" for name in names]
     except (OSError, UserError):  # packing says why
         return ""
-    lines = [f"{about.st_size} {about.st_mtime_ns} {_printed(name)}" for name, about in found]
     return "\n".join([_printed(str(root)), *lines, ""])
 
 
@@ -73,6 +74,11 @@ def source_changes(root: Path, stage: Stage) -> str:
     then = known.read_text(encoding="utf-8") if known else ""
     now = listing(stage) or (listing(stage, Path(then.partition("\n")[0])) if then else "")
     return difference(then, now) if then and now else ""
+
+
+def _state(file: Path, by_contents: bool) -> str:
+    about = os.stat(file)
+    return f"{about.st_size} {sha256_file(file) if by_contents else about.st_mtime_ns}"
 
 
 def _printed(name: str) -> str:

@@ -102,6 +102,8 @@ class DatasetChoice(Strict):
     duplicates: Literal["refuse", "allow"] = "refuse"
     """Whether the same file may lie in two splits of an image folder."""
     limits: ImageLimits | None = None
+    compare: Literal["times", "contents"] = "times"
+    """By what a changed file of an image folder is noticed: its size and time, or its bytes, all read at each start."""
 
     @model_validator(mode="after")
     def _encoded(self) -> Self:

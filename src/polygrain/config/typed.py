@@ -34,6 +34,7 @@ class Dataset(TypedDict):
     on_bad: NotRequired[Literal["refuse", "skip"]]
     duplicates: NotRequired[Literal["refuse", "allow"]]
     limits: NotRequired[dict[str, int] | None]
+    compare: NotRequired[Literal["times", "contents"]]
 
 
 class LearningRate(TypedDict):
