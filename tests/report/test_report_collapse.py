@@ -17,7 +17,10 @@ from polygrain.report.render import render_csv, render_latex, render_markdown
 
 Config = dict[str, Any]
 HEALTHY = {"spread": 0.98, "rank": 9.5, "loss": 1.0}
-LEGEND = "Collapsed (spread below 0.1 or effective rank below 2 at the last step; both 0 for equal embeddings)."
+LEGEND = (
+    "Collapsed (spread below 0.1, effective rank below 2 or less than 5 % of groups or prototypes in use, at the last"
+    " step)."
+)
 
 
 def log(project: Path, method: str, seed: int, *lines: Any) -> None:
@@ -53,6 +56,8 @@ def test_a_collapsed_seed_is_named_with_its_values_in_every_format(config: Confi
         ({"spread": 0.0999, "rank": 9.0}, True),
         ({"spread": 0.9, "rank": 1.999}, True),
         ({"rank": 1.0}, True),
+        ({"spread": 0.9, "rank": 9.0, "occupancy": 0.05}, False),
+        ({"spread": 0.9, "rank": 9.0, "occupancy": 0.0363}, True),
         ({"spread": 0.9}, False),
         ({"spread": float("nan"), "rank": 9.0}, True),
         ({"weak_spread": 0.0, "weak_rank": 0.0, "accuracy": 0.1}, False),

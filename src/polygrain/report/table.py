@@ -157,7 +157,6 @@ def _reconstructed(spec: Spec) -> list[str]:
 
 def _collapsed(fallen: Mapping[str, str]) -> list[str]:
     parts = [f"{label}: {seeds}" for label, seeds in fallen.items() if seeds]
-    limits = f"spread below {LIMITS['spread']:g} or effective rank below {LIMITS['rank']:g}"
-    return (
-        [f"† Collapsed ({limits} at the last step; both 0 for equal embeddings). {'; '.join(parts)}."] if parts else []
-    )
+    limits = f"spread below {LIMITS['spread']:g}, effective rank below {LIMITS['rank']:g}"
+    limits += f" or less than {LIMITS['occupancy']:.0%} of groups or prototypes in use".replace("%", " %")
+    return [f"† Collapsed ({limits}, at the last step). {'; '.join(parts)}."] if parts else []
