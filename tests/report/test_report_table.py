@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from polygrain.provenance.files import canonical_json, sha256_bytes, sha256_file
 from polygrain.provenance.npz import npz_bytes
 from polygrain.report.build import filled_table
 from polygrain.report.cells import Cell, TableContent, letters
+from polygrain.report.render import render_markdown
 from polygrain.report.table import count
 
 Config = dict[str, Any]
@@ -326,6 +328,42 @@ def test_decimals_decide_what_is_printed_and_who_shares_the_bold(own: Config, pr
     assert all(cell(table, label, "own").best for label in ("Plain", "Group"))
     assert "Toy own: lower is better." in table.legend
     assert (cell(table, "Plain", "own").unit, cell(table, "Plain", "own").decimals) == ("", 4)
+
+
+def selected(project: Path, method: str, shares: tuple[float, float, float]) -> None:
+    """Let a method's seeds have selected a setting of the linear probe by these validation accuracies."""
+    for seed, share in enumerate(shares):
+        folder = results(project, method, seed)
+        found = Result.load(folder, "linear")
+        replace(found, selected={"toy": {"rate": 0.1, "validation_top1": share}}).save(folder, "linear")
+
+
+def test_validation_values_their_mean_and_the_order_of_rows(config: Config, project: Path) -> None:
+    for method, share in (("plain", 0.5), ("group", 0.7)):
+        selected(project, method, (share, share + 0.02, share + 0.04))
+    config["columns"][0] |= {"id": "val", "protocol": "linear", "split": "validation"}
+    config["columns"].insert(2, {"id": "score", "label": "score", "mean_of": ["val", "linear"]})
+    config |= {"compare": None, "order_by": "score"}
+    table = filled_table(config, project)
+    assert [row.label for row in table.groups[1].rows] == ["Group", "Plain", "Cheap"]
+    assert [row.label for row in table.groups[0].rows] == ["Random", "PCA"]
+    found = cell(table, "Group", "score")
+    by_seed = [(0.7 + 0.02 * seed + right / 40) / 2 for seed, right in enumerate((30, 36, 33))]
+    assert cell(table, "Group", "val").text == "72.0 ± 2.0"
+    assert (found.mean, found.sd) == (
+        pytest.approx(100 * np.mean(by_seed)),
+        pytest.approx(100 * np.std(by_seed, ddof=1)),
+    )
+    note = ("Missing: linear gave no toy/top1 for seeds 0, 1, 2.",)
+    assert cell(table, "Cheap", "val").notes == cell(table, "Cheap", "score").notes == note
+    assert "**72.0** ± 2.0 | **82.5** ± 7.5 | **77.2** ± 3.9 |" in render_markdown(table)
+
+
+def test_a_mean_of_unlike_columns_is_refused(own: Config, project: Path) -> None:
+    surprised(project, Measure("bits", "lower", 2))
+    own["columns"].append({"id": "mix", "label": "mix", "mean_of": ["knn", "own"]})
+    with pytest.raises(UserError, match="'mix' is the mean of columns that differ in unit or direction"):
+        filled_table(own, project)
 
 
 def test_where_no_side_is_better_nothing_is_marked(own: Config, project: Path) -> None:

@@ -38,6 +38,7 @@ class CellAddress:
     protocol: str = ""
     value: str = ""
     """Name of a value in `results/{protocol}.json`."""
+    split: str = "test"
     fact: str = ""
     setting: str = ""
     reported: bool = False
@@ -80,7 +81,7 @@ def find_cell(project: Project, target: str, row: str, column: str) -> CellAddre
         column=chosen["id"],
         column_group=clean(place, chosen.get("group", "")),
         column_label=clean(place, chosen["label"]),
-        **{key: chosen[key] for key in ("protocol", "value", "fact", "setting", "reported") if key in chosen},
+        **{key: chosen[key] for key in ("protocol", "value", "split", "fact", "setting", "reported") if key in chosen},
         record=cited[0] if cited else "",
     )
 
@@ -121,6 +122,8 @@ def _find_column(spec: dict[str, Any], name: str, place: str) -> dict[str, Any]:
         fault = "several columns" if matches else "no column"
         raise UserError(f"{place}: {fault} '{name}'{_hint(name, known)}; columns: {', '.join(known)}")
     column: dict[str, Any] = matches[0]
+    if column.get("mean_of"):
+        raise UserError(f"{place}: '{column['id']}' is a mean of columns; name one of {', '.join(column['mean_of'])}")
     if sum(bool(column.get(key)) for key in _CONTENTS) != 1 or ("protocol" in column) != ("value" in column):
         raise UserError(f"{place}: column '{column['id']}' needs exactly one of {', '.join(_CONTENTS)}")
     return column

@@ -3,7 +3,7 @@
 Layers, later ones win: augmentation, backbone, optimizer, dataset, `mode/{method}` (the preset of switches in which a
 paper's text and its released code differ; the method's file chooses one, a variant may choose the other), method,
 evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then
-`variant/{method}/{variant}` (the ablation cell; `base` is none).
+`variant/{method}/{variant}` (the ablation cell; `base` is none) or the values of a trial (`tune-N`).
 
 Hydra is imported only where it is used: a job under the workflow reads the stored result, and starts faster without it.
 """
@@ -18,6 +18,7 @@ from typing import Any, cast
 import yaml
 
 from polygrain.config.runs import Run
+from polygrain.config.tune import GROUP, hydra_overrides, trial, trial_of
 from polygrain.provenance.errors import UserError, nearest
 
 Config = dict[str, Any]
@@ -33,12 +34,14 @@ def overrides(run: Run, params: Path) -> list[str]:
     for group, name in (("scale", run.scale), ("dataset", run.dataset), ("method", run.method)):
         if name not in choices(params, group):
             raise UserError(f"{run.path}: no {group} '{name}'{nearest(name, choices(params, group))}")
-    variants = ["base", *choices(params, f"variant/{run.method}")]
-    if run.variant not in variants:
+    variants, number = ["base", *choices(params, f"variant/{run.method}")], trial_of(run.variant)
+    if number is None and run.variant not in variants:
         raise UserError(f"{run.path}: {run.method} has no variant '{run.variant}'{nearest(run.variant, variants)}")
     chosen = [f"dataset={run.dataset}", f"method={run.method}", f"scale={run.scale}"]
     if run.scale in choices(params, f"recipe/{run.method}"):
         chosen.append(f"recipe={run.method}/{run.scale}")
+    if number is not None:
+        return chosen + hydra_overrides(trial(params, run.method, number))
     if run.variant != "base":
         chosen.append(f"variant={run.method}/{run.variant}")
     return chosen
@@ -119,6 +122,9 @@ def origins(run: Run, params: Path) -> dict[str, str]:
         path = params / f"{layer.config_path}.yaml"
         if layer.config_path and path.is_file():
             found |= _lines(path, layer.package or "", f"{params.name}/{layer.config_path}.yaml")
+    number = trial_of(run.variant)
+    drawn = trial(params, run.method, number) if number is not None else {}
+    found |= dict.fromkeys(drawn, f"{params.name}/{GROUP}/{run.method}.yaml")
     protocols = _protocol_lines(run, params)
     return {key: place for key, place in (protocols | found).items() if not key.startswith("defaults")}
 

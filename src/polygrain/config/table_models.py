@@ -33,6 +33,10 @@ class Column(Strict):
     protocol: Unset = ""
     value: Unset = ""
     """Name of a value in `results/{protocol}.json`, such as `fashion-mnist/1%/top1`."""
+    split: Literal["test", "validation"] = "test"
+    """Of the value: as reported, or as it was when the protocol selected its settings."""
+    mean_of: list[Words] = Field(default_factory=list)
+    """Ids of columns of values: their mean for each seed."""
     fact: Literal["images_seen", "encoder_passes", ""] = ""
     """Name of a fact that is known before a run."""
     setting: Annotated[str, Field(pattern=r"^([a-z_]+(\.[a-z0-9_]+)+)?$")] = ""
@@ -41,10 +45,18 @@ class Column(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = (bool(self.protocol and self.value), bool(self.fact), bool(self.setting), self.reported)
+        whole = bool(self.protocol and self.value)
+        kinds = (whole, bool(self.fact), bool(self.setting), self.reported, bool(self.mean_of))
         if sum(kinds) != 1 or bool(self.protocol) != bool(self.value):
-            raise ValueError(f"column '{self.id}' needs exactly one of protocol + value, fact, setting, reported: true")
+            raise ValueError(
+                f"column '{self.id}' needs exactly one of protocol + value, fact, setting, mean_of, reported: true"
+            )
         return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether its numbers differ from seed to seed."""
+        return bool(self.protocol or self.mean_of)
 
 
 class WrittenRow(Strict):
@@ -53,6 +65,8 @@ class WrittenRow(Strict):
     label: Words
     method: Words
     variant: Words = "base"
+    scale: Unset = ""
+    """Of its runs; empty: the table's."""
     note: Unset = ""
     reconstructed: Unset = ""
     """Which parts are ours because no source specifies them; empty when there are none."""
@@ -98,6 +112,8 @@ class WrittenTable(Strict):
     groups: Annotated[list[WrittenGroup], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]
     compare: Compare | None = None
+    order_by: Unset = ""
+    """Id of the column by whose means the rows of each group are ordered, the best first; empty: as written."""
     reported_sources: list[Words] = Field(default_factory=list)
     reported: list[Citation] = Field(default_factory=list)
     footnotes: list[Words] = Field(default_factory=list)
@@ -113,6 +129,11 @@ class WrittenTable(Strict):
             _known("reported", "column", citation.column, columns)
             if not next(column.reported for column in self.columns if column.id == citation.column):
                 raise ValueError(f"reported: column '{citation.column}' is measured; cite in a reported column")
+        for column in self.columns:
+            for name in column.mean_of:
+                _known(f"column '{column.id}': mean_of", "column", name, columns)
+        if self.order_by:
+            _known("order_by", "column", self.order_by, columns)
         if self.compare is not None:
             self._check_compare(self.compare, rows, columns)
         return self
@@ -125,8 +146,9 @@ class WrittenTable(Strict):
                 raise ValueError(f"compare: by_group, but '{group.label}' has several reference rows; keep one")
         for name in compare.columns:
             _known("compare.columns", "column", name, columns)
-            if not next(column.protocol for column in self.columns if column.id == name):
-                raise ValueError(f"compare.columns: '{name}' is no value of a protocol; only those can be compared")
+            column = next(column for column in self.columns if column.id == name)
+            if not column.protocol or column.split != "test":
+                raise ValueError(f"compare.columns: '{name}' is no test value of a protocol; only those are compared")
 
 
 def _unique(what: str, names: list[str]) -> list[str]:

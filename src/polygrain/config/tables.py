@@ -1,7 +1,8 @@
 """From a table's YAML to the runs behind it.
 
 `reports/table1.pdf` is the default scale with all its seeds; any other scale or number of seeds has its own folder, so
-that nothing made at smoke scale can land under a default name.
+that nothing made at smoke scale can land under a default name. `reports/tune/{method}.pdf` is the table of a method's
+trials.
 """
 
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polygrain.config import ledger, run_stages
+from polygrain.config import ledger, run_stages, tune
 from polygrain.config.budget import facts
 from polygrain.config.compose import Config, choices
 from polygrain.config.inputs import code_of, environment_of, input_texts
@@ -65,6 +66,8 @@ class Table:
 
 def specification(project: Project, table: Table) -> dict[str, Any]:
     """The table's YAML, checked. Raises UserError when it does not exist or has an unknown key."""
+    if table.scale == tune.GROUP:
+        return tune.table_of(project.params, table.name)
     path = project.params / "table" / f"{table.name}.yaml"
     if not path.is_file():
         raise UserError(f"{path}: no such table{nearest(table.name, choices(project.params, 'table'))}")
@@ -82,7 +85,8 @@ def specification(project: Project, table: Table) -> dict[str, Any]:
 def row_runs(spec: dict[str, Any], row: dict[str, Any], table: Table) -> list[Run]:
     """The runs behind one row, a seed each."""
     seeds = spec["seeds"][: table.seeds]
-    return [Run(table.scale, spec["dataset"], row["method"], row.get("variant", "base"), seed) for seed in seeds]
+    scale, variant = row.get("scale") or table.scale, row.get("variant", "base")
+    return [Run(scale, spec["dataset"], row["method"], variant, seed) for seed in seeds]
 
 
 def rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,7 +148,7 @@ def _config(project: Project, table: Table, spec: dict[str, Any]) -> Config:
     sources = [f"params/reported/{name}" for name in spec.get("reported_sources", [])]
     return resolved | {
         "attestations": _attestations(project, runs),
-        "scale": table.scale,
+        "scale": " and ".join(dict.fromkeys(run.scale for run in runs)),
         "seeds": spec["seeds"][: table.seeds],
         "manifests": manifests,
         "inputs": [*manifests, *sources, *inputs],

@@ -1,7 +1,7 @@
 """What the runs behind a row measured: one number per seed, and what each seed scored on each test example."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class Results:
         decimals are not those of the column's other numbers.
         """
         found = self._of_row(row, column.protocol, seeds)
+        found = [of_split(result, column.value, column.split) for result in found]
         lacking = [seed for seed, result in zip(seeds, found, strict=True) if column.value not in result.values]
         if lacking:
             raise MissingError(f"{column.protocol} gave no {column.value} for {_seeds(lacking)}")
@@ -100,6 +101,16 @@ class Results:
 
     def _path(self, run: str, protocol: str, kind: str) -> Path:
         return self.root / run / "results" / f"{protocol}.{kind}"
+
+
+def of_split(result: Result, name: str, split: str) -> Result:
+    """A result with a value as it was on a split; for `validation` that alone, and nothing if it was not kept."""
+    if split == "test":
+        return result
+    key, _, metric = name.rpartition("/")
+    value = result.selected.get(key, {}).get(f"validation_{metric}")
+    values = {} if value is None else {name: result.values[name]._replace(value=value)}
+    return replace(result, values=values, examples={})
 
 
 def _words(measure: Measure) -> str:

@@ -60,7 +60,7 @@ def pdf_source(table: TableContent) -> str:
 def _table(table: TableContent) -> Iterator[str]:
     aligns, lefts, rights = ["left"], ["0pt"], ["8pt"]
     for column in table.columns:
-        pair = bool(column.protocol)
+        pair = column.measured
         aligns += ["right", "left"] if pair else ["left" if column.setting else "right"]
         lefts += ["6pt", "0pt"] if pair else ["6pt"]
         rights += ["0pt", "6pt"] if pair else ["6pt"]
@@ -102,7 +102,7 @@ def _row(table: TableContent, row: TableRow) -> Iterator[str]:
     for column, cell in zip(table.columns, row.cells, strict=True):
         main = f"*{typst(cell.main)}*" if cell.best else typst(cell.main)
         after = "#h(1pt)".join(_mark(text) for text in (cell.arrow, marks(table, cell.notes)) if text)
-        if not column.protocol:
+        if not column.measured:
             yield f"[{main}{after}],"
         elif cell.main == ABSENT:
             yield f"table.cell(colspan: 2, align: center)[{main}{after}],"

@@ -36,7 +36,7 @@ def column_groups(columns: Sequence[Column]) -> Iterator[tuple[str, list[Column]
 
 def width(columns: Iterable[Column]) -> int:
     """How many typeset columns these take: that of a protocol takes two, numbers, then spreads and marks."""
-    return sum(2 if column.protocol else 1 for column in columns)
+    return sum(2 if column.measured else 1 for column in columns)
 
 
 def head_marks(table: TableContent, column: Column) -> str:
@@ -122,7 +122,7 @@ def render_latex(table: TableContent) -> str:
     """A `table` environment to include in a paper; needs booktabs only. Means and spreads are aligned."""
     total = 1 + width(table.columns)
     label = "".join(character for character in table.name.lower() if character.isascii() and character.isalnum())
-    aligns = ("r@{}l" if column.protocol else "l" if column.setting else "r" for column in table.columns)
+    aligns = ("r@{}l" if column.measured else "l" if column.setting else "r" for column in table.columns)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}[tb]",
@@ -174,7 +174,7 @@ def _latex_row(table: TableContent, row: TableRow) -> str:
         main = latex(cell.main)
         main = rf"\textbf{{{main}}}" if cell.best else main
         after = _latex_marks(_after(table, cell))
-        if not column.protocol:
+        if not column.measured:
             cells.append(main + after)
         elif cell.main == ABSENT:
             cells.append(rf"\multicolumn{{2}}{{c}}{{{main}{after}}}")

@@ -4,8 +4,10 @@ A number is the mean and the sample standard deviation over all seeds of the tab
 missing and says why. Which cells are bold or carry an arrow is decided in `marks.py`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from polygrain.evaluate.result import Measure
@@ -13,9 +15,9 @@ from polygrain.provenance.errors import UserError
 from polygrain.report.cells import ABSENT, Cell, Footer, TableContent, TableGroup, TableRow
 from polygrain.report.collapse import LIMITS, collapsed
 from polygrain.report.marks import mark_best, mark_differences
-from polygrain.report.measured import MissingError, Results
+from polygrain.report.measured import Measured, MissingError, Results
 from polygrain.report.reported import Record
-from polygrain.report.spec import Citation, Column, Row, Spec
+from polygrain.report.spec import Citation, Column, Group, Row, Spec
 from polygrain.report.statistics import mean_and_spread
 
 
@@ -32,19 +34,30 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
         *_reconstructed(spec),
         *_collapsed(fallen),
     ]
-    groups = tuple(
-        TableGroup(group.label, tuple(_row(row, cells[row.label], fallen[row.label]) for row in group.rows))
-        for group in spec.groups
-    )
+    groups = []
+    for group in spec.groups:
+        ordered = _ordered(spec, group, results, cells)
+        groups.append(TableGroup(group.label, tuple(_row(row, cells[row.label], fallen[row.label]) for row in ordered)))
     return TableContent(
         name=spec.name,
         title=spec.title,
         caption=spec.caption,
         columns=tuple(spec.columns),
-        groups=groups,
+        groups=tuple(groups),
         legend=(*legend, *spec.footnotes),
         footer=footer,
     )
+
+
+def _ordered(spec: Spec, group: Group, results: Results, cells: Mapping[str, Sequence[Cell]]) -> list[Row]:
+    """The rows of a group, by `order_by` if it is set: the best first, missing ones last."""
+    measure = results.measures.get(spec.order_by)
+    if measure is None:
+        return group.rows
+    place = [column.id for column in spec.columns].index(spec.order_by)
+    means = {row.label: cells[row.label][place].mean for row in group.rows}
+    ranks = {label: math.inf if mean is None else -(measure.sign or 1) * mean for label, mean in means.items()}
+    return sorted(group.rows, key=lambda row: ranks[row.label])
 
 
 def _row(row: Row, cells: Sequence[Cell], fallen: str) -> TableRow:
@@ -59,10 +72,19 @@ def _cell(spec: Spec, row: Row, column: Column, results: Results, records: Mappi
     if column.reported:
         return _reported(spec.reported, row, column, records)
     try:
-        measured = results.measured(row, column, spec.seeds)
+        measured = _mean_of(spec, row, column, results) if column.mean_of else results.measured(row, column, spec.seeds)
     except MissingError as reason:
         return Cell(unit="", main=ABSENT, notes=(f"Missing: {reason}.",))
     return measured_cell(measured.measure, measured.values, measured.notes)
+
+
+def _mean_of(spec: Spec, row: Row, column: Column, results: Results) -> Measured:
+    """The mean of other columns for each seed."""
+    parts = [results.measured(row, part, spec.seeds) for part in spec.columns if part.id in column.mean_of]
+    if len({part.measure for part in parts}) != 1:
+        raise UserError(f"table.columns: '{column.id}' is the mean of columns that differ in unit or direction")
+    results.measures[column.id] = parts[0].measure
+    return Measured(tuple(map(fmean, zip(*(part.values for part in parts), strict=True))), parts[0].measure, ())
 
 
 def measured_cell(measure: Measure, values: Sequence[float], notes: Sequence[str] = ()) -> Cell:

@@ -15,6 +15,7 @@ from polygrain.config.tables import settings, specification
 from polygrain.evaluate.result import Result
 from polygrain.provenance.errors import UserError
 from polygrain.report.cells import ABSENT
+from polygrain.report.measured import of_split
 from polygrain.report.reported import read_reported
 from polygrain.report.table import count, measured_cell, setting_text
 
@@ -57,7 +58,8 @@ def _measured(project: Project, cell: CellAddress) -> Recomputed:
             found.lines.append(f"seed {run.seed}  not here: {path}")
             continue
         kept = (project.root / path).with_suffix(".npz").is_file()
-        result = Result.load(project.root / path.parent, cell.protocol, numbers_only=not kept)
+        loaded = Result.load(project.root / path.parent, cell.protocol, numbers_only=not kept)
+        result = of_split(loaded, cell.value, cell.split)
         if cell.value not in result.values:
             found.lines.append(f'seed {run.seed}  no value "{cell.value}" in {path}')
             continue
