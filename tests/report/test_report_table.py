@@ -356,7 +356,7 @@ def test_validation_values_their_mean_and_the_order_of_rows(config: Config, proj
     )
     note = ("Missing: linear gave no toy/top1 for seeds 0, 1, 2.",)
     assert cell(table, "Cheap", "val").notes == cell(table, "Cheap", "score").notes == note
-    assert "**72.0** ± 2.0 | **82.5** ± 7.5 | **77.2** ± 3.9 |" in render_markdown(table)
+    assert "| **72.0** ± 2.0 | **82.5** ± 7.5 | **77.2** ± 4.3 |" in render_markdown(table)
 
 
 def test_a_mean_of_unlike_columns_is_refused(own: Config, project: Path) -> None:
