@@ -45,7 +45,7 @@ from polygrain.nn.clock import Clock
 from polygrain.nn.contrastive import nt_xent, one_way
 from polygrain.nn.distributed import gather_rows
 from polygrain.nn.heads import Head
-from polygrain.nn.monitors import feature_monitors
+from polygrain.nn.monitors import effective_rank, spread
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.nn.optim import split_by_decay
 from polygrain.nn.parts import set_means, tiles
@@ -193,8 +193,7 @@ class MNCL(nn.Module):
         if "instance" in self.grains:
             losses["instance"], told = self._instance(view, p, batch)
             monitors |= told
-        with phase("rest"):
-            return losses, monitors | feature_monitors(feature[1])
+        return losses, monitors | _feature_monitors(feature[1])
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
@@ -215,8 +214,7 @@ class MNCL(nn.Module):
         with torch.no_grad():
             z_1, z_2 = (gather_rows(self._embed(view[role]))[None] for role in (1, 2))
         loss, top1 = self._region([(anchors[0], z_2), (anchors[1], z_1)])
-        with phase("rest"):
-            return {"region": loss}, {"region_top1": top1} | feature_monitors(features[0].mean(dim=0))
+        return {"region": loss}, {"region_top1": top1} | _feature_monitors(features[0].mean(dim=0))
 
     def _region(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Weighted loss and top-1 of two pairs of anchors and keys, [J, N, D] or [1, N, D] each."""
@@ -306,6 +304,12 @@ def _shuffle(network: nn.Module) -> None:
 
 def _gather_sets(rows_JbD: Tensor) -> Tensor:
     return gather_rows(rows_JbD.transpose(0, 1)).transpose(0, 1)
+
+
+def _feature_monitors(feature_bE: Tensor) -> Monitors:
+    with torch.no_grad(), phase("rest"):
+        feature_NE = gather_rows(feature_bE.detach())
+        return {"spread": spread(feature_NE), "rank": effective_rank(feature_NE)}
 
 
 METHOD = MNCL
