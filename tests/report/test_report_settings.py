@@ -89,7 +89,9 @@ def test_rows_are_compared_within_their_group(config: Config, project: Path) -> 
 
 
 def test_the_rule_for_bold_names_groups_or_says_each(config: Config, project: Path) -> None:
-    rule = "and every row that the same test cannot tell from it (p < 0.05 in its column), among at least two rows"
+    rule = (
+        "and every row that the same test cannot tell from it (level 0.05, Holm in its column), among at least two rows"
+    )
     assert any(f"within “Methods”, {rule}" in line for line in filled_table(config, project).legend)
     config["groups"][0]["best"] = True
     assert any(f"within each group, {rule}" in line for line in filled_table(config, project).legend)

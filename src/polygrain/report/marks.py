@@ -144,7 +144,9 @@ def mark_best(spec: Spec, results: Results, cells: Cells) -> list[str]:
     kind = "best" if any(measure.sign < 0 for measure in results.measures.values()) else "highest"
     alike = ""
     if spec.compare is not None and len(spec.seeds) >= SEEDS:
-        alike = f", and every row that the same test cannot tell from it (p < {spec.compare.level:g} in its column)"
+        alike = (
+            f", and every row that the same test cannot tell from it (level {spec.compare.level:g}, Holm in its column)"
+        )
     return [
         f"Bold: {kind} mean within {names}{alike}, among at least two rows whose encoder passes lie within "
         f"{round(100 * TOLERANCE)} % of the median there."
