@@ -75,15 +75,11 @@ def test_two_protocols_of_two_files_each_are_printed_as_they_say(project):
         numbers = {label: sign * float(cells[label, column]["text"]) for label in ("SimCLR", "WCL")}
         bold = {label for label in numbers if cells[label, column]["best"] == "1"}
         assert bold == {label for label, number in numbers.items() if number == max(numbers.values())}
-        for label in numbers:
-            own = cells[label, column]
-            assert own["reference"] == "Random"
-            difference = float(own["mean"]) - float(cells["Random", column]["mean"])
-            assert float(own["difference"]) == pytest.approx(difference, abs=2e-4)
-            arrow = "" if float(own["p_holm"]) >= 0.05 else "↑" if sign * difference > 0 else "↓"
-            assert arrow in shown(project, label)[column]
-            assert {"↑": "↓", "↓": "↑", "": "↑"}[arrow] not in shown(project, label)[column]
+        for label in numbers:  # arrows, which need three seeds: tests/report/test_report_table.py
+            assert cells[label, column]["reference"] == ""
+            assert not {"↑", "↓"} & set(shown(project, label)[column])
     text = (project.root / "reports/smoke/own.md").read_text()
+    assert "No difference is tested: that needs 3 seeds." in text
     assert "class means in %: lower is better; Fashion-MNIST fine-tuned in nats: higher is better." in text
 
 
