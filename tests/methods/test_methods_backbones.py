@@ -85,6 +85,8 @@ def fit(config: dict[str, Any], backbone: str, **changes: Any) -> None:
     """Bring a method's values down to what the map and the batch allow."""
     values = config["method"]["values"]
     values |= {key: value for key, value in changes.items() if key in values}
+    if config["method"]["name"] == "mugs":
+        values["queue"] = dict.fromkeys(values["queue"], changes["queue"])
     if "windows" in values:
         values["windows"], config["method"]["grains"] = WINDOWS[backbone]
         for key in ("pairs", "row_strides", "column_strides"):

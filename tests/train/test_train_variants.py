@@ -16,8 +16,8 @@ from polygrain.train.run import Training
 from polygrain.train.state import Identity
 
 PROJECT = Project(Path(__file__).resolve().parents[2])
-# a cell made for one scale: 224 px views, minutes a step on one core
-ELSEWHERE = {("smog", "swin")}
+# cells made for scale paper: 224 px views, minutes a step on one core, or a number of epochs
+ELSEWHERE = {("smog", "swin"), ("mugs", "vit-l"), ("wcl", "epochs-200"), ("wcl", "epochs-800")}
 CELLS = sorted({(path.parent.name, path.stem) for path in (PROJECT.params / "variant").glob("*/*.yaml")} - ELSEWHERE)
 METHODS = sorted(path.stem for path in (PROJECT.params / "method").glob("*.yaml"))
 
