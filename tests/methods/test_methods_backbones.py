@@ -86,7 +86,7 @@ def fit(config: dict[str, Any], backbone: str, **changes: Any) -> None:
     values = config["method"]["values"]
     values |= {key: value for key, value in changes.items() if key in values}
     if config["method"]["name"] == "mugs":
-        values["queue"] = dict.fromkeys(values["queue"], changes["queue"])
+        values["queue"] = dict.fromkeys(("instance", "local-group"), changes["queue"])
     if "windows" in values:
         values["windows"], config["method"]["grains"] = WINDOWS[backbone]
         for key in ("pairs", "row_strides", "column_strides"):
