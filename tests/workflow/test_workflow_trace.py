@@ -49,13 +49,13 @@ def test_dvc_itself_shows_results_and_curves(recorded):
     results = json.loads((recorded.root / RUN / "results/linear.json").read_text())["values"]
     assert said[""]["data"][f"{RUN}/results/linear.json"]["data"]["values"] == results
     for kind in ("metrics", "params"):
-        assert "smoke" not in recorded.run("dvc", kind, "diff", "HEAD").stdout
+        assert "/smoke" not in recorded.run("dvc", kind, "diff", "HEAD").stdout
     config = recorded.root / RUN / "config/pretrain.yaml"
     resolved = config.read_text()
     config.write_text(resolved.replace("seed: 0", "seed: 7"))
     changed = json.loads(recorded.run("dvc", "params", "diff", "HEAD", "--json").stdout)
     config.write_text(resolved)
-    assert {path: change for path, change in changed.items() if "smoke" in path} == {
+    assert {path: change for path, change in changed.items() if "/smoke" in path} == {
         f"{RUN}/config/pretrain.yaml": {"seed": {"old": 0, "new": 7, "diff": 7}}
     }
     recorded.run("dvc", "plots", "diff", "HEAD", "--out", "plots")
