@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polygrain.report.statistics import difference
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECTION = (REPOSITORY / "src/polygrain/evaluate/README.md").read_text().split("\n## Add your own protocol\n")[1]
 FILES = dict(re.findall(r"^`([\w/.-]+)`\n\n```(?:python|yaml)\n(.*?)```", SECTION, re.DOTALL | re.MULTILINE))
@@ -19,7 +21,7 @@ name: Own
 title: Own
 caption: Two protocols of our own.
 dataset: fashion-mnist
-seeds: [0]
+seeds: [0, 1, 2]
 groups:
   - label: Controls
     rows:
@@ -59,27 +61,35 @@ def test_two_protocols_of_two_files_each_are_printed_as_they_say(project):
     code = [name for name in FILES if name.endswith(".py")]
     project.run("bash", "-c", f"ruff check {' '.join(code)} && ruff format --check {' '.join(code)} && lint-imports")
     assert project.planned() == {}, "protocols that no column uses ask for nothing"
-    table = "reports/smoke/own.pdf"
-    assert project.planned(table) == {"evaluate": 6, "table": 1}, "nothing but the new protocols"
+    one_seed = "reports/smoke-seeds1/own.pdf"
+    assert project.planned(one_seed) == {"evaluate": 6, "table": 1}, "nothing but the new protocols"
+    table = "reports/smoke/own.pdf"  # differences need three seeds
     project.build(table)
     assert project.planned(table) == {}
 
     cells = read_cells(project.root / "reports/smoke/own.csv")
     for label in METHODS:
         error, likelihood = cells[label, "class means"], cells[label, "fine-tuned"]
-        assert (error["unit"], error["text"]) == ("%", f"{100 * value(project, label, 'class-means', 'error'):.2f}")
-        found = value(project, label, "finetune", "likelihood")
-        assert (likelihood["unit"], likelihood["text"]) == ("nats", f"{found:.3f}")
-        assert found < 0
-    for column, sign in (("class means", -1), ("fine-tuned", 1)):
-        numbers = {label: sign * float(cells[label, column]["text"]) for label in ("SimCLR", "WCL")}
+        wrong = 100 * scores(project, label, "class-means", "error").mean(axis=1)
+        assert (error["unit"], error["text"]) == ("%", f"{wrong.mean():.2f} ± {wrong.std(ddof=1):.2f}")
+        found = scores(project, label, "finetune", "likelihood").mean(axis=1)
+        assert (likelihood["unit"], likelihood["text"]) == ("nats", f"{found.mean():.3f} ± {found.std(ddof=1):.3f}")
+        assert found.mean() < 0
+    measured = (("class means", -1, "class-means", "error"), ("fine-tuned", 1, "finetune", "likelihood"))
+    for column, sign, protocol, metric in measured:
+        numbers = {label: sign * float(cells[label, column]["mean"]) for label in ("SimCLR", "WCL")}
         bold = {label for label in numbers if cells[label, column]["best"] == "1"}
-        assert bold == {label for label, number in numbers.items() if number == max(numbers.values())}
-        for label in numbers:  # arrows, which need three seeds: tests/report/test_report_table.py
-            assert cells[label, column]["reference"] == ""
-            assert not {"↑", "↓"} & set(shown(project, label)[column])
+        alike = difference(*(scores(project, label, protocol, metric) for label in numbers)).p >= 0.05
+        assert bold == (set(numbers) if alike else {max(numbers, key=lambda label: numbers[label])})
+        for label in numbers:
+            own = cells[label, column]
+            assert own["reference"] == "Random"
+            gap = float(own["mean"]) - float(cells["Random", column]["mean"])
+            assert float(own["difference"]) == pytest.approx(gap, abs=2e-4)
+            arrow = "" if float(own["p_holm"]) >= 0.05 else "↑" if sign * gap > 0 else "↓"
+            assert arrow in shown(project, label)[column]
+            assert {"↑": "↓", "↓": "↑", "": "↑"}[arrow] not in shown(project, label)[column]
     text = (project.root / "reports/smoke/own.md").read_text()
-    assert "No difference is tested: that needs 3 seeds." in text
     assert "class means in %: lower is better; Fashion-MNIST fine-tuned in nats: higher is better." in text
 
 
@@ -88,14 +98,17 @@ def read_cells(path: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(line["row"], line["column"]): line for line in csv.DictReader(stream)}
 
 
-def value(project, label: str, protocol: str, metric: str) -> float:
-    """The number of the one data set, which is the mean of the scores of its test images."""
-    folder = project.root / f"runs/smoke/fashion-mnist/{METHODS[label]}/base/seed0/results"
-    number = json.loads((folder / f"{protocol}.json").read_text())["values"][f"fashion-mnist/{metric}"]
-    with np.load(folder / f"{protocol}.npz") as arrays:
-        assert arrays[f"fashion-mnist/{metric}.score"].mean() == pytest.approx(number)
-        assert len(arrays["fashion-mnist.index"]) == 512
-    return float(number)
+def scores(project, label: str, protocol: str, metric: str) -> np.ndarray:
+    """What each seed scored on each test image of the one data set; its mean is the number."""
+    found = []
+    for seed in (0, 1, 2):
+        folder = project.root / f"runs/smoke/fashion-mnist/{METHODS[label]}/base/seed{seed}/results"
+        number = json.loads((folder / f"{protocol}.json").read_text())["values"][f"fashion-mnist/{metric}"]
+        with np.load(folder / f"{protocol}.npz") as arrays:
+            found.append(arrays[f"fashion-mnist/{metric}.score"].astype(float))
+            assert found[-1].mean() == pytest.approx(number)
+            assert len(arrays["fashion-mnist.index"]) == 512
+    return np.stack(found)
 
 
 def shown(project, label: str) -> dict[str, str]:
