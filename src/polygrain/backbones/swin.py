@@ -15,6 +15,7 @@ from torch.nn.functional import gelu, pad
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.droppath import DropPath
+from polygrain.nn.linear import Linear
 from polygrain.provenance.errors import UserError
 
 
@@ -99,7 +100,7 @@ class Merge(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * inputs)
-        self.linear = nn.Linear(4 * inputs, outputs, bias=False)
+        self.linear = Linear(4 * inputs, outputs, bias=False)
 
     def forward(self, x_BhwC: Tensor) -> Tensor:
         """[B, h, w, C] to [B, h / 2, w / 2, outputs]; an odd side gets a row or column of zeros."""
@@ -117,8 +118,8 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = WindowAttention(width, heads, window, shift)
         self.norm2 = nn.BatchNorm1d(width)
-        self.mlp1 = nn.Linear(width, 4 * width)
-        self.mlp2 = nn.Linear(4 * width, width)
+        self.mlp1 = Linear(width, 4 * width)
+        self.mlp2 = Linear(4 * width, width)
         self.drop1 = DropPath(drop_path, f"{name} attention")
         self.drop2 = DropPath(drop_path, f"{name} mlp")
 
@@ -143,8 +144,8 @@ class WindowAttention(nn.Module):
     def __init__(self, width: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
         self.heads, self.window, self.shift = heads, window, shift
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
         self.relative_bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_index", relative_index(window), persistent=False)
 

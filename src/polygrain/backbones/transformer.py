@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from polygrain.backbones.droppath import DropPath
+from polygrain.nn.linear import Linear
 
 
 class TransformerBlock(nn.Module):
@@ -13,11 +14,11 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp1 = nn.Linear(width, 4 * width)
-        self.mlp2 = nn.Linear(4 * width, width)
+        self.mlp1 = Linear(width, 4 * width)
+        self.mlp2 = Linear(4 * width, width)
         self.drop1 = DropPath(drop_path, f"{name} attention")
         self.drop2 = DropPath(drop_path, f"{name} mlp")
 

@@ -20,7 +20,9 @@ def steps(config: Config) -> int:
 
 
 def facts(config: Config) -> dict[str, float]:
-    """What a table prints beside a run: images seen, however many views each had, and encoder-pass units spent."""
-    method, images = config["method"], steps(config) * config["pretrain"]["batch"]
+    """What a table prints beside a run: images seen, however many views each had, steps, encoder-pass units spent."""
+    method, taken = config["method"], steps(config)
+    images = taken * config["pretrain"]["batch"]
     before = float(method["start_passes"]) * config["pretrain"]["images"]
-    return {"images_seen": images, "encoder_passes": before + images * float(method["encoder_passes"])}
+    passes = before + images * float(method["encoder_passes"])
+    return {"images_seen": images, "steps": taken, "encoder_passes": passes}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from polygrain.config.budget import steps
 from polygrain.config.check import Strict
 from polygrain.config.recipe_models import check_recipes
 from polygrain.config.signature import constant, modules, values_model
@@ -278,6 +279,7 @@ def load_run(where: str, config: dict[str, Any], params: Path) -> None:
     check_recipes(where, run.augmentation)
     _check_mode(where, method, params)
     _check_rows(where, run)
+    _check_resets(where, run.method.values, config)
 
 
 def _module(where: str, package: str, name: str) -> str:
@@ -299,6 +301,19 @@ def _check_mode(where: str, method: MethodChoice, params: Path) -> None:
                 f"{where}: method.mode is released, but the release has {key}: {value}, not {method.values[key]};"
                 " take that value, or mode described"
             )
+
+
+def _check_resets(where: str, values: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse resets that no step would reach: the run would be that of `reset: none`, and an ablation of them void."""
+    if values.get("reset", "none") == "none":
+        return
+    pretrain = config["pretrain"]
+    interval = max(1, round(values["reset_epochs"] * (pretrain["images"] // pretrain["batch"])))
+    if interval >= (taken := steps(config)):
+        raise UserError(
+            f"{where}: method.values.reset_epochs {values['reset_epochs']} is every {interval} steps, and the run has"
+            f" {taken}: nothing is reset; lower it, or set method.values.reset: none"
+        )
 
 
 def _check_rows(where: str, run: RunModel) -> None:

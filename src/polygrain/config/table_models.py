@@ -1,6 +1,7 @@
 """A table's YAML as a person writes it, as types; `params/table/*.yaml` explains the keys."""
 
 import unicodedata
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -37,7 +38,7 @@ class Column(Strict):
     """Of the value: as reported, or as it was when the protocol selected its settings."""
     mean_of: list[Words] = Field(default_factory=list)
     """Ids of columns of values: their mean for each seed."""
-    fact: Literal["images_seen", "encoder_passes", ""] = ""
+    fact: Literal["images_seen", "steps", "encoder_passes", ""] = ""
     """Name of a fact that is known before a run."""
     setting: Annotated[str, Field(pattern=r"^([a-z_]+(\.[a-z0-9_]+)+)?$")] = ""
     """Dotted key of a run's configuration, such as `method.grains`; printed as text."""
@@ -70,6 +71,8 @@ class WrittenRow(Strict):
     note: Unset = ""
     reconstructed: Unset = ""
     """Which parts are ours because no source specifies them; empty when there are none."""
+    without: dict[Words, Words] = Field(default_factory=dict)
+    """Column id -> why this row has no number there."""
 
 
 class WrittenGroup(Strict):
@@ -93,6 +96,13 @@ class Compare(Strict):
     level: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Floor(Strict):
+    """What a row outside the floor's group must reach on average, or its representation has collapsed."""
+
+    row: Words
+    column: Words
+
+
 class Citation(Strict):
     """A reported number: the record that is printed in a cell."""
 
@@ -112,6 +122,7 @@ class WrittenTable(Strict):
     groups: Annotated[list[WrittenGroup], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]
     compare: Compare | None = None
+    floor: Floor | None = None
     order_by: Unset = ""
     """Id of the column by whose means the rows of each group are ordered, the best first; empty: as written."""
     reported_sources: list[Words] = Field(default_factory=list)
@@ -129,14 +140,23 @@ class WrittenTable(Strict):
             _known("reported", "column", citation.column, columns)
             if not next(column.reported for column in self.columns if column.id == citation.column):
                 raise ValueError(f"reported: column '{citation.column}' is measured; cite in a reported column")
-        for column in self.columns:
-            for name in column.mean_of:
-                _known(f"column '{column.id}': mean_of", "column", name, columns)
-        if self.order_by:
-            _known("order_by", "column", self.order_by, columns)
+        if self.floor is not None:
+            _known("floor", "row", self.floor.row, rows)
+        for where, name in self._named_columns():
+            _known(where, "column", name, columns)
         if self.compare is not None:
             self._check_compare(self.compare, rows, columns)
         return self
+
+    def _named_columns(self) -> Iterator[tuple[str, str]]:
+        """Where a column is named by its id, and that id."""
+        rows = [row for group in self.groups for row in group.rows]
+        yield from ((f"column '{column.id}': mean_of", name) for column in self.columns for name in column.mean_of)
+        yield from ((f"row '{row.label}': without", name) for row in rows for name in row.without)
+        if self.floor is not None:
+            yield "floor", self.floor.column
+        if self.order_by:
+            yield "order_by", self.order_by
 
     def _check_compare(self, compare: Compare, rows: list[str], columns: list[str]) -> None:
         for label in compare.reference:

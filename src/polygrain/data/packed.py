@@ -43,24 +43,15 @@ class DataSet:
             raise UserError(f"{self.manifest['name']}: no split '{name}'; there are {', '.join(self.splits)}")
         return self.splits[name]
 
-    def subset(self, name: str, size: int | str | None) -> np.ndarray:
-        """The first `size` positions of a split, or a named label subset of train (`1%`, `10%`, `all`), or everything.
-
-        Raises UserError when the subset does not exist or is larger than the split.
-        """
+    def subset(self, name: str, size: int | None) -> np.ndarray:
+        """The first `size` positions of a split, or all of them. Raises UserError when there are fewer."""
         positions = self.split(name)
-        if isinstance(size, str) and size != "all":
-            known = self.manifest["label_subsets"]
-            if size not in known:
-                there = ", ".join(["all", *known])
-                raise UserError(f"{self.manifest['name']}: no label subset '{size}'; there are {there}")
-            size = int(known[size])
-        if isinstance(size, int) and size > len(positions):
+        if size is not None and size > len(positions):
             raise UserError(
                 f"{self.manifest['name']}: {size} images of {name} asked, there are {len(positions)};"
                 " lower pretrain.images"
             )
-        return positions[:size] if isinstance(size, int) else positions
+        return positions[:size]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a reader's images to the packed format: splits, nested label subsets, statistics, manifest."""
+"""From a reader's images to the packed format: splits, statistics, manifest."""
 
 import importlib
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # types and what a stage says of itself decide no output: the
 
 MeanStd = tuple[Sequence[float], Sequence[float]]
 
-LABEL_SUBSETS = {"1%": 100, "10%": 10}
 UNLABELLED = "unlabelled"
 STATISTICS_BLOCK = 1024  # images counted at once: the pixels of a large data set would not fit twice
 
@@ -91,7 +90,6 @@ def manifest(
     name: str, raw: Raw, splits: dict[str, np.ndarray], mean_std: MeanStd, files: Sequence[Path]
 ) -> dict[str, Any]:
     """What the packed files are; holds no time, path or source that could differ between two builds."""
-    classes = len(raw.classes)
     return {
         "format": 1,
         "name": name,
@@ -101,10 +99,6 @@ def manifest(
         "mean": list(mean_std[0]),
         "std": list(mean_std[1]),
         "splits": {split: len(positions) for split, positions in splits.items()},
-        "label_subsets": {
-            share: max(classes, len(splits["train"]) // parts // classes * classes)
-            for share, parts in LABEL_SUBSETS.items()
-        },
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files},
         "raw": raw.hashes,
         "licence": raw.licence,

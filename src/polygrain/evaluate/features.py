@@ -37,4 +37,4 @@ def features_of(encoder: Encoder, name: str) -> FeatureSet:
         rows = [batch.pooled.float().cpu().numpy() for _, batch in encoder.encoded(name, positions)]
         features = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
         splits[part] = Split(features, encoder.labels(name, positions), positions)
-    return FeatureSet(name, encoder.classes(name), encoder.label_subsets(name), **splits)
+    return FeatureSet(name, encoder.classes(name), **splits)

@@ -22,7 +22,7 @@ from polygrain.backbones.contract import Backbone, Encoded, split
 from polygrain.backbones.load import load_backbone
 from polygrain.data.load import format_of, open_data, statistics
 from polygrain.data.packed import DataSet
-from polygrain.evaluate.store import ALL, Integers
+from polygrain.evaluate.store import ALL, Integers, labelled_rows
 from polygrain.provenance.errors import UserError
 from polygrain.views.apply import plain_view
 
@@ -70,18 +70,10 @@ class Encoder:
     def positions(self, name: str, part: str, subset: str = ALL) -> Integers:
         """Positions of a split's images within its limit, int64 [n], class-balanced in every prefix.
 
-        subset: of the train split, the images whose labels may be used. Raises UserError for an unknown subset.
+        subset: of the train split, the images whose labels may be used (see `labelled_rows`, also for errors).
         """
         rows = np.asarray(self.datasets[name].split(part)[: self.limits[part]], dtype=np.int64)
-        if subset == ALL:
-            return rows
-        known = self.label_subsets(name)
-        if subset not in known:
-            raise UserError(
-                f"{name}: no label subset '{subset}' within its {len(rows)} train rows; there are"
-                f" {', '.join([ALL, *known])}"
-            )
-        return rows[: known[subset]]
+        return rows[: labelled_rows(name, subset, len(rows), self.classes(name))]
 
     def labels(self, name: str, positions: Integers) -> Integers:
         """Labels of images, int64 [n] in 0..classes-1."""
@@ -90,11 +82,6 @@ class Encoder:
     def classes(self, name: str) -> int:
         """Number of classes of a data set."""
         return len(self.datasets[name].manifest["classes"])
-
-    def label_subsets(self, name: str) -> dict[str, int]:
-        """Name -> number of train rows, of the subsets that fit in the limit of the train split."""
-        rows, subsets = len(self.positions(name, "train")), self.datasets[name].manifest["label_subsets"]
-        return {key: int(size) for key, size in subsets.items() if key != ALL and 0 < size <= rows}
 
     def views(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
         """Positions [B] and plain views float32 [B, C, size, size] of images, in their order, batch by batch."""

@@ -1,7 +1,11 @@
-"""Weighted k-nearest-neighbour classification of frozen features.
+"""Weighted k-nearest-neighbour classification of frozen features, raw or whitened.
 
 The k most similar train images of each image, by cosine, vote for their classes with weight exp(cos / temperature) (Wu
 et al. 2018). k is selected on the validation split and reported once on test.
+
+Raw cosines measure how unequal the variances of a network's features are as much as what they tell apart. Whitened
+features have mean 0 and no correlation on the train images, whose labels play no part: x -> L^-1 (x - mean), where
+L L^T is their covariance plus `shrinkage` times its mean variance on the diagonal.
 
 Ties have one outcome: equal similarities go in train order, equal votes to the smaller class, equal validation
 accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`, but computed by numpy, because
@@ -10,6 +14,8 @@ Legend: Q queries, N train rows, D width, K neighbours, C classes, R rows of a b
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +32,22 @@ _MOST_NEIGHBOURS = 2**13 - 1
 Doubles = npt.NDArray[np.float64]
 
 
-def evaluate(features: Features, *, k: list[int], temperature: float, byte_budget: int) -> Result:
+def evaluate(
+    features: Features,
+    *,
+    spaces: list[Literal["raw", "whitened"]],
+    k: list[int],
+    temperature: float,
+    shrinkage: float,
+    byte_budget: int,
+) -> Result:
     """Classify every data set's test split. Raises UserError for values out of range or k above the train rows.
 
-    k: to select from. temperature: of the votes. byte_budget: largest temporary array; it does not change the result.
+    spaces: in which neighbours are searched; the keys of whitened ones end with `/whitened`. k: to select from.
+    temperature: of the votes. byte_budget: largest temporary array; it does not change the result.
     """
+    if not spaces or not shrinkage > 0:
+        raise UserError(f"knn: spaces needs at least one entry, and shrinkage ({shrinkage}) must be positive")
     if not k or min(k) < 1 or max(k) > _MOST_NEIGHBOURS:
         raise UserError(f"knn: k must hold numbers from 1 to {_MOST_NEIGHBOURS}, not {k}")
     if not temperature > 0 or byte_budget < 1:
@@ -41,12 +58,28 @@ def evaluate(features: Features, *, k: list[int], temperature: float, byte_budge
             raise UserError(
                 f"knn: k = {max(k)} exceeds the {len(dataset.train)} extracted train rows of {name}; lower it"
             )
-        best, accuracy = _select(dataset, sorted(set(k)), temperature, byte_budget)
-        predicted_Q = _classify(dataset, dataset.test, [best], temperature, byte_budget)[:, 0]
-        numbers, examples[name] = classified(name, predicted_Q, dataset.test.labels, dataset.test.indices)
-        values |= numbers
-        selected[name] = {"k": best, "validation_top1": accuracy}
+        for space in spaces:
+            key, shown = (name, dataset) if space == "raw" else (f"{name}/{space}", whitened(dataset, shrinkage))
+            best, accuracy = _select(shown, sorted(set(k)), temperature, byte_budget)
+            predicted_Q = _classify(shown, shown.test, [best], temperature, byte_budget)[:, 0]
+            numbers, examples[key] = classified(key, predicted_Q, shown.test.labels, shown.test.indices)
+            values |= numbers
+            selected[key] = {"k": best, "validation_top1": accuracy}
     return Result(values, selected, examples, features.note())
+
+
+def whitened(dataset: FeatureSet, shrinkage: float) -> FeatureSet:
+    """The data set with whitened features, float32. Rows that are all equal stay equal: they become zeros."""
+    train_ND = dataset.train.features.astype(np.float64)
+    mean_D = train_ND.mean(axis=0)
+    covariance_DD = np.cov(train_ND, rowvar=False, bias=True).reshape(len(mean_D), -1)
+    diagonal = max(shrinkage * float(covariance_DD.trace()) / len(mean_D), np.finfo(np.float64).tiny ** 0.5)
+    inverse_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD + diagonal * np.eye(len(mean_D))))
+
+    def apply(split: Split) -> Split:
+        return replace(split, features=((split.features - mean_D) @ inverse_DD.T).astype(np.float32))
+
+    return replace(dataset, train=apply(dataset.train), validation=apply(dataset.validation), test=apply(dataset.test))
 
 
 def _select(dataset: FeatureSet, choices: list[int], temperature: float, byte_budget: int) -> tuple[int, float]:

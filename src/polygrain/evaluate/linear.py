@@ -1,136 +1,178 @@
-"""Linear probe: softmax regression on frozen features, all learning rates in one pass.
+"""Linear probe: softmax regression on frozen features, with weight decay, solved to its minimum by L-BFGS.
 
-SGD with momentum and a cosine to zero over the steps (as Mugs, SMoG and WCL probe), on features standardised over all
-extracted train rows, so that one grid of rates suits encoders of any scale. Weights start at zero: the problem is
-convex. The last step is reported. Rate and weight decay are selected on the validation split (accuracy, then loss, then
-the smaller rate, then the smaller decay); the test split is used once, with the selected ones.
+Features are standardised over all extracted train rows. For each weight decay lambda the probe minimises, in float64,
 
-All settings are columns of one matrix product: they use the same minibatches, and each gets the bits that it would get
-alone. Small label subsets (prefixes of the train rows) get `minimum_steps`, or they would stop far from a minimum.
-Legend: B batch, N rows, D width + 1 (the last input is the constant 1, for the bias), R settings, C classes.
+    mean over the labelled rows of -log softmax(x W + b)[y]  +  lambda / 2 |W|^2
+
+which is convex: neither learning rate nor order of the rows decides the result. The largest decay starts at zero, every
+other one at the minimum of the one before. The decay is selected on the validation split, for a label subset by
+cross-validation among its own rows, for which no other label is seen: by accuracy, then loss, then the larger decay.
+The test split is used once, with the selected one.
+
+Legend: N rows, D width + 1 (the last input is the constant 1, for the bias), C classes, R decays.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from polygrain.evaluate.result import Number, Result, classified
 from polygrain.evaluate.store import ALL, Features, FeatureSet, Split
-from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
 
-# Below 12 columns a matrix product uses other kernels, with other bits (found by trying 1 to 400 columns).
-_FEWEST_COLUMNS = 16
+_HISTORY = 10
+_DECREASE = 1e-4
+_HALVINGS = 20
+
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class ProbeSetting:
-    """One way to train the probe."""
+class Rows:
+    """Inputs float64 [N, D] and labels int64 [N]."""
 
-    rate: float
-    decay: float
+    x: Tensor
+    y: Tensor
+
+    def where(self, chosen_N: Tensor) -> "Rows":
+        """The rows where it is True."""
+        return Rows(self.x[chosen_N], self.y[chosen_N])
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What all settings of a probe share."""
+class Solver:
+    """When L-BFGS stops: after so many iterations, or when no entry of the gradient exceeds `tolerance`."""
 
-    steps: int
-    batch: int
-    momentum: float
-    seed: int
+    iterations: int
+    tolerance: float
 
 
 def evaluate(
-    features: Features,
-    *,
-    labels: list[str],
-    rates: list[float],
-    decays: list[float],
-    epochs: int,
-    minimum_steps: int,
-    batch: int,
-    momentum: float,
-    seed: int,
+    features: Features, *, labels: list[str], decays: list[float], folds: int, iterations: int, tolerance: float
 ) -> Result:
     """Train and test a probe for every data set and label subset.
 
-    labels: `all` or names of label subsets. rates: learning rates at the first step. decays: weight decays (not of the
-    bias). epochs: passes over the labelled rows, but at least minimum_steps steps. batch: rows of a step. seed: of the
-    order. Raises UserError for values out of range, an unknown label subset and when no setting converges.
+    labels: `all` or names of label subsets. decays: to select from. folds: of the cross-validation in a subset, fewer
+    where a class has fewer rows. iterations, tolerance: see `Solver`. Raises UserError for values out of range and an
+    unknown label subset.
     """
-    settings = [ProbeSetting(rate, decay) for rate, decay in product(sorted(set(rates)), sorted(set(decays)))]
-    _check(settings, labels, epochs, minimum_steps, batch, momentum)
+    if not labels or not decays or min(decays) < 0:
+        raise UserError("linear: labels and decays need at least one entry each, and no decay may be negative")
+    if folds < 2 or iterations < 1 or not tolerance > 0:
+        raise UserError(f"linear: folds ({folds}) must be 2 or more, iterations and tolerance positive")
+    solver, ordered = Solver(iterations, tolerance), sorted(set(decays), reverse=True)
     values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
         inputs = _Inputs(dataset)
+        validation = inputs(dataset.validation)
         for subset in labels:
             key = name if subset == ALL else f"{name}/{subset}"
-            x_ND, y_N = inputs(dataset.labelled(subset))
-            steps = max(epochs * math.ceil(len(y_N) / batch), minimum_steps)
-            schedule = Schedule(steps, batch, momentum, seed)
-            weights_RDC = train(x_ND, y_N, settings, schedule, classes=dataset.classes)
-            best, accuracy = select(weights_RDC, *inputs(dataset.validation), settings, key)
-            predicted_N = (inputs(dataset.test)[0] @ weights_RDC[best]).argmax(dim=1)
+            train = inputs(dataset.labelled(subset))
+            weights_RDC = fit(train, ordered, solver, dataset.classes)
+            pairs = [(weights_RDC, validation)]
+            if subset != ALL:
+                pairs = list(_cross_validation(train, ordered, solver, dataset.classes, folds))
+            best = select(pairs)
+            predicted_N = (inputs(dataset.test).x @ weights_RDC[best]).argmax(dim=1)
             numbers, examples[key] = classified(key, predicted_N.numpy(), dataset.test.labels, dataset.test.indices)
             values |= numbers
-            selected[key] = {**asdict(settings[best]), "steps": steps, "validation_top1": accuracy}
+            right_N = (validation.x @ weights_RDC[best]).argmax(dim=1) == validation.y
+            accuracy = int(right_N.sum()) / len(right_N)
+            selected[key] = {"decay": ordered[best], "rows": len(train.y), "validation_top1": accuracy}
     return Result(values, selected, examples, features.note())
 
 
-def train(x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], schedule: Schedule, *, classes: int) -> Tensor:
-    """Weights [R, D, C] after the last step, in the type of `x_ND`; the last row of each matrix is the bias.
+def fit(rows: Rows, decays: Sequence[float], solver: Solver, classes: int) -> Tensor:
+    """Weights [R, D, C] that minimise the objective for each of the descending `decays`; the last row is the bias."""
+    targets_NC = one_hot(rows.y, classes).to(rows.x.dtype)
+    weights_DC, found = rows.x.new_zeros(rows.x.shape[1], classes), []
+    for decay in decays:
+        weights_DC = minimise(partial(objective, x_ND=rows.x, targets_NC=targets_NC, decay=decay), weights_DC, solver)
+        found.append(weights_DC)
+    return torch.stack(found)
 
-    A step is torch's SGD: v <- momentum v + gradient + decay w; w <- w - rate (1 + cos(pi step / steps)) / 2 v.
+
+def objective(weights_DC: Tensor, x_ND: Tensor, targets_NC: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """The objective, a scalar, and its gradient [D, C]."""
+    log_share_NC = (x_ND @ weights_DC).log_softmax(dim=1)
+    penalty_DC = decay * weights_DC
+    penalty_DC[-1] = 0
+    loss = (weights_DC * penalty_DC).sum() / 2 - (targets_NC * log_share_NC).sum() / len(x_ND)
+    return loss, x_ND.T @ (log_share_NC.exp() - targets_NC) / len(x_ND) + penalty_DC
+
+
+def minimise(objective: Objective, start: Tensor, solver: Solver) -> Tensor:
+    """The minimum of a convex function, from `start`, by L-BFGS (Nocedal and Wright, Numerical Optimization, 7.5).
+
+    A step is halved until the function falls by a share of what its slope promises (Armijo); it starts at 1, but in the
+    first iteration at no more than 1 over the sum of the gradient's entries.
     """
-    columns = [*settings, *[settings[-1]] * max(0, math.ceil(_FEWEST_COLUMNS / classes) - len(settings))]
-    rates_R1 = x_ND.new_tensor([setting.rate for setting in columns]).unsqueeze(1)
-    decays_DR1 = x_ND.new_tensor([setting.decay for setting in columns]).expand(x_ND.shape[1], -1).unsqueeze(2).clone()
-    decays_DR1[-1] = 0
-    weights_DRC = x_ND.new_zeros(x_ND.shape[1], len(columns), classes)
-    velocity_DRC = torch.zeros_like(weights_DRC)
-    batches = math.ceil(len(y_N) / schedule.batch)
-    for step in range(schedule.steps):
-        epoch, position = divmod(step, batches)
-        if position == 0:
-            order_N = permutation(len(y_N), schedule.seed, "linear probe", epoch)
-            shuffled_ND, targets_NC = x_ND[order_N], one_hot(y_N[order_N], classes).to(x_ND.dtype)
-        rows = slice(position * schedule.batch, (position + 1) * schedule.batch)
-        gradient_DRC = gradient(weights_DRC, shuffled_ND[rows], targets_NC[rows])
-        velocity_DRC.mul_(schedule.momentum).add_(gradient_DRC).add_(decays_DR1 * weights_DRC)
-        weights_DRC.sub_(rates_R1 * (0.5 + 0.5 * math.cos(math.pi * step / schedule.steps)) * velocity_DRC)
-    return weights_DRC[:, : len(settings)].transpose(0, 1).contiguous()
+    point, pairs = start, list[tuple[Tensor, Tensor]]()
+    value, gradient = objective(point)
+    for _ in range(solver.iterations):
+        if float(gradient.abs().max()) <= solver.tolerance:
+            break
+        direction = -_times_inverse(gradient, pairs)
+        slope = float((gradient * direction).sum())
+        length = 1.0 if pairs else min(1.0, 1.0 / float(gradient.abs().sum()))
+        for _ in range(_HALVINGS):
+            after, after_gradient = objective(point + length * direction)
+            if float(after - value) <= _DECREASE * length * slope:
+                break
+            length /= 2
+        else:  # rounding hides any further descent
+            break
+        step, change = length * direction, after_gradient - gradient
+        if float((step * change).sum()) > 0:
+            pairs = [*pairs, (step, change)][-_HISTORY:]
+        point, value, gradient = point + step, after, after_gradient
+    return point
 
 
-def gradient(weights_DRC: Tensor, x_BD: Tensor, targets_BC: Tensor) -> Tensor:
-    """The gradient [D, R, C] of the mean cross-entropy: x^T (softmax(x W_r) - targets) / B."""
-    width, *columns = weights_DRC.shape
-    logits_BRC = (x_BD @ weights_DRC.view(width, -1)).view(-1, *columns)
-    errors_BRC = torch.softmax(logits_BRC, dim=2).sub_(targets_BC.unsqueeze(1)).div_(len(x_BD))
-    return (x_BD.T @ errors_BRC.view(len(x_BD), -1)).view_as(weights_DRC)
+def _times_inverse(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The gradient times the approximate inverse Hessian of the last steps and changes (algorithm 7.4)."""
+    vector, factors = gradient, []
+    for step, change in reversed(pairs):
+        factors.append((step * vector).sum() / (step * change).sum())
+        vector = vector - factors[-1] * change
+    if pairs:
+        step, change = pairs[-1]
+        vector = vector * ((step * change).sum() / change.square().sum())
+    for (step, change), factor in zip(pairs, reversed(factors), strict=True):
+        vector = vector + (factor - (change * vector).sum() / (step * change).sum()) * step
+    return vector
 
 
-def select(
-    weights_RDC: Tensor, x_ND: Tensor, y_N: Tensor, settings: Sequence[ProbeSetting], key: str
-) -> tuple[int, float]:
-    """The best setting's position and its validation accuracy. Raises UserError when all diverged."""
-    ranked = []
-    for position, (weights_DC, setting) in enumerate(zip(weights_RDC, settings, strict=True)):
-        logits_NC = x_ND @ weights_DC
-        loss = float(torch.nn.functional.cross_entropy(logits_NC.to(torch.float64), y_N))
-        right = int((logits_NC.argmax(dim=1) == y_N).sum())
-        if math.isfinite(loss):
-            ranked.append((-right, loss, setting.rate, setting.decay, position))
-    if not ranked:
-        raise UserError(f"linear: every learning rate diverged on {key}; add smaller ones to `rates`")
-    best = min(ranked)
-    return best[-1], -best[0] / len(y_N)
+def _cross_validation(
+    rows: Rows, decays: Sequence[float], solver: Solver, classes: int, folds: int
+) -> list[tuple[Tensor, Rows]]:
+    """For each fold the weights of the other rows, and the fold; a class's rows are dealt to the folds in turn."""
+    ranks_NC = one_hot(rows.y, classes).cumsum(dim=0)
+    rank_N = ranks_NC.gather(1, rows.y[:, None])[:, 0] - 1
+    fold_N = rank_N % min(folds, int(ranks_NC[-1].max()))
+    return [
+        (fit(rows.where(fold_N != fold), decays, solver, classes), rows.where(fold_N == fold))
+        for fold in range(int(fold_N.max()) + 1)
+    ]
+
+
+def select(pairs: Sequence[tuple[Tensor, Rows]]) -> int:
+    """The position of the best of R probes, by the sums over pairs of weights [R, D, C] and the rows that judge them.
+
+    By most right, then the smallest loss, then the first.
+    """
+    wrong, losses = list[Tensor](), list[Tensor]()
+    for weights_RDC, rows in pairs:
+        logits_RCN = (rows.x @ weights_RDC).mT
+        wrong.append((logits_RCN.argmax(dim=1) != rows.y).sum(dim=1))
+        losses.append(cross_entropy(logits_RCN, rows.y.expand(len(logits_RCN), -1), reduction="none").sum(dim=1))
+    ranked = zip(torch.stack(wrong).sum(dim=0).tolist(), torch.stack(losses).sum(dim=0).tolist(), strict=True)
+    return min((*scores, position) for position, scores in enumerate(ranked))[-1]
 
 
 class _Inputs:
@@ -143,27 +185,8 @@ class _Inputs:
         constant = deviation <= 1e-6 * np.abs(train).max(axis=0)
         self.scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, deviation))
 
-    def __call__(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Return inputs float32 [N, D] and labels int64 [N]."""
+    def __call__(self, split: Split) -> Rows:
+        """Return the inputs and labels of a split."""
         standard = (split.features - self.mean) * self.scale
-        inputs = np.concatenate([standard, np.ones((len(standard), 1))], axis=1).astype(np.float32)
-        return torch.from_numpy(inputs), torch.from_numpy(split.labels)
-
-
-def _check(
-    settings: Sequence[ProbeSetting],
-    labels: Sequence[str],
-    epochs: int,
-    minimum_steps: int,
-    batch: int,
-    momentum: float,
-) -> None:
-    if not settings or not labels:
-        raise UserError("linear: labels, rates and decays need at least one entry each")
-    if settings[0].rate <= 0 or min(setting.decay for setting in settings) < 0:
-        raise UserError("linear: rates must be positive and decays must not be negative")
-    if epochs < 1 or minimum_steps < 0 or batch < 1 or not 0 <= momentum < 1:
-        raise UserError(
-            f"linear: epochs ({epochs}) and batch ({batch}) must be positive,"
-            f" minimum_steps ({minimum_steps}) not negative, momentum ({momentum}) in [0, 1)"
-        )
+        inputs = np.concatenate([standard, np.ones((len(standard), 1))], axis=1)
+        return Rows(torch.from_numpy(inputs), torch.from_numpy(split.labels))

@@ -4,6 +4,8 @@ Written once per checkpoint, read by every protocol. It needs numpy only: a prot
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from polygrain.provenance.files import atomic_path
 METADATA = "polygrain"
 SPLITS = ("train", "validation", "test")
 ALL = "all"
+_SHARE = re.compile(r"(\d{1,2}(?:\.\d+)?)%")
+_FEWEST = 2  # labelled rows of a class: one to fit, one to select by
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -44,17 +48,35 @@ class Split:
         return Split(self.features[:size], self.labels[:size], self.indices[:size])
 
 
+def labelled_rows(name: str, subset: str, rows: int, classes: int) -> int:
+    """How many of the extracted train rows a label subset of data set `name` has: `all`, or a share such as `1%`.
+
+    A share has whole images per class, and at least two of each. Raises UserError for any other name, and when there
+    are not so many rows.
+    """
+    if subset == ALL:
+        return rows
+    share = _SHARE.fullmatch(subset)
+    if share is None or float(share[1]) == 0:
+        raise UserError(f"{name}: no label subset '{subset}'; write all, or a share such as 1% or 0.5%")
+    each = max(_FEWEST, math.floor(float(share[1]) / 100 * rows / classes + 1e-9))
+    if each * classes > rows:
+        raise UserError(
+            f"{name}: label subset {subset} needs {_FEWEST} images of each of {classes} classes; {rows} train rows are"
+            " extracted, extract more"
+        )
+    return each * classes
+
+
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of one data set; train rows are class-balanced, so a label subset is a prefix of them.
+    """The features of one data set; every prefix of the train rows is as class-balanced as it can be.
 
     Raises UserError for an empty split, wrong shapes, a label outside the classes, a feature that is not finite.
     """
 
     name: str
     classes: int
-    label_subsets: Mapping[str, int]
-    """Name -> number of train rows, for example {"10%": 1200}."""
     train: Split
     validation: Split
     test: Split
@@ -64,16 +86,8 @@ class FeatureSet:
             self._check(name, getattr(self, name))
 
     def labelled(self, subset: str) -> Split:
-        """The train rows of `all` or of a name in `label_subsets`. Raises UserError for any other name."""
-        if subset == ALL:
-            return self.train
-        if subset not in self.label_subsets:
-            known = ", ".join([ALL, *self.label_subsets])
-            raise UserError(
-                f"{self.name}: no label subset '{subset}' within its {len(self.train)} extracted train rows; there are"
-                f" {known}; name one of these under `labels`, or extract more train rows"
-            )
-        return self.train.prefix(self.label_subsets[subset])
+        """The train rows whose labels a subset names; see `labelled_rows`."""
+        return self.train.prefix(labelled_rows(self.name, subset, len(self.train), self.classes))
 
     @property
     def collapsed(self) -> bool:
@@ -117,10 +131,7 @@ class Features:
             for part in ("features", "labels", "indices")
         }
         about = {
-            "datasets": {
-                name: {"classes": dataset.classes, "label_subsets": dict(dataset.label_subsets)}
-                for name, dataset in self.datasets.items()
-            }
+            "datasets": {name: {"classes": dataset.classes} for name, dataset in self.datasets.items()},
         }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={METADATA: json.dumps(about, sort_keys=True)})
@@ -150,4 +161,4 @@ def _dataset(name: str, facts: Mapping[str, Any], read: Callable[[str], Any]) ->
         split: Split(*(read(f"{name}/{split}/{part}") for part in ("features", "labels", "indices")))
         for split in SPLITS
     }
-    return FeatureSet(name, int(facts["classes"]), dict(facts["label_subsets"]), **splits)
+    return FeatureSet(name, int(facts["classes"]), **splits)

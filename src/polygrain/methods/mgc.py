@@ -44,6 +44,7 @@ from polygrain.nn.clock import Clock
 from polygrain.nn.correspond import Pairs, Stride, correspond, repeats
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes, world
 from polygrain.nn.heads import Head
+from polygrain.nn.linear import linear_map
 from polygrain.nn.monitors import feature_monitors
 from polygrain.nn.parts import cell_means
 from polygrain.nn.phases import phase
@@ -55,7 +56,7 @@ from polygrain.views.batch import Batch
 
 def pair_losses(q_RD: Tensor, z_SD: Tensor, temperature: float, *, first: int = 0) -> Tensor:
     """InfoNCE [R] of unit-scaled queries; the target of row r is `first` + r, without gradient; chance gives ln S."""
-    logits_RS = normalize(q_RD, dim=1) @ normalize(z_SD.detach(), dim=1).T / temperature
+    logits_RS = linear_map(normalize(q_RD, dim=1), normalize(z_SD.detach(), dim=1)) / temperature
     return cross_entropy(logits_RS, first + torch.arange(len(q_RD), device=q_RD.device), reduction="none")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from polygrain.nn.distributed import gather_rows, mean_over_processes, sum_over_processes
+from polygrain.nn.linear import linear_map
 from polygrain.nn.monitors import feature_monitors
 
 # Rows of one block of similarities [block, K], which stay in the cache: on one CPU core 60,000 x 300 similarities take
@@ -93,5 +94,5 @@ def pair_purity(assignment_R: Tensor, labels_R: Tensor) -> Tensor:
 
 def group_loss(outputs_RBD: Tensor, groups_KD: Tensor, targets_SB: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of R crops' unit outputs and S views' target groups, mean over R, S and B; chance gives ln K."""
-    log_RBK = (outputs_RBD @ groups_KD.T / temperature).log_softmax(dim=2)
+    log_RBK = (linear_map(outputs_RBD, groups_KD) / temperature).log_softmax(dim=2)
     return -log_RBK.gather(2, targets_SB.T.expand(len(outputs_RBD), -1, -1)).mean()

@@ -4,6 +4,8 @@ from typing import Literal
 
 from torch import nn
 
+from polygrain.nn.linear import Linear
+
 Activation = Literal["relu", "gelu"]
 FinalNorm = Literal["none", "batch", "batch_affine"]
 
@@ -36,12 +38,12 @@ class Head(nn.Sequential):
         parts: list[nn.Module] = []
         width = inputs
         for _ in range(layers - 1):
-            parts.append(nn.Linear(width, hidden, bias=bias))
+            parts.append(Linear(width, hidden, bias=bias))
             if batch_norm:
                 parts.append(nn.BatchNorm1d(hidden))
             parts.append(_ACTIVATIONS[activation]())
             width = hidden
-        parts.append(nn.Linear(width, outputs, bias=final_bias))
+        parts.append(Linear(width, outputs, bias=final_bias))
         if final_norm != "none":
             parts.append(nn.BatchNorm1d(outputs, affine=final_norm == "batch_affine"))
         super().__init__(*parts)

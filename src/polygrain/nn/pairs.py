@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from polygrain.nn.linear import linear_map
+
 
 def info_nce(queries_SBD: Tensor, keys_TBD: Tensor, queue_QD: Tensor, temperature: float) -> Tensor:
     """InfoNCE of every crop with every view, [T, S]; unit rows, negatives from the queue; collapsed: ln(Q + 1)."""
-    others_SB = (queries_SBD @ queue_QD.T / temperature).logsumexp(dim=2)
+    others_SB = (linear_map(queries_SBD, queue_QD) / temperature).logsumexp(dim=2)
     own_TSB = torch.einsum("sbd,tbd->tsb", queries_SBD, keys_TBD) / temperature
     return -logsigmoid(own_TSB - others_SB).mean(dim=2)
 

@@ -10,7 +10,7 @@ import typst as compiler
 
 from polygrain.report.cells import ABSENT, TableContent, TableRow
 from polygrain.report.escape import typst, typst_string
-from polygrain.report.render import column_groups, head_marks, marks, row_marks, width
+from polygrain.report.render import after, column_groups, head_marks, row_marks, width
 
 _PREAMBLE = """\
 #set document(title: {title}, date: none)
@@ -101,14 +101,14 @@ def _row(table: TableContent, row: TableRow) -> Iterator[str]:
     yield f"[{typst(row.label)}{_mark(row_marks(table, row))}],"
     for column, cell in zip(table.columns, row.cells, strict=True):
         main = f"*{typst(cell.main)}*" if cell.best else typst(cell.main)
-        after = "#h(1pt)".join(_mark(text) for text in (cell.arrow, marks(table, cell.notes)) if text)
+        behind = "#h(1pt)".join(map(_mark, after(table, row, column, cell)))
         if not column.measured:
-            yield f"[{main}{after}],"
+            yield f"[{main}{behind}],"
         elif cell.main == ABSENT:
-            yield f"table.cell(colspan: 2, align: center)[{main}{after}],"
+            yield f"table.cell(colspan: 2, align: center)[{main}{behind}],"
         else:
             spread = f"#spread[{typst(cell.spread)}]" if cell.spread else ""
-            yield f"[{main}], [{spread}{after}],"
+            yield f"[{main}], [{spread}{behind}],"
 
 
 def _notes(table: TableContent) -> Iterator[str]:

@@ -106,16 +106,17 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 def _markdown_row(table: TableContent, row: TableRow) -> str:
     cells = [markdown(row.label) + _markdown_marks(row_marks(table, row))]
-    for cell in row.cells:
+    for column, cell in zip(table.columns, row.cells, strict=True):
         main = f"**{cell.main}**" if cell.best else markdown(cell.main)
         spread = f" ± {cell.spread}" if cell.spread else ""
-        cells.append(main + spread + _markdown_marks(_after(table, cell)))
+        cells.append(main + spread + _markdown_marks(" ".join(after(table, row, column, cell))))
     return _markdown_line(cells)
 
 
-def _after(table: TableContent, cell: Cell) -> str:
-    """What stands behind a number: the arrow, then footnote marks."""
-    return " ".join(part for part in (cell.arrow, marks(table, cell.notes)) if part)
+def after(table: TableContent, row: TableRow, column: Column, cell: Cell) -> tuple[str, ...]:
+    """What stands behind a number: the arrow, footnote marks, and that the row has collapsed."""
+    word = "collapsed" if row.collapsed and column.measured and cell.n else ""
+    return tuple(part for part in (cell.arrow, marks(table, cell.notes), word) if part)
 
 
 def render_latex(table: TableContent) -> str:
@@ -173,11 +174,11 @@ def _latex_row(table: TableContent, row: TableRow) -> str:
     for column, cell in zip(table.columns, row.cells, strict=True):
         main = latex(cell.main)
         main = rf"\textbf{{{main}}}" if cell.best else main
-        after = _latex_marks(_after(table, cell))
+        behind = _latex_marks(" ".join(after(table, row, column, cell)))
         if not column.measured:
-            cells.append(main + after)
+            cells.append(main + behind)
         elif cell.main == ABSENT:
-            cells.append(rf"\multicolumn{{2}}{{c}}{{{main}{after}}}")
+            cells.append(rf"\multicolumn{{2}}{{c}}{{{main}{behind}}}")
         else:
-            cells += [main, (rf"\,$\pm$\,{cell.spread}" if cell.spread else "") + after]
+            cells += [main, (rf"\,$\pm$\,{cell.spread}" if cell.spread else "") + behind]
     return " & ".join(cells) + r" \\"

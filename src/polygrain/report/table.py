@@ -25,14 +25,15 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
     """Fill a specification from result files and reported records. Raises UserError on malformed files."""
     cells = {row.label: [_cell(spec, row, column, results, records) for column in spec.columns] for row in spec.rows}
     _name_units(spec, results, cells)
-    fallen = {row.label: collapsed(results.root, row, spec.seeds) for row in spec.rows}
+    below = _below_floor(spec, results, cells)
+    fallen = {row.label: collapsed(results.root, row, spec.seeds) or below.get(row.label, "") for row in spec.rows}
     legend = [
         _legend_of_numbers(spec),
         *_legend_of_measures(spec, results),
         *mark_differences(spec, results, cells),
         *mark_best(spec, results, cells),
         *_reconstructed(spec),
-        *_collapsed(fallen),
+        *_collapsed(spec, fallen),
     ]
     groups = []
     for group in spec.groups:
@@ -65,6 +66,8 @@ def _row(row: Row, cells: Sequence[Cell], fallen: str) -> TableRow:
 
 
 def _cell(spec: Spec, row: Row, column: Column, results: Results, records: Mapping[str, Record]) -> Cell:
+    if column.id in row.without:
+        return Cell(unit="", main=ABSENT, notes=(row.without[column.id],))
     if column.fact:
         return _fact(row, column)
     if column.setting:
@@ -172,13 +175,32 @@ def _legend_of_measures(spec: Spec, results: Results) -> list[str]:
     return [f"{'; '.join(parts)}."] if parts else []
 
 
+def _below_floor(spec: Spec, results: Results, cells: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
+    """The rows outside the floor's group whose mean does not reach it, with what is below what."""
+    floor = spec.floor
+    measure = results.measures.get(floor.column) if floor else None
+    if floor is None or measure is None:
+        return {}
+    place = [column.id for column in spec.columns].index(floor.column)
+    column, least = spec.columns[place], cells[floor.row][place].mean
+    others = [group.rows for group in spec.groups if floor.row not in [row.label for row in group.rows]]
+    means = {row.label: cells[row.label][place].mean for rows in others for row in rows}
+    text = f"{column.group} {column.label} worse than {floor.row}".strip()
+    return {
+        label: text
+        for label, mean in means.items()
+        if mean is not None and least is not None and measure.sign * mean < measure.sign * least
+    }
+
+
 def _reconstructed(spec: Spec) -> list[str]:
     parts = [f"{row.label}: {row.reconstructed}" for row in spec.rows if row.reconstructed]
     return [f"‡ Has parts that no source specifies. {'; '.join(parts)}."] if parts else []
 
 
-def _collapsed(fallen: Mapping[str, str]) -> list[str]:
+def _collapsed(spec: Spec, fallen: Mapping[str, str]) -> list[str]:
     parts = [f"{label}: {seeds}" for label, seeds in fallen.items() if seeds]
     limits = f"spread below {LIMITS['spread']:g}, effective rank below {LIMITS['rank']:g}"
     limits += f" or less than {LIMITS['occupancy']:.0%} of groups or prototypes in use".replace("%", " %")
-    return [f"† Collapsed ({limits}, at the last step). {'; '.join(parts)}."] if parts else []
+    floor = f"; or {spec.floor.row} is better" if spec.floor else ""
+    return [f"† Collapsed ({limits}, at the last step{floor}). {'; '.join(parts)}."] if parts else []
