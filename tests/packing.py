@@ -24,7 +24,6 @@ def pack(folder: Path, images: np.ndarray, labels: np.ndarray, splits: dict[str,
         "name": "made for a test",
         "mean": [0.5] * channels,
         "std": [0.3] * channels,
-        "label_subsets": {},
         "files": files,
     }
     write_text(folder / "manifest.json", canonical_json(content | manifest))

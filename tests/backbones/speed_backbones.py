@@ -1,6 +1,6 @@
 """Milliseconds of the backbones in params/backbone/*.yaml on one AVX2 thread.
 
-Those made for small images get 128 grey views of 32 px, the others 2 colour views of 224 px. Run it as
+Those made for small images get 128 grey views of 28 px, the others 2 colour views of 224 px. Run it as
 `python tests/backbones/speed_backbones.py [NAME ...]` (without names: all of them); it is no test.
 """
 
@@ -23,7 +23,7 @@ SMALL = ("pixels", "resnet", "resnet-smoke", "swin-small-images", "vit")
 for path in sorted(Path(__file__).parents[2].glob("params/backbone/*.yaml")):
     if sys.argv[1:] and path.stem not in sys.argv[1:]:
         continue
-    side, batch, channels, rounds = (32, 128, 1, 8) if path.stem in SMALL else (224, 2, 3, 3)
+    side, batch, channels, rounds = (28, 128, 1, 8) if path.stem in SMALL else (224, 2, 3, 3)
     config = OmegaConf.create({"input_size": side, "backbone": OmegaConf.load(path)})
     torch.manual_seed(0)
     backbone = load_backbone(**OmegaConf.to_container(config, resolve=True)["backbone"], channels=channels)  # type: ignore

@@ -143,17 +143,17 @@ def test_equal_compute_means_equal_encoder_passes():
 
 
 def test_the_default_table_is_declared_to_fit_its_budget():
-    """Nine rows, three seeds: 75 minutes on 2 cores; one seed: 25.
+    """Ten rows, three seeds: 30 minutes on 2 cores; one seed: 12.
 
-    Its jobs: training, features and two protocols of each run, three data sets, the table.
+    Its jobs: training, features and two protocols of each run, two data sets, the table.
     """
     stages = stages_behind(PROJECT, ["reports/table1.pdf"])
     seeds = len(specification(PROJECT, Table("table1"))["seeds"])
     total = sum(stage.minutes for stage in stages)
-    assert total <= 2 * 75
+    assert total <= 2 * 30
     shared = sum(stage.minutes for stage in stages if stage.verb in ("prepare", "table"))
-    assert (total - shared) / seeds + shared <= 2 * 25
-    assert len(stages) == 9 * seeds * 4 + 3 + 1
+    assert (total - shared) / seeds + shared <= 2 * 12
+    assert len(stages) == 10 * seeds * 4 + 2 + 1
 
 
 def test_plan_adds_up():
@@ -247,12 +247,13 @@ def test_what_was_not_released_is_not_called_released(project):
 def test_a_run_is_as_long_as_its_epochs_or_its_budget_say(project):
     edit(project.params / "method" / "simclr.yaml", "start_passes: 0", "start_passes: 2")
     config = configuration(project, SIMCLR)
-    assert steps(config) == (1_200_000 - 2 * 12_000) // (6 * 128)
-    assert facts(config) == {"images_seen": steps(config) * 128, "encoder_passes": 24_000 + steps(config) * 6 * 128}
+    assert steps(config) == (640_000 - 2 * 12_000) // (6 * 128)
+    taken = steps(config)
+    assert facts(config) == {"images_seen": taken * 128, "steps": taken, "encoder_passes": 24_000 + taken * 6 * 128}
     edit(project.params / "scale" / "cpu.yaml", "epochs: null", "epochs: 2.5")
     with pytest.raises(UserError, match=r"give one of pretrain\.encoder_passes and pretrain\.epochs"):
         configuration(project, SIMCLR)
-    edit(project.params / "scale" / "cpu.yaml", "encoder_passes: 1200000", "encoder_passes: null")
+    edit(project.params / "scale" / "cpu.yaml", "encoder_passes: 640000", "encoder_passes: null")
     assert steps(configuration(project, SIMCLR)) == int(2.5 * 93)
 
 
@@ -302,7 +303,7 @@ def test_a_number_of_epochs_is_a_share_of_the_run(project):
     with pytest.raises(UserError, match=r"pretrain.epochs is null, so \$\{epochs:N\} is no share of the run"):
         configuration(project, SIMCLR)
     edit(project.params / "scale/cpu.yaml", "epochs: null", "epochs: 1.5")
-    edit(project.params / "scale/cpu.yaml", "encoder_passes: 1200000", "encoder_passes: null")
+    edit(project.params / "scale/cpu.yaml", "encoder_passes: 640000", "encoder_passes: null")
     with pytest.raises(UserError, match=r"key 'optimizer.schedule.warmup' must be at most 1, not 1\.33"):
         configuration(project, SIMCLR)
 
@@ -325,3 +326,37 @@ def test_smog_at_224_px_declares_what_its_crops_cost(variant):
     momentum = values["targets"] + (small if values["joint_norm"] or values["statistics_passes"] else 0)
     clean = values["large"] if values["clean"] else 0
     assert config["method"]["encoder_passes"] == pytest.approx(online + momentum + clean, abs=0.01)
+
+
+def test_resets_that_no_step_reaches_are_refused(project):
+    """Else base, `reset-none` and `reset-groups` would be one run, printed as an ablation."""
+    place = Run("short", "fashion-mnist", "smog", "reset-every-5", 0)
+    with pytest.raises(UserError, match=r"reset_epochs 5\.0 is every 465 steps, and the run has 171: nothing is reset"):
+        configuration(PROJECT, place)
+    assert configuration(PROJECT, replace(place, variant="reset-none"))["method"]["values"]["reset"] == "none"
+    assert configuration(PROJECT, replace(place, scale="cpu"))["method"]["values"]["reset_epochs"] == 5.0
+    edit(project.params / "variant/smog/reset-every-5.yaml", "5.0", "1.85")  # step 172, of 0 to 170
+    with pytest.raises(UserError, match="is every 172 steps"):
+        configuration(project, place)
+    edit(project.params / "variant/smog/reset-every-5.yaml", "1.85", "1.83")  # step 170, the last
+    assert steps(configuration(project, place)) == 171
+
+
+def test_a_scale_takes_the_recipes_of_the_one_that_it_extends(project):
+    folder = project.params / "recipe/simclr"
+    folder.mkdir(exist_ok=True)
+    recipe = "# @package _global_\noptimizer: {values: {weight_decay: %s}}\n"
+    (folder / "cpu.yaml").write_text(recipe % 0.123)
+    for scale, decay in (("cpu", 0.123), ("short", 0.123), ("equal-images", 0.123), ("smoke", 0.05)):
+        config = configuration(project, Run(scale, "fashion-mnist", "simclr", "base", 0))
+        assert config["optimizer"]["values"]["weight_decay"] == decay
+    (folder / "short.yaml").write_text(recipe % 0.3)
+    config = configuration(project, Run("short", "fashion-mnist", "simclr", "base", 0))
+    assert config["optimizer"]["values"]["weight_decay"] == 0.3
+
+
+def test_at_scale_equal_images_every_method_sees_as_many_images_as_mncl_at_cpu():
+    seen = facts(configuration(PROJECT, Run("cpu", "fashion-mnist", "mncl", "base", 0)))["images_seen"]
+    for method in ("supervised", "simclr", "mgc", "mncl", "mugs", "wcl", "smog"):
+        config = configuration(PROJECT, Run("equal-images", "fashion-mnist", method, "base", 0))
+        assert facts(config)["images_seen"] == seen

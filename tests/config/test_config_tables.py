@@ -74,7 +74,7 @@ def test_a_column_whose_setting_no_run_has_is_refused(tmp_path: Path) -> None:
     shutil.copy(PROJECT.root / "requirements.lock", tmp_path)
     project, path = Project(tmp_path), tmp_path / "params/table/table1.yaml"
     table = yaml.safe_load(path.read_text())
-    for key in ("compare", "reported", "reported_sources"):
+    for key in ("compare", "floor", "reported", "reported_sources"):
         table.pop(key, None)
     few = [row for row in rows(table) if row["method"] in ("simclr", "smog")]
     table["groups"] = [{"label": "Learned", "rows": few}]

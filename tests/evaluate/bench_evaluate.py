@@ -61,7 +61,7 @@ def main() -> None:
         for protocol in (knn, linear):
             name = protocol.__name__.rpartition(".")[2]
             with measured(name):
-                protocol.evaluate(features, **values[name])
+                protocol.evaluate(features, **values[name]["values"])
 
 
 if __name__ == "__main__":

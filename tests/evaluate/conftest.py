@@ -28,7 +28,7 @@ def make_features(
             features = (centres[labels] + generator.normal(size=(count, width))).astype(np.float32)
             splits.append(Split(features, labels, np.arange(first, first + count)))
             first += count
-        datasets[name] = FeatureSet(name, classes, {"10%": rows[0] // 10, "1%": rows[0] // 100 + classes}, *splits)
+        datasets[name] = FeatureSet(name, classes, *splits)
     return Features(datasets)
 
 

@@ -55,7 +55,6 @@ def write_packed(
         "mean": [0.4 + 0.05 * channel for channel in range(channels)],
         "std": [0.3] * channels,
         "splits": rows,
-        "label_subsets": {"1%": rows["train"] // 25, "10%": rows["train"] // 8, "50%": rows["train"] // 2},
         "files": {name: {"bytes": (root / name).stat().st_size, "sha256": sha256_file(root / name)} for name in files},
         "raw": {},
         "licence": "none",
@@ -131,7 +130,6 @@ def test_features_are_those_of_the_encoder_image_by_image(
     for name, root in data.items():
         dataset = read.datasets[name]
         assert dataset.classes == 4
-        assert dict(dataset.label_subsets) == {"1%": 4, "10%": 12, "50%": 50}
         images, labels, splits = (
             np.load(root / "images.npy"),
             np.load(root / "labels.npy"),
@@ -224,7 +222,7 @@ def test_a_row_has_the_same_bits_whatever_comes_with_it(data: dict[str, Path], t
     assert (len(few.train), len(few.validation), len(few.test)) == (37, 21, 3)
     np.testing.assert_array_equal(few.train.features, whole.train.features[:37])
     np.testing.assert_array_equal(few.test.features, whole.test.features[:3])
-    assert dict(few.label_subsets) == {"1%": 4, "10%": 12}  # half of the labels no longer fits
+    assert (len(whole.labelled("50%")), len(few.labelled("50%"))) == (48, 16)  # 12 and 4 of each of 4 classes
 
 
 def test_every_batch_has_one_size(data: dict[str, Path]) -> None:
@@ -346,7 +344,7 @@ def test_real_images_end_to_end(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c.safetensors", prefixed(network))
     values = config(size=32, train=600, validation=300, test=300)
     extract({**values, "datasets": ["fashion-mnist"]}, checkpoint, {"fashion-mnist": root}, tmp_path / "f.safetensors")
-    values = {"k": [5, 10], "temperature": 0.07, "byte_budget": 1 << 22}
+    values = {"spaces": ["raw"], "k": [5, 10], "temperature": 0.07, "shrinkage": 0.001, "byte_budget": 1 << 22}
     chosen = {"protocol": "knn", "needs": "features", "datasets": ["fashion-mnist"], "values": values}
     judge(Stage("evaluate", "knn", tmp_path, chosen, (), (tmp_path / "f.safetensors",), (tmp_path / "knn.json",)))
     reached = json.loads((tmp_path / "knn.json").read_text())["values"]["fashion-mnist/top1"]

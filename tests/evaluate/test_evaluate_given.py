@@ -1,7 +1,6 @@
 """What a protocol sees of the network and the images, by a plain reading of the packed files."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +21,7 @@ SHOWN = {"size": 16, "resize": None, "batch": 32, "workers": 0, "train": 50, "va
 def root(tmp_path: Path) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (90, 1, 20, 20))
     splits = {"train": np.arange(60), "validation": np.arange(60, 75), "test": np.arange(75, 90)}
-    about: dict[str, Any] = {"classes": list("abc"), "label_subsets": {"10%": 6, "90%": 54}}
-    return pack(tmp_path / "data", images, np.arange(90) % 3, splits, **about)
+    return pack(tmp_path / "data", images, np.arange(90) % 3, splits, classes=list("abc"))
 
 
 @pytest.fixture
@@ -36,12 +34,14 @@ def encoder(root: Path) -> Encoder:
 
 def test_positions_end_at_the_limit_and_subsets_are_prefixes(encoder: Encoder) -> None:
     assert encoder.positions("toy", "train").tolist() == list(range(50))
+    assert encoder.positions("toy", "train", "all").tolist() == list(range(50))
+    # shares of the 50 rows within the limit, not of the 60 of the split
     assert encoder.positions("toy", "train", "10%").tolist() == list(range(6))
-    assert encoder.label_subsets("toy") == {"10%": 6}  # 54 rows do not fit in 50
+    assert encoder.positions("toy", "train", "90%").tolist() == list(range(45))
     assert encoder.classes("toy") == 3
     assert encoder.labels("toy", np.array([4, 2])).tolist() == [1, 2]
-    with pytest.raises(UserError, match=r"toy: no label subset '90%' within its 50 train rows; there are all, 10%"):
-        encoder.positions("toy", "train", "90%")
+    with pytest.raises(UserError, match="toy: no label subset 'some'; write all, or a share"):
+        encoder.positions("toy", "train", "some")
 
 
 def test_images_come_in_the_order_asked_for_as_the_encoder_sees_them(encoder: Encoder, root: Path) -> None:

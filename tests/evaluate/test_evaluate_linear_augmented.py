@@ -34,9 +34,7 @@ def _encoder(root: Path, labels: npt.NDArray[np.int64]) -> Encoder:
     waves = [np.sin(place * step) for place in (row, column) for step in (0.5, 1.2, 2.4)]
     images = np.stack([128 + 90 * waves[number % 6] for number in range(240)])[:, None] + noise
     splits = {"train": np.arange(150), "validation": np.arange(150, 180), "test": np.arange(180, 240)}
-    data = open_packed(
-        pack(root, images.clip(0, 255), labels, splits, classes=list("abcdef"), label_subsets={"10%": 18})
-    )
+    data = open_packed(pack(root, images.clip(0, 255), labels, splits, classes=list("abcdef")))
     torch.manual_seed(0)
     network = load_backbone(**BACKBONE, channels=1).eval().requires_grad_(False)
     return Encoder(network, {"toy": data}, (data.mean, data.std), **SHOWN)

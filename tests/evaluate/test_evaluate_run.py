@@ -21,17 +21,14 @@ from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
 
 PROTOCOLS = {
-    "knn": {"k": [5, 20], "temperature": 0.07, "byte_budget": 1 << 20},
-    "linear": {
-        "labels": ["all", "10%"],
-        "rates": [0.01, 0.1],
-        "decays": [0.0, 0.01],
-        "epochs": 3,
-        "minimum_steps": 20,
-        "batch": 64,
-        "momentum": 0.9,
-        "seed": 0,
+    "knn": {
+        "spaces": ["raw", "whitened"],
+        "k": [5, 20],
+        "temperature": 0.07,
+        "shrinkage": 0.001,
+        "byte_budget": 1 << 20,
     },
+    "linear": {"labels": ["all", "10%"], "decays": [0.1, 0.001], "folds": 4, "iterations": 50, "tolerance": 1e-5},
 }
 
 
@@ -90,8 +87,12 @@ def test_two_processes_write_the_same_bytes_and_load_what_they_need(stored: Path
     ("values", "message"),
     [
         ({**PROTOCOLS["knn"], "temprature": 1.0}, r"unknown key 'knn\.values\.temprature'; did you mean 'temperature'"),
-        ({"k": [5], "temperature": 0.1}, r"key 'knn\.values\.byte_budget' \(int\) is missing"),
+        (
+            {key: value for key, value in PROTOCOLS["knn"].items() if key != "byte_budget"},
+            r"key 'knn\.values\.byte_budget' \(int\) is missing",
+        ),
         ({**PROTOCOLS["knn"], "k": "five"}, r"key 'knn\.values\.k' must be list\[int\], not 'five'"),
+        ({**PROTOCOLS["knn"], "spaces": ["white"]}, r"key 'knn\.values\.spaces"),
     ],
 )
 def test_a_wrong_value_stops_before_any_job(values: dict[str, object], message: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from polygrain.evaluate.store import Features, Split
+from polygrain.evaluate.store import Features, Split, labelled_rows
 from polygrain.provenance.errors import UserError
 
 
@@ -18,7 +18,7 @@ def test_what_is_saved_is_loaded(features, tmp_path: Path) -> None:
     assert read.datasets.keys() == made.datasets.keys()
     for name, dataset in made.datasets.items():
         other = read.datasets[name]
-        assert (other.name, other.classes, dict(other.label_subsets)) == (name, 5, {"10%": 40, "1%": 9})
+        assert (other.name, other.classes) == (name, 5)
         for split in ("train", "validation", "test"):
             for part in ("features", "labels", "indices"):
                 mine, theirs = getattr(getattr(dataset, split), part), getattr(getattr(other, split), part)
@@ -43,9 +43,67 @@ def test_a_label_subset_is_a_prefix_of_train(features) -> None:
     np.testing.assert_array_equal(subset.indices, dataset.train.indices[:40])
 
 
-def test_an_unknown_label_subset_names_what_there_is(features) -> None:
-    with pytest.raises(UserError, match=r"toy: no label subset '20%' within its 400 .* there are all, 10%, 1%"):
-        features().datasets["toy"].labelled("20%")
+def test_a_label_subset_has_as_many_rows_of_each_class(features) -> None:
+    dataset = features(rows=(403, 20, 20)).datasets["toy"]
+    for subset, each in (("1%", 2), ("3%", 2), ("4%", 3), ("10%", 8), ("99.9%", 80)):
+        assert np.bincount(dataset.labelled(subset).labels).tolist() == [each] * 5, subset
+
+
+@pytest.mark.parametrize(
+    ("subset", "rows", "classes", "expected"),
+    [
+        ("all", 403, 5, 403),
+        ("all", 3, 5, 3),
+        ("1%", 12_000, 10, 120),
+        ("10%", 12_000, 10, 1200),
+        ("0.5%", 12_000, 10, 60),
+        ("0.05%", 100_000, 10, 50),
+        ("01%", 12_000, 10, 120),
+        ("1%", 12_999, 10, 120),  # 12.999 of each class
+        ("1%", 13_000, 10, 130),
+        ("0.5%", 560, 10, 20),  # two of each class, where the share has less than one
+        ("1%", 20, 10, 20),
+        ("99%", 20, 10, 20),
+        ("7%", 10_000, 7, 700),
+        # exact shares that floats miss by a bit: 0.29 * 100 is below 29, 0.57 * 100 below 57
+        ("29%", 1000, 10, 290),
+        ("57%", 100, 1, 57),
+        ("58%", 100, 1, 58),
+    ],
+)
+def test_a_share_is_in_whole_images_of_each_class(subset: str, rows: int, classes: int, expected: int) -> None:
+    assert labelled_rows("toy", subset, rows, classes) == expected
+
+
+def test_no_share_that_is_whole_loses_an_image_to_rounding() -> None:
+    """By whole numbers: a share of thousandths, of as many images per class as make it whole, and of one fewer."""
+    for thousandths in range(1, 1000):
+        for classes in (1, 2, 3, 7, 10, 101, 1000):
+            for each in (1000, 5000):
+                rows = each * classes
+                subset, whole = f"{thousandths / 10}%", max(2, thousandths * each // 1000)
+                assert labelled_rows("toy", subset, rows, classes) == whole * classes, (subset, rows, classes)
+                assert labelled_rows("toy", subset, rows - 1, classes) == max(2, whole - 1) * classes
+
+
+@pytest.mark.parametrize(
+    "subset", ["0%", "0.0%", "00%", "100%", "-1%", "1", "0.01", ".5%", "1.%", "1 %", "1%%", "", "10%\n"]
+)
+def test_what_is_not_a_share_is_refused(subset: str) -> None:
+    with pytest.raises(UserError, match="toy: no label subset '"):
+        labelled_rows("toy", subset, 1000, 10)
+
+
+def test_an_unknown_label_subset_says_what_to_write(features) -> None:
+    with pytest.raises(UserError, match=r"no label subset 'half'; write all, or a share such as 1% or 0\.5%"):
+        features().datasets["toy"].labelled("half")
+
+
+def test_two_rows_of_each_class_must_have_been_extracted() -> None:
+    fault = "toy: label subset 10% needs 2 images of each of 10 classes; 19 train rows are extracted, extract more"
+    with pytest.raises(UserError, match=fault):
+        labelled_rows("toy", "10%", 19, 10)
+    assert labelled_rows("toy", "all", 19, 10) == 19
 
 
 @pytest.mark.parametrize("keep", [0, 7, 500, -1])

@@ -75,13 +75,54 @@ def test_supervised_refuses_a_label_beyond_its_classes() -> None:
 def test_random_is_the_backbone_as_made() -> None:
     torch.manual_seed(0)
     backbone = nn.Conv2d(1, 2, 3)
-    net = Random(backbone)  # type: ignore[arg-type]
+    net = Random(backbone, calibrated=False)  # type: ignore[arg-type]
     assert list(net.state_dict()) == ["backbone.weight", "backbone.bias"]
     assert torch.equal(net.state_dict()["backbone.weight"], backbone.weight)
     assert net.views(CLOCK) == ()
     assert net.parameter_groups() == []
     with pytest.raises(UserError, match="0 steps"):
         net(labelled(), CLOCK)
+
+
+class PlainPasses:
+    """Plain passes over fixed images, in batches of 8; each pass is counted."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.count = images, 0
+
+    def plain_pass(self, split: str = "pretrain") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        self.count += 1
+        for part in self.images.split(8):
+            yield part, torch.arange(len(part)), torch.zeros(len(part))
+
+
+def test_calibrated_batch_norm_has_the_mean_statistics_of_the_batches_and_weights_do_not_move() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+    start = {name: value.clone() for name, value in backbone.state_dict().items()}
+    net = Random(backbone.double(), calibrated=True).train()  # type: ignore[arg-type]
+    data = PlainPasses(2.0 + 3.0 * torch.randn(24, 1, 8, 8, dtype=torch.float64))
+    net.start_epoch(CLOCK, data)  # type: ignore[arg-type]
+    assert data.count == 1
+    first, second = backbone[1], backbone[4]
+    seen = [backbone[0](part) for part in data.images.split(8)]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    variance = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
+    torch.testing.assert_close(first.running_mean, mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(first.running_var, variance, rtol=1e-12, atol=0)
+    normed = [nn.functional.batch_norm(x, None, None, training=True).relu() for x in seen]
+    deeper = torch.stack([backbone[3](x).mean((0, 2, 3)) for x in normed]).mean(0)
+    torch.testing.assert_close(second.running_mean, deeper, rtol=1e-12, atol=0)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, start[name].to(value)) or "running" in name or "tracked" in name
+
+
+def test_what_is_not_calibrated_sees_no_image() -> None:
+    data = PlainPasses(torch.ones(8, 1, 4, 4))
+    net = Random(nn.Sequential(nn.BatchNorm2d(1)), calibrated=False)  # type: ignore[arg-type]
+    net.start_epoch(CLOCK, data)  # type: ignore[arg-type]
+    assert data.count == 0
+    assert net.backbone[0].running_mean.item() == 0.0  # type: ignore[index]
 
 
 # --- pca

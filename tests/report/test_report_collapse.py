@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polygrain.evaluate.result import Result
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_text
 from polygrain.report.build import filled_table
@@ -95,4 +97,38 @@ def test_several_rows_share_one_legend(config: Config, project: Path) -> None:
 def test_a_malformed_last_line_names_its_file(config: Config, project: Path, line: str) -> None:
     log(project, "plain", 1, HEALTHY, line)
     with pytest.raises(UserError, match=r"plain/base/seed1/metrics\.jsonl: its last line is malformed"):
+        filled_table(config, project)
+
+
+def test_a_row_below_the_floor_has_collapsed_and_every_one_of_its_cells_says_so(
+    config: Config, project: Path, make_result: Callable[..., Result]
+) -> None:
+    config["floor"] = {"row": "Random", "column": "knn"}
+    for seed, right in enumerate((9, 10, 11)):  # Random: 10, 12, 11 of 40
+        make_result(right, "knn").save(project / f"runs/cpu/toy/cheap/base/seed{seed}/results", "knn")
+    table = filled_table(config, project)
+    assert judged(table) == {"Cheap": "Toy k-NN worse than Random"}
+    assert any("; or Random is better). Cheap: Toy k-NN worse than Random." in line for line in table.legend)
+    shown = [line for line in render_markdown(table).splitlines() if line.startswith("| Cheap<sup>†")]
+    assert len(shown) == 1
+    assert shown[0].count("collapsed") == 2  # k-NN and linear; not the passes, not the citation
+    assert render_markdown(table).count("collapsed") == 2
+    assert render_latex(table).count("collapsed") == 2
+    assert pdf_source(table).count("collapsed") == 2
+
+
+@pytest.mark.parametrize(("row", "column"), [("PCA", "knn"), ("Random", "linear")])
+def test_no_row_is_below_a_floor_that_it_reaches_and_the_floors_own_group_is_not_judged(
+    config: Config, project: Path, row: str, column: str
+) -> None:
+    config["floor"] = {"row": row, "column": column}  # PCA 14 of 40 is above Random's 11 in k-NN
+    assert judged(filled_table(config, project)) == {}
+
+
+def test_a_floor_must_be_a_row_and_a_column(config: Config, project: Path) -> None:
+    config["floor"] = {"row": "Random", "column": "transfer"}
+    with pytest.raises(UserError, match="floor: no column 'transfer'"):
+        filled_table(config, project)
+    config["floor"] = {"row": "Rondom", "column": "knn"}
+    with pytest.raises(UserError, match="floor: no row 'Rondom'; did you mean 'Random'"):
         filled_table(config, project)

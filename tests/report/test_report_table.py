@@ -39,6 +39,21 @@ def test_mean_and_spread_in_percent(config: Config, project: Path) -> None:
     assert (found.mean, found.sd) == (pytest.approx(80.0), pytest.approx(5.0))
 
 
+def test_a_row_without_a_number_in_a_column_says_why_and_is_neither_bold_nor_compared(
+    config: Config, project: Path
+) -> None:
+    config["groups"][1]["rows"][1]["without"] = {"linear": "It saw the labels."}
+    table = filled_table(config, project)
+    found = cell(table, "Group", "linear")
+    assert (found.main, found.mean, found.n, found.notes) == ("—", None, 0, ("It saw the labels.",))
+    assert not found.best
+    assert found.comparison is None
+    assert cell(table, "Group", "knn").n == 3
+    config["groups"][1]["rows"][1]["without"] = {"lineal": "It saw the labels."}
+    with pytest.raises(UserError, match="row 'Group': without: no column 'lineal'; did you mean 'linear'"):
+        filled_table(config, project)
+
+
 def test_bold_is_the_best_of_equal_compute_and_ties_share_it(config: Config, project: Path) -> None:
     """Cheap is better everywhere but spent half; Plain and Group tie on k-NN; controls are not ranked."""
     table = filled_table(config, project)

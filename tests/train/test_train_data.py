@@ -117,7 +117,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in folder.iterdir()}
     manifest = {
         "format": 1, "name": "squares", "classes": ["0", "1", "2"], "shape": [3, 28, 28], "files": files,
-        "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "label_subsets": {}, "splits": sizes,
+        "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "splits": sizes,
     }  # fmt: skip
     (folder / "manifest.json").write_text(canonical_json(manifest))
     return folder

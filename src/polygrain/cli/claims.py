@@ -1,5 +1,6 @@
 """The verbs around DVC: put a finished build on record, and check that the record still holds."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -10,14 +11,14 @@ from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.published import published
 from polygrain.config.stages import stages_behind
-from polygrain.config.tables import Table
+from polygrain.config.tables import Table, rows, specification
 from polygrain.provenance.checklock import Facts, is_marked_stale, mark_tables, verdict
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import write_if_changed
 from polygrain.provenance.lock import read_lock
 from polygrain.provenance.record import clear_attestations, objection_to_keeping, record
 from polygrain.provenance.stage import Stage
-from polygrain.report.headline import headline
+from polygrain.report.headline import headline, in_short
 
 
 def current_stages(project: Project, targets: Sequence[str]) -> list[Stage]:
@@ -65,6 +66,8 @@ def record_tables(project: Project, targets: Sequence[str]) -> None:
         (project.root / copy).unlink(missing_ok=True)
     for target in (*targets, *dropped):
         show_in_readme(project, target)
+    for target in targets:
+        show_in_headers(project, target)
     for other, why in dropped.items():
         print(f"{other}: no longer on record, for {why}; build it, then record it again")
     print(f"recorded {len(stages)} jobs in dvc.lock; commit dvc.yaml, dvc.lock and reports/published")
@@ -85,6 +88,22 @@ def show_in_readme(project: Project, target: str) -> None:
     _, end, after = rest.partition(f"<!-- /{table.name} -->")
     if table == Table(table.name) and start and end:
         write_if_changed(readme, f"{before}{start}{short_table(project, table)}{end}{after}")
+
+
+def show_in_headers(project: Project, target: str) -> None:
+    """Write a published table's numbers into the headers of its methods: the line `Measured (TARGET): ...`.
+
+    A header decides no output, so no run becomes stale by it.
+    """
+    table = Table.parse(target)
+    numbers = project.root / published([target])[table.folder / f"{table.name}.csv"]
+    for row in rows(specification(project, table)) if table == Table(table.name) else ():
+        path = project.source / "polygrain" / "methods" / f"{row['method']}.py"
+        sentence = in_short(numbers.read_text(encoding="utf-8"), row["label"])
+        if row.get("variant", "base") == "base" and path.is_file() and sentence:
+            start = f"Measured ({target}): "
+            text = re.sub(f"(?m)^{re.escape(start)}.*$", start + sentence, path.read_text(encoding="utf-8"))
+            write_if_changed(path, text)
 
 
 def short_table(project: Project, table: Table) -> str:

@@ -2,8 +2,9 @@
 
 Layers, later ones win: augmentation, backbone, optimizer, dataset, `mode/{method}` (the preset of switches in which a
 paper's text and its released code differ; the method's file chooses one, a variant may choose the other), method,
-evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this scale, if the file exists), then
-`variant/{method}/{variant}` (the ablation cell; `base` is none) or the values of a trial (`tune-N`).
+evaluate, scale, then `recipe/{method}/{scale}` (what this method takes at this scale; without such a file, at the scale
+that this one extends), then `variant/{method}/{variant}` (the ablation cell; `base` is none) or the values of a trial
+(`tune-N`).
 
 Hydra is imported only where it is used: a job under the workflow reads the stored result, and starts faster without it.
 """
@@ -19,6 +20,7 @@ import yaml
 
 from polygrain.config.runs import Run
 from polygrain.config.tune import GROUP, hydra_overrides, trial, trial_of
+from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
 Config = dict[str, Any]
@@ -38,13 +40,23 @@ def overrides(run: Run, params: Path) -> list[str]:
     if number is None and run.variant not in variants:
         raise UserError(f"{run.path}: {run.method} has no variant '{run.variant}'{nearest(run.variant, variants)}")
     chosen = [f"dataset={run.dataset}", f"method={run.method}", f"scale={run.scale}"]
-    if run.scale in choices(params, f"recipe/{run.method}"):
-        chosen.append(f"recipe={run.method}/{run.scale}")
+    if recipe := _recipe(run, params):
+        chosen.append(f"recipe={run.method}/{recipe}")
     if number is not None:
         return chosen + hydra_overrides(trial(params, run.method, number))
     if run.variant != "base":
         chosen.append(f"variant={run.method}/{run.variant}")
     return chosen
+
+
+def _recipe(run: Run, params: Path) -> str | None:
+    """The scale whose recipe a run takes: its own or, where the method has none, that of the scale which it extends."""
+    scale: str | None = run.scale
+    recipes = choices(params, f"recipe/{run.method}")
+    while scale is not None and scale not in recipes:
+        defaults = read_mapping(params / "scale" / f"{scale}.yaml").get("defaults", [])
+        scale = next((entry for entry in defaults if isinstance(entry, str) and entry != "_self_"), None)
+    return scale
 
 
 def stamp(folder: Path, suffix: str = ".yaml") -> int:

@@ -16,7 +16,7 @@ class WrittenTuning(Strict):
 
     method: str
     paper: Annotated[dict[Key, Any], Field(min_length=1)]
-    """The paper's own values, which trial 0 takes."""
+    """What trial 0 takes for every key of `space`: the paper's own values, and the scale's where the paper has none."""
     space: Annotated[dict[Key, dict[Laws, list[Any]]], Field(min_length=1)]
     """Dotted key of a run's configuration -> `choose: [values]`, or `log` or `linear: [low, high]`."""
     finalists: list[Annotated[int, Field(ge=0, lt=TRIALS)]]
@@ -34,6 +34,8 @@ class WrittenTuning(Strict):
                 raise ValueError(f"space.{key}: choose needs values")
         if unknown := self.paper.keys() - self.space.keys():
             raise ValueError(f"paper.{min(unknown)}: not in space, so the other trials would not have it")
+        if missing := self.space.keys() - self.paper.keys():
+            raise ValueError(f"paper: lacks {min(missing)} of space; a trial depends on no recipe in what is searched")
         if self.finalists and len(set(self.finalists)) != FINALISTS:
             raise ValueError(f"finalists: name the best {FINALISTS} trials, or none, not {self.finalists}")
         return self

@@ -69,11 +69,11 @@ def evaluate(
 
 
 def whitened(dataset: FeatureSet, shrinkage: float) -> FeatureSet:
-    """The data set with whitened features, float32. Rows that are all equal stay equal: they become zeros."""
+    """The data set with whitened features, float32. Where all train rows are equal, it is only centred."""
     train_ND = dataset.train.features.astype(np.float64)
     mean_D = train_ND.mean(axis=0)
     covariance_DD = np.cov(train_ND, rowvar=False, bias=True).reshape(len(mean_D), -1)
-    diagonal = max(shrinkage * float(covariance_DD.trace()) / len(mean_D), np.finfo(np.float64).tiny ** 0.5)
+    diagonal = shrinkage * float(covariance_DD.trace()) / len(mean_D) or 1.0
     inverse_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD + diagonal * np.eye(len(mean_D))))
 
     def apply(split: Split) -> Split:

@@ -58,8 +58,8 @@ def evaluate(
     """Train and test a probe for every data set and label subset.
 
     labels: `all` or names of label subsets. decays: to select from. folds: of the cross-validation in a subset, fewer
-    where a class has fewer rows. iterations, tolerance: see `Solver`. Raises UserError for values out of range and an
-    unknown label subset.
+    where no class has so many rows. iterations, tolerance: see `Solver`. Raises UserError for values out of range and
+    an unknown label subset.
     """
     if not labels or not decays or min(decays) < 0:
         raise UserError("linear: labels and decays need at least one entry each, and no decay may be negative")
@@ -154,7 +154,7 @@ def _cross_validation(
     """For each fold the weights of the other rows, and the fold; a class's rows are dealt to the folds in turn."""
     ranks_NC = one_hot(rows.y, classes).cumsum(dim=0)
     rank_N = ranks_NC.gather(1, rows.y[:, None])[:, 0] - 1
-    fold_N = rank_N % min(folds, int(ranks_NC[-1].max()))
+    fold_N = rank_N % folds
     return [
         (fit(rows.where(fold_N != fold), decays, solver, classes), rows.where(fold_N == fold))
         for fold in range(int(fold_N.max()) + 1)

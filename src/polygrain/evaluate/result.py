@@ -1,6 +1,6 @@
 """The result of a protocol: named numbers with unit and direction, and scores of each test example.
 
-A name is `{data set}[/{subset}]/{metric}`, such as `fashion-mnist/10%/top1`; the part before the metric is its key.
+A name is `{data set}[/{subset}]/{metric}`, such as `fashion-mnist/1%/top1`; the part before the metric is its key.
 
 `{protocol}.json` holds the numbers and, under `measures`, for each [unit, direction, printed decimals].
 `{protocol}.npz` holds `{key}.index`, int64 [n], the positions of the test examples in the packed data set; for every

@@ -22,7 +22,7 @@ from polygrain.provenance.files import atomic_path
 METADATA = "polygrain"
 SPLITS = ("train", "validation", "test")
 ALL = "all"
-_SHARE = re.compile(r"(\d{1,2}(?:\.\d+)?)%")
+_SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%")
 _FEWEST = 2  # labelled rows of a class: one to fit, one to select by
 
 Floats = npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""A table in short, for a README: the rows of its last group in its measured columns, without notes and tests."""
+"""A table in short: for a README the rows of its last group in its measured columns, for a row its linear probes."""
 
 import csv
 import io
@@ -17,3 +17,11 @@ def headline(table_csv: str) -> str:
     for label, cells in rows.items():
         text.append(f"| {' | '.join([label, *(cells.get(column, '—') for column in columns)])} |")
     return "\n".join(text) + "\n"
+
+
+def in_short(table_csv: str, row: str) -> str:
+    """The numbers of a row in the columns named `linear`, as one sentence; empty when there are none."""
+    lines = csv.DictReader(io.StringIO(table_csv, newline=""))
+    shown = [line for line in lines if line["row"] == row and line["column"] == "linear" and line["n"] != "0"]
+    parts = [f"{line['column_group']} linear {line['text'].removesuffix(' ± 0.0')}" for line in shown]
+    return f"{', '.join(parts)}." if parts else ""
