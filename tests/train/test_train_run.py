@@ -67,9 +67,13 @@ def pack_bars(folder: Path, labels: np.ndarray | None = None) -> Path:
 
 
 @pytest.mark.parametrize(("method", "variant"), STATES, ids=lambda part: part)
-def test_a_run_is_the_same_bits_twice_and_in_pieces(method, variant, data, tmp_path):
+def test_a_run_is_the_same_bits_twice_and_in_pieces(method, variant, data, tmp_path, monkeypatch):
+    """The second time new memory holds NaN: a step that read what it did not write would not come out the same."""
     config = config_of(method, variant)
+    assert torch.are_deterministic_algorithms_enabled()  # else memory is never filled
     straight = run(config, data, tmp_path / "straight")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert torch.empty(3).isnan().all()
     folder = tmp_path / "pieces"  # the second time, each step once more
     (folder / "scratch").mkdir(parents=True)
     for stop in (1, 4, 9) if config["steps"] else ():

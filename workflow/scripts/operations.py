@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor
 
+from polygrain.nn.linear import linear_map
 from polygrain.nn.random import normal, uniform
 from polygrain.provenance.pins import pin_torch
 from polygrain.train.guard import exit_with_parent
@@ -113,6 +114,9 @@ def expressions() -> Mapping[str, list[str]]:
             images, weight = f"t(16, {c}, {s}, {s})", f"t({d}, {c}, {k}, {k}, seed=1)"
             inputs = ", ".join(f"{each}.contiguous(memory_format=torch.{layout})" for each in (images, weight))
             onednn.append(f"graded(lambda x, w: F.conv2d(x, w, padding={k // 2}), {inputs})")
+    for n, d, o in ((1536, 128, 256), (768, 256, 2048), (256, 300, 10), (64, 128, 100)):  # maps of 4 x 4, then of 2 x 2
+        rows, weight, bias = f"t({n}, {d})", f"t({o}, {d}, seed=1)", f"t({o}, seed=2)"
+        onednn += [f"graded(linear_map, {rows}, {weight}, {bias})", f"graded(linear_map, {rows}, {weight})"]
     names = ["softmax", "log_softmax", "logsumexp", "sum", "mean", "var", "std", "cumsum", "sort", "argmax"]
     kernels = [f"torch.{name}({x}, 1)" for name in names]
     kernels += [f"torch.argsort({x}.flatten().round(decimals=1), stable=True)", f"torch.topk({x}, 7, 1)"]
@@ -159,7 +163,7 @@ if __name__ == "__main__":
     smooth = np.add.outer(np.arange(120), np.arange(90))[..., None] * np.array([1, 2, 3]) % 256
     picture = Image.fromarray(smooth.astype(np.uint8))
     values = [abs(float(value)) + 0.01 for value in t(999).numpy()]
-    scope = {**globals(), "F": F, "uniform": uniform, "normal": normal, "zlib": zlib}
+    scope = {**globals(), "F": F, "uniform": uniform, "normal": normal, "linear_map": linear_map, "zlib": zlib}
     for library, operations in expressions().items():
         for operation in operations:
             began, found = time.perf_counter(), digest(eval(operation, scope))
