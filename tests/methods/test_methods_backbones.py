@@ -26,7 +26,7 @@ PROJECT = Project(Path(__file__).resolve().parents[2])
 SMALL = {
     "resnet-smoke": {"name": "resnet", "widths": [8, 16, 32], "strides": [1, 2, 2], "blocks": [1, 1, 1]}
     | {"stem_stride": 2},
-    "vit": {"name": "vit", "image_size": 32, "patch": 4, "width": 24, "depth": 2, "heads": 2, "drop_path": 0.0},
+    "vit": {"name": "vit", "image_size": 28, "patch": 7, "width": 24, "depth": 2, "heads": 2, "drop_path": 0.0},
 }
 # the layouts of params/backbone/resnet18.yaml and vit-s.yaml, narrower; the former starts its branches at zero, so that
 # in the first step no gradient could pass them
@@ -36,10 +36,10 @@ LARGE = {
     for name, narrow in WIDTHS.items()
 }
 del LARGE["resnet18"]["image_size"]
-# what holds for one map only: MGC's windows divide the side of the token map, here 4, 8, 7 and 14, and say its grains
+# what holds for one map only: MGC's windows divide the side of the token map, here 4, 4, 7 and 14, and say its grains
 WINDOWS = {
     "resnet-smoke": ([1, 2, 4], ["patch", "region", "instance"]),
-    "vit": ([1, 2, 8], ["patch", "region", "instance"]),
+    "vit": ([1, 2, 4], ["patch", "region", "instance"]),
     "resnet18": ([1, 7], ["patch", "instance"]),
     "vit-s": ([1, 2, 7], ["patch", "region"]),
 }

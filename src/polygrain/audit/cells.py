@@ -66,6 +66,8 @@ def find_cell(project: Project, target: str, row: str, column: str) -> CellAddre
     group, found = _find_row(spec, row, place)
     chosen = _find_column(spec, column, place)
     label = clean(place, found["label"])
+    if reason := found.get("without", {}).get(chosen["id"]):
+        raise UserError(f"{place}: row '{label}' has no number in column '{chosen['id']}': {reason}")
     cited = [
         citation["record"]
         for citation in spec.get("reported", [])
