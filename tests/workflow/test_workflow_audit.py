@@ -70,7 +70,7 @@ def test_an_honest_past_is_explained_to_the_last_commit(cloned: Any) -> None:
     assert done.stdout.splitlines()[-1] == "every change is explained"
     assert "Say what METHOD is for" not in told  # a comment decides nothing
     assert any(
-        "results/{linear.json,linear.npz}: values.minimum_steps 1000 -> 400" in line
+        "results/{linear.json,linear.npz}: values.iterations 300 -> 3" in line
         for line in told["A shorter linear probe"]
     )
     assert any("taken from the side of" in line for line in told["Merge the shorter probe"])
@@ -160,7 +160,7 @@ def test_a_number_is_followed_through_the_past(lessons: Any, tmp_path: Path) -> 
     assert polished == pytest.approx(fixed + 6.25, abs=0.11)
     assert start != shorter
     assert reasons[0] == "first recorded"
-    assert "minimum_steps 1000 -> 400" in reasons[1]
+    assert "iterations 300 -> 3" in reasons[1]
     assert reasons[3] == "code/pretrain.json (src/polygrain/methods/simclr.py)"
     assert "again those of" in reasons[4]
     assert reasons[5].startswith("UNEXPLAINED ")
