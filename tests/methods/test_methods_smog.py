@@ -756,7 +756,7 @@ def test_scaled_values_follow_the_rules() -> None:
     updates = steps * (1 - (1 - 1 / v["groups"]) ** 128)
     paper = 312 * (1 - (1 - 1 / 3000) ** 4096)
     assert v["beta_end"] == pytest.approx(0.99 ** (paper / updates), abs=5e-4)
-    assert 100 <= 12000 / v["groups"] <= 400
+    assert 50 <= 12000 / v["groups"] <= 400
     larc = yaml.safe_load((PARAMS / "optimizer/larc.yaml").read_text())
     assert larc["schedule"]["base"] == pytest.approx(4.8 * 128 / 4096)
     assert larc["schedule"]["final"] == pytest.approx(larc["schedule"]["base"] / 1000)
