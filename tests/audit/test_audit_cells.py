@@ -9,6 +9,7 @@ import pytest
 
 from polygrain.audit.cells import find_cell, printed_cell
 from polygrain.config.project import Project
+from polygrain.provenance.checklock import is_marked_stale
 from polygrain.provenance.errors import UserError
 
 REPOSITORY = Project(Path(__file__).resolve().parents[2])
@@ -137,6 +138,8 @@ def test_the_printed_line_is_found_by_its_labels(project):
 
 
 def test_every_published_cell_of_the_repository_has_an_address():
+    if is_marked_stale(REPOSITORY.root / "reports/published/table1.md"):
+        pytest.skip("the published table is marked stale: it may have other columns than the YAML")
     content = (REPOSITORY.root / "reports/published/table1.csv").read_text()
     rows = ("random/base", "random/calibrated", "pca", "supervised", "simclr", "mgc", "mncl", "mugs", "wcl", "smog")
     columns = ("linear", "linear-1", "knn", "transfer", "images", "steps", "passes", "minutes", "elsewhere")
