@@ -360,12 +360,3 @@ def test_at_scale_equal_images_every_method_sees_as_many_images_as_mncl_at_cpu()
     for method in ("supervised", "simclr", "mgc", "mncl", "mugs", "wcl", "smog"):
         config = configuration(PROJECT, Run("equal-images", "fashion-mnist", method, "base", 0))
         assert facts(config)["images_seen"] == seen
-
-
-def test_a_variant_that_changes_nothing_at_its_scale_is_refused(project):
-    edit(project.params / "variant/mgc/temperature-0.2.yaml", "temperature: 0.2", "temperature: 0.1")
-    smoke = Run("smoke", "fashion-mnist", "mgc", "temperature-0.2", 0)
-    with pytest.raises(UserError, match="variant temperature-0.2 has the values of base at scale smoke; leave it out"):
-        configuration(project, smoke)
-    (project.params / "recipe/mgc/smoke.yaml").write_text("# @package _global_\nmethod: {values: {temperature: 0.3}}\n")
-    assert configuration(project, smoke)["method"]["values"]["temperature"] == 0.1

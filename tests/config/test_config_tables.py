@@ -90,3 +90,15 @@ def test_a_column_whose_setting_no_run_has_is_refused(tmp_path: Path) -> None:
     path.write_text(text.replace("method.values.groups", "groups"))
     with pytest.raises(UserError, match=r"key 'columns.0.setting' must be of the form .*, not 'groups'"):
         specification(project, Table("table1"))
+
+
+def test_an_ablation_that_cannot_differ_from_its_base_is_refused(tmp_path: Path) -> None:
+    for name in ("params", "workflow", "src"):
+        shutil.copytree(PROJECT.root / name, tmp_path / name)
+    shutil.copy(PROJECT.root / "requirements.lock", tmp_path)
+    project, variant = Project(tmp_path), tmp_path / "params/variant/smog/reset-none.yaml"
+    target = "reports/smoke-seeds1/table2.pdf"
+    stage_of(project, "table", target)
+    variant.write_text(variant.read_text().replace("reset: none", "reset: both"))
+    with pytest.raises(UserError, match=r"are the same run at scale smoke: variant reset-none changes no value there"):
+        stage_of(project, "table", target)

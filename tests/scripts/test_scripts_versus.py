@@ -185,7 +185,7 @@ def test_the_best_setting_is_found_with_loader_workers_that_end(job: dict[str, A
 def test_the_law_is_the_one_that_was_agreed() -> None:
     jitter = law().jitter
     assert jitter is not None
-    assert (law().size, law().scale, law().flip, law().grey) == (32, (0.2, 1.0), 0.5, 0.0)
+    assert (law().size, law().scale, law().flip, law().grey) == (28, (0.2, 1.0), 0.5, 0.0)
     odds = (jitter.probability, jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     assert odds == (0.8, 0.4, 0.4, 0, 0)
     assert (agreed()["pretrain"]["batch"], agreed()["pretrain"]["images"]) == (128, 12_000)
@@ -236,13 +236,13 @@ def test_crops_and_flips_follow_the_same_law() -> None:
     assert type(operations[0]).__name__ == "RandomResizedCrop"
     ours = our_views(pixels, replace(law(), jitter=None))
     theirs = lightly_views(pixels, operations[:4])
-    assert theirs.shape == ours.shape == (SAMPLES, 32, 32)
+    assert theirs.shape == ours.shape == (SAMPLES, 28, 28)
 
     def of(views: Any) -> Any:
-        inner = views[:, 4:28, 4:28]
+        inner = views[:, 4:24, 4:24]
         # slope over slope: the crop's sides in pixels of the source, negative where it is mirrored
-        across = ((inner[:, :, -1] - inner[:, :, 0]).mean(axis=1) / 23 * 32 / 5).round()
-        down = ((inner[:, -1] - inner[:, 0]).mean(axis=1) / 23 * 32 / 4).round()
+        across = ((inner[:, :, -1] - inner[:, :, 0]).mean(axis=1) / 19 * 28 / 5).round()
+        down = ((inner[:, -1] - inner[:, 0]).mean(axis=1) / 19 * 28 / 4).round()
         area = np.abs(across) * down / 28**2
         assert 0.18 < area.min() < 0.22
         assert 0.95 < area.max() <= 1.0
@@ -291,7 +291,7 @@ def test_nothing_else_happens_to_a_view() -> None:
     ours = (our_views(pixels, law()) / 255 - 0.5) / 0.25
     theirs = torch.stack([transform(Image.fromarray(pixels)) for _ in range(SAMPLES)])
     assert theirs.dtype == torch.float32
-    assert theirs.shape == (SAMPLES, 1, 32, 32)
+    assert theirs.shape == (SAMPLES, 1, 28, 28)
     views = [ours, theirs[:, 0].double().numpy()]
     level = [each.mean() for each in views]
     contrast = [each.std(axis=(1, 2)).mean() for each in views]
@@ -322,8 +322,8 @@ def test_a_step_of_both_is_the_same_work(job: dict[str, Any]) -> None:
     ours = load_method("simclr", load_backbone(**config["backbone"], channels=1), config["method"]["values"])
     theirs = their_model(config)
     assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
-    assert sum(p.numel() for p in theirs.parameters()) == 307_248 + 128 * 256 + 2 * 256 + 256 * 64 + 64
-    views = [torch.randn(16, 1, 32, 32) for _ in range(2)]
+    assert sum(p.numel() for p in theirs.parameters()) == 208_560 + 128 * 256 + 2 * 256 + 256 * 128 + 128
+    views = [torch.randn(16, 1, 28, 28) for _ in range(2)]
     with torch.no_grad():
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             other.copy_(mine)
@@ -344,7 +344,7 @@ def test_a_step_of_both_is_the_same_work(job: dict[str, Any]) -> None:
 def test_views_of_both_are_as_many_images(job: dict[str, Any]) -> None:
     for side in ("polygrain", "lightly"):
         made = list(islice(PARTS[side, "views"](job, Stopwatch(torch.device("cpu")), 0), 3))
-        assert [[tuple(view.shape) for view in views] for views in made] == [[(16, 1, 32, 32)] * 2] * 3
+        assert [[tuple(view.shape) for view in views] for views in made] == [[(16, 1, 28, 28)] * 2] * 3
         assert len({tuple(view.flatten().tolist()) for views in made for view in views[0]}) == 48
 
 

@@ -163,7 +163,9 @@ def test_grey_yaml_has_no_colour_and_no_blur() -> None:
         assert recipe.blur is None
         assert recipe.jitter is None or recipe.jitter.saturation == recipe.jitter.hue == 0.0
     assert recipes["global"].jitter is not None
-    assert recipes["weak"].jitter is None
+    strong, weak = recipes["global"].jitter, recipes["weak"].jitter  # WCL section 7: half of the strength
+    assert weak is not None
+    assert (weak.brightness, weak.contrast) == (strong.brightness / 2, strong.contrast / 2)
     assert recipes["plain"].flip == 0.0
     solarised = {name for name, recipe in recipes.items() if recipe.solarise}
     assert solarised == {"global_b", "local_b", "overlapping", "weak_b"}

@@ -7,11 +7,9 @@ from typing import Any
 from polygrain.config.compose import Config, choices, resolve, stamp
 from polygrain.config.project import Project
 from polygrain.config.runs import Run, check_name
-from polygrain.config.tune import trial_of
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
-BASE = "base"
 FEATURES = "features"  # params/evaluate/features.yaml says how features are extracted; the other files are protocols
 
 
@@ -27,21 +25,7 @@ def _configuration(project: Project, run: Run, stamp: int) -> Config:
     config = resolve(run, project.params)
     config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
     load_run(str(run.path), config, project.params)
-    _check_differs(project, run, config, stamp)
     return config
-
-
-def _check_differs(project: Project, run: Run, config: Config, stamp: int) -> None:
-    """Refuse a variant that changes nothing at this scale: an ablation would print one run as two."""
-    if run.variant == BASE or trial_of(run.variant) is not None:
-        return
-    try:
-        base = _configuration(project, replace(run, variant=BASE), stamp)
-    except UserError:  # the method has no base at this scale
-        return
-    if {**config, "cost": None} == {**base, "cost": None}:
-        same = f"variant {run.variant} has the values of {BASE} at scale {run.scale}"
-        raise UserError(f"{run.path}: {same}; leave it out")
 
 
 def protocols(project: Project) -> list[str]:

@@ -144,6 +144,7 @@ def _config(project: Project, table: Table, spec: dict[str, Any]) -> Config:
         inputs.append(str(run.path / run_stages.METRICS))
         inputs += [str(path) for stage in judging if stage.verb == "evaluate" for path in stage.outputs]
     _check_settings(table, resolved)
+    _check_rows(project, spec, table)
     manifests = [f"data/{name}/manifest.json" for name in datasets]
     sources = [f"params/reported/{name}" for name in spec.get("reported_sources", [])]
     return resolved | {
@@ -201,6 +202,20 @@ def settings(config: Config, keys: Sequence[str]) -> dict[str, Any]:
         if value is not _ABSENT:
             found[key] = value
     return found
+
+
+def _check_rows(project: Project, spec: dict[str, Any], table: Table) -> None:
+    """Refuse two rows that are one run under two names: an ablation that cannot differ from its base."""
+    labels: dict[str, str] = {}
+    for row in rows(spec):
+        run = row_runs(spec, row, table)[0]
+        key = canonical_json([run.scale, {**configuration(project, run), "cost": None}])
+        if key in labels:
+            raise UserError(
+                f"params/table/{table.name}.yaml: rows '{labels[key]}' and '{row['label']}' are the same run at scale"
+                f" {run.scale}: variant {run.variant} changes no value there; leave one out"
+            )
+        labels[key] = row["label"]
 
 
 def _check_settings(table: Table, resolved: dict[str, Any]) -> None:
