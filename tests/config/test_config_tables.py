@@ -83,7 +83,7 @@ def test_a_column_whose_setting_no_run_has_is_refused(tmp_path: Path) -> None:
     path.write_text(text)
     settings = [row["settings"] for row in rows(stage_of(project, "table", "reports/smoke-seeds1/table1.pdf").config)]
     groups = [row.get("method.values.groups") for row in settings]
-    assert (groups.count(None), groups.count(100)) == (len(settings) - 1, 1)
+    assert (groups.count(None), groups.count(200)) == (len(settings) - 1, 1)
     path.write_text(text.replace("values.groups", "values.gruops"))
     with pytest.raises(UserError, match=r"table1\.yaml: column 'set': no run of this table has the key"):
         stage_of(project, "table", "reports/smoke-seeds1/table1.pdf")

@@ -17,7 +17,7 @@ from polygrain.provenance.stage import Stage
 
 WORKERS = (0, 1, 2)
 SCALE = """# @package _global_
-# smoke with loader workers and half its budget, judged on its own data set alone.
+# smoke with loader workers and two thirds of its budget, judged on its own data set alone.
 # Cost: a second or two a run.
 defaults:
   - smoke
@@ -25,13 +25,13 @@ defaults:
 
 pretrain:
   workers: {workers}
-  encoder_passes: 4608
+  encoder_passes: 6144
 
 evaluate:
   transfer: []
   features: {{workers: {workers}}}
   protocols:
-    linear: {{values: {{epochs: 1, labels: [all]}}}}
+    linear: {{values: {{iterations: 3, labels: [all]}}}}
 """
 
 
@@ -50,8 +50,6 @@ class World:
         for workers in WORKERS:
             scale = f"smoke-workers{workers}"
             (root / f"params/scale/{scale}.yaml").write_text(SCALE.format(workers=workers))
-            for recipe in root.glob("params/recipe/*/smoke.yaml"):
-                shutil.copy2(recipe, recipe.with_stem(scale))
         self.forks = Forks(root, *prefix)
 
     def stages(self, run: Run) -> Sequence[Stage]:
