@@ -14,6 +14,7 @@ from polygrain.audit.trace.links import Printer, wrapped
 from polygrain.audit.trace.values import recompute
 from polygrain.config.project import Project
 from polygrain.evaluate.result import ACCURACY, Number, Result, classified
+from polygrain.provenance.checklock import is_marked_stale
 from polygrain.provenance.files import canonical_json
 from polygrain.provenance.stage import Stage
 
@@ -31,9 +32,13 @@ def printed(address: CellAddress) -> str:
     return line["text"]
 
 
-@pytest.mark.parametrize("row", ["random", "pca", "supervised", "simclr", "mgc", "mncl", "mugs", "wcl", "smog"])
+@pytest.mark.parametrize(
+    "row", ["random/base", "random/calibrated", "pca", "supervised", "simclr", "mgc", "mncl", "mugs", "wcl", "smog"]
+)
 def test_facts_and_reported_numbers_of_the_published_table_follow_from_their_sources(row):
-    for column in ("images", "passes", "elsewhere"):
+    if is_marked_stale(REPOSITORY.root / "reports/published/table1.md"):
+        pytest.skip("the published table is marked stale")
+    for column in ("images", "steps", "passes", "minutes", "elsewhere"):
         address = cell(row, column)
         assert recompute(REPOSITORY, address).text == printed(address), column
 
@@ -43,7 +48,7 @@ def test_a_fact_names_the_keys_that_it_follows_from_with_file_and_line():
     batch = next(line for line in lines if line.startswith("pretrain.batch"))
     file, number = batch.split()[-1].split(":")
     assert "batch" in (REPOSITORY.root / file).read_text().splitlines()[int(number) - 1]
-    assert lines[-1] == f"images_seen {126208}, by polygrain/config/budget.py"
+    assert lines[-1] == f"images_seen {67328}, by polygrain/config/budget.py"
 
 
 def test_a_setting_is_followed_to_the_file_and_line_that_decides_it():
@@ -67,13 +72,13 @@ def test_a_reported_number_names_its_line_and_source():
 @pytest.fixture
 def measured(tmp_path: Path) -> tuple[Project, CellAddress]:
     """Three seeds of Mugs that get 5, 6 and 8 of 10 images right."""
-    address = cell("mugs", "knn")
+    address = cell("mugs", "linear")
     for run, right in zip(address.runs, (5, 6, 8), strict=True):
         label = np.arange(10)
         predicted = np.where(label < right, label, 99)
         values, rows = classified("fashion-mnist", predicted, label, label)
         values["mnist-5k/top1"] = Number(0.5, ACCURACY)
-        Result(values, {}, {"fashion-mnist": rows}).save(tmp_path / run.path / "results", "knn")
+        Result(values, {}, {"fashion-mnist": rows}).save(tmp_path / run.path / "results", "linear")
     return Project(tmp_path), address
 
 
@@ -97,7 +102,7 @@ def test_one_seed_has_no_spread(measured):
 
 def test_a_value_that_its_predictions_do_not_give_is_a_fault(measured):
     project, address = measured
-    path = address.runs[1].path / "results/knn.json"
+    path = address.runs[1].path / "results/linear.json"
     about = json.loads((project.root / path).read_text())
     about["values"]["fashion-mnist/top1"] = 0.9
     (project.root / path).write_text(canonical_json(about))

@@ -580,13 +580,15 @@ def test_initialisation() -> None:
     wide = {"hidden": 400, "prediction_hidden": 400, "embedding": 256, "bottleneck": 256, "relation_heads": 4}
     backbone = vit.build(channels=1, image_size=8, patch=2, width=64, depth=1, heads=4, drop_path=0.0)
     net = Mugs(backbone, **{**BASE, **wide})
-    drawn = [m for m in [*net.student.projectors.modules(), *net.student.local_group.modules()] if type(m) is nn.Linear]  # type: ignore[union-attr]
+    drawn = [
+        m for m in [*net.student.projectors.modules(), *net.student.local_group.modules()] if isinstance(m, nn.Linear)
+    ]  # type: ignore[union-attr]
     assert len(drawn) == 3 * 3 + 4
     for layer in drawn:
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert layer.bias is None or not layer.bias.any()
     biases = {
-        grain: [m.bias is not None for m in head if type(m) is nn.Linear]
+        grain: [m.bias is not None for m in head if isinstance(m, nn.Linear)]
         for grain, head in net.student.projectors.items()
     }
     assert biases == {"instance": [False] * 3, "local-group": [False] * 3, "group": [True] * 3}

@@ -110,8 +110,8 @@ def test_an_edited_protocol_runs_alone(copy_of_built):
     checkout = copy_of_built()
     params = checkout.root / "params/evaluate/linear.yaml"
     text = params.read_text()
-    assert "values: {epochs: 5," in text
-    params.write_text(text.replace("values: {epochs: 5,", "values: {epochs: 6,"))
+    assert "iterations: 300" in text
+    params.write_text(text.replace("iterations: 300", "iterations: 299"))
     runs = len(list(checkout.root.glob("runs/smoke/**/results/linear.json")))
     assert checkout.planned() == {"evaluate": runs, "table": 1}
 

@@ -82,7 +82,7 @@ def test_records_name_config_code_data_commit_and_kernels(recorded):
             assert record["machine"]["capability"]["torch"] == "AVX2"
     footer = re.search(r"data ([0-9a-f]{12})", (recorded.root / FOLDER / "table1.md").read_text())
     assert footer is not None
-    for name in (f"records/{RUN}/knn.json", f"records/{FOLDER}/table1.json"):
+    for name in (f"records/{RUN}/linear.json", f"records/{FOLDER}/table1.json"):
         assert records[recorded.root / name]["data"]["sha256"].startswith(footer[1])
 
 
@@ -123,7 +123,7 @@ def test_a_tampered_result_is_shown_at_its_link(recorded, capsys):
     path = recorded.root / RUN / "results/knn.json"
     honest = path.read_bytes()
     about = json.loads(honest)
-    about["values"]["fashion-mnist/top1"] = 0.99
+    about["values"]["fashion-mnist/whitened/top1"] = 0.99
     path.unlink()
     path.write_text(json.dumps(about))
     try:
