@@ -34,7 +34,7 @@ print(json.dumps({path.name: hashlib.md5(path.read_bytes()).hexdigest() for path
 GOLDEN = {
     "images.npy": "9c4226f62ab43e4ebafe75dca615e3db",
     "labels.npy": "5483b03e5514bf17f3cd10c0899e9753",
-    "manifest.json": "900fee38611e51f435528b879b2b9c71",
+    "manifest.json": "5494bc79dd70a9a7ad24ec9977e5bec0",
     "own.json": "429091c8df34e286b392df7a25f2f262",
     "own.npz": "acbb83af2b74c0c684ce86c34e0a2b0c",
     "splits.npz": "83673eccfd29df170d6653342791ec2f",

@@ -252,7 +252,7 @@ def test_every_method_spends_the_passes_that_it_declares(method: str, variant: s
         config["method"]["values"]["batch"] = 32
     cost = measure(config, steps=1)
     # units are areas; the odd sides of a network's maps of 28 and 14 px are rounded up, which a small crop feels more
-    assert cost.passes == pytest.approx(config["method"]["encoder_passes"], rel=0.02)
+    assert cost.passes == pytest.approx(config["method"]["encoder_passes"], rel=0.04)
     assert cost.start_passes == pytest.approx(config["method"]["start_passes"], abs=0.01)
     assert math.isclose(cost.parts().sum(), cost.components.sum())
     assert (cost.parts() > 0).all()
