@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from polygrain.config.budget import steps
 from polygrain.config.check import Strict
 from polygrain.config.recipe_models import check_recipes
+from polygrain.config.run_checks import check_mode, check_resets, check_rows
 from polygrain.config.signature import constant, modules, values_model
-from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
 
 Side = Annotated[int, Field(ge=4)]
@@ -277,9 +276,9 @@ def load_run(where: str, config: dict[str, Any], params: Path) -> None:
         evaluate.of(where, protocol.values, f"evaluate.protocols.{name}.values")
     _module(where, "data.readers", run.dataset.reader)
     check_recipes(where, run.augmentation)
-    _check_mode(where, method, params)
-    _check_rows(where, run)
-    _check_resets(where, run.method.values, config)
+    check_mode(where, method, params)
+    check_rows(where, run)
+    check_resets(where, run.method.values, config)
 
 
 def _module(where: str, package: str, name: str) -> str:
@@ -288,41 +287,3 @@ def _module(where: str, package: str, name: str) -> str:
     if file not in known:
         raise UserError(f"{where}: no module '{name}' in polygrain.{package}{nearest(file, known)}")
     return f"polygrain.{package}.{file}"
-
-
-def _check_mode(where: str, method: MethodChoice, params: Path) -> None:
-    """Refuse to call a run released whose switches are not those of the release."""
-    if method.mode != "released":
-        return
-    path = params / "mode" / method.name / "released.yaml"
-    for key, value in read_mapping(path)["method"]["values"].items():
-        if method.values[key] != value:
-            raise UserError(
-                f"{where}: method.mode is released, but the release has {key}: {value}, not {method.values[key]};"
-                " take that value, or mode described"
-            )
-
-
-def _check_resets(where: str, values: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse resets that no step would reach: the run would be that of `reset: none`, and an ablation of them void."""
-    if values.get("reset", "none") == "none":
-        return
-    pretrain = config["pretrain"]
-    interval = max(1, round(values["reset_epochs"] * (pretrain["images"] // pretrain["batch"])))
-    if interval >= (taken := steps(config)):
-        raise UserError(
-            f"{where}: method.values.reset_epochs {values['reset_epochs']} is every {interval} steps, and the run has"
-            f" {taken}: nothing is reset; lower it, or set method.values.reset: none"
-        )
-
-
-def _check_rows(where: str, run: RunModel) -> None:
-    """Refuse what holds a row for each of more images than there are, before a job is started for it."""
-    for key in ("queue", "memory", "groups"):
-        value = run.method.values.get(key)
-        for part, size in value.items() if isinstance(value, dict) else (("", value),):
-            if isinstance(size, int) and size > run.pretrain.images:
-                raise UserError(
-                    f"{where}: method.values.{key}{part and '.'}{part} {size} is more than pretrain.images"
-                    f" {run.pretrain.images}; lower it, or raise the subset"
-                )
