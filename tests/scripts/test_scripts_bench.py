@@ -244,6 +244,9 @@ def config_of(method: str, variant: str = "base", scale: str = "smoke") -> dict[
 CELLS = [*((method, "base") for method in METHODS if method not in ("pca", "random")), ("wcl", "multicrop")]
 
 
+SMALL_VIEWS = {("mncl", "base"), ("mugs", "base"), ("wcl", "multicrop")}
+
+
 @pytest.mark.parametrize(("method", "variant"), CELLS, ids=lambda part: part)
 def test_every_method_spends_the_passes_that_it_declares(method: str, variant: str, there: None) -> None:
     config = config_of(method, variant)
@@ -251,8 +254,9 @@ def test_every_method_spends_the_passes_that_it_declares(method: str, variant: s
     if "batch" in config["method"]["values"]:
         config["method"]["values"]["batch"] = 32
     cost = measure(config, steps=1)
-    # units are areas; the odd sides of a network's maps of 28 and 14 px are rounded up, which a small crop feels more
-    assert cost.passes == pytest.approx(config["method"]["encoder_passes"], rel=0.04)
+    # units are areas; odd sides of maps of 28 and 14 px are rounded up, which small crops and parts feel
+    allowed = 0.04 * config["method"]["encoder_passes"] if (method, variant) in SMALL_VIEWS else 0.01
+    assert cost.passes == pytest.approx(config["method"]["encoder_passes"], abs=allowed)
     assert cost.start_passes == pytest.approx(config["method"]["start_passes"], abs=0.01)
     assert math.isclose(cost.parts().sum(), cost.components.sum())
     assert (cost.parts() > 0).all()
