@@ -5,26 +5,23 @@ takes two steps at the base rate, then half a cosine to zero. `top1` and `top5` 
 reports `best-top1` and `best-top5`, each the best of what it measures on the test split every few epochs and at the
 end: a selection on test, printed to compare with its numbers.
 
-Legend: B batch, N images, D width, C classes, K classes ranked.
+Legend: B batch, N images, D width, C classes (of views: channels), S side of a view, K classes ranked.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from polygrain.data.load import format_of
+from polygrain.evaluate.crops import Plan, crops
 from polygrain.evaluate.given import Encoder
 from polygrain.evaluate.result import ACCURACY, Integers, Number, Result, classified
-from polygrain.nn.random import normal, permutation
+from polygrain.nn.random import normal
 from polygrain.nn.schedules import learning_rate
 from polygrain.provenance.errors import UserError
-from polygrain.train.images.contract import Images, Request, Setting
 from polygrain.views.recipe import Recipe
 
 _KEY = "linear evaluation on augmented views"
@@ -49,16 +46,6 @@ class RawBufferLars:
             length = torch.linalg.vector_norm(weight)
             ratio = self.trust * length / (torch.linalg.vector_norm(gradient) + self.eps)
             weight.sub_(rate * torch.where(length > 0, ratio, 1.0) * buffer)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a data set's crops are made: the recipe, passes over the train rows, rows of a step, and the seed."""
-
-    recipe: Recipe
-    epochs: int
-    batch: int
-    seed: int
 
 
 def evaluate(
@@ -89,14 +76,16 @@ def evaluate(
             f" ({trust}) must be positive, momentum ({momentum}) in [0, 1)"
         )
     recipe = Recipe(encoder.size, (scale[0], scale[1]), (ratio[0], ratio[1]), flip, interpolation="bicubic")
-    plan = _Plan(recipe, epochs, batch, seed)
+    plan = Plan(recipe, epochs, batch, seed, _KEY)
     values, examples = dict[str, Number](), {}
     for name in encoder.datasets:
         weights = _start(encoder.network.width, encoder.classes(name), seed, encoder.device)
         optimiser = RawBufferLars(weights, momentum=momentum, trust=trust, eps=eps)
         epoch_steps = math.ceil(len(encoder.positions(name, "train")) / batch)
         shares = []
-        for step, (pooled_BD, labels_B) in enumerate(_augmented(encoder, name, plan), start=1):
+        for step, (views_BCSS, labels_B) in enumerate(crops(encoder, name, plan), start=1):
+            with torch.no_grad():
+                pooled_BD = encoder.network(views_BCSS).pooled
             gradients = _gradients(weights, pooled_BD, labels_B)
             optimiser.step(gradients, step_rate(rate, step - 1, epochs * epoch_steps))
             if step % (test_every * epoch_steps) == 0 or step == epochs * epoch_steps:
@@ -125,25 +114,6 @@ def _start(width: int, classes: int, seed: int, device: str) -> list[Tensor]:
 def _gradients(weights: Sequence[Tensor], pooled_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, ...]:
     leaves = [weight.detach().requires_grad_() for weight in weights]
     return torch.autograd.grad(cross_entropy(linear(pooled_BD, *leaves), labels_B), leaves)
-
-
-def _augmented(encoder: Encoder, name: str, plan: _Plan) -> Iterator[tuple[Tensor, Tensor]]:
-    """Vectors [B, D] and labels [B] of the train images under new crops, epoch after epoch."""
-    data, device, rows = encoder.datasets[name], torch.device(encoder.device), encoder.positions(name, "train")
-    labels_N = torch.from_numpy(encoder.labels(name, rows)).to(device)
-    mean, std = list(encoder.mean), list(encoder.std)
-    setting = Setting(torch.from_numpy(rows), labels_N, plan.seed, encoder.size, mean, std, device)
-    made_by = import_module(f"polygrain.train.images.{format_of(data)}")
-    images: Images = made_by.images_of(data, setting, encoder.workers, plan.batch)
-    requests = (
-        Request(part, epoch, (plan.recipe,))
-        for epoch in range(plan.epochs)
-        for part in torch.split(permutation(len(rows), plan.seed, _KEY, epoch), plan.batch)
-    )
-    for batch in images.batches(requests):
-        with torch.no_grad():
-            pooled_BD = encoder.network(batch.views[0]).pooled
-        yield pooled_BD, batch.labels_for_monitoring
 
 
 def _tested(encoder: Encoder, name: str, weights: Sequence[Tensor]) -> tuple[Integers, Integers]:
