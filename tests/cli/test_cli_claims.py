@@ -60,4 +60,5 @@ def test_a_methods_header_gets_the_numbers_of_its_row_and_its_code_hash_stays(tm
     assert (methods / "wcl.py").read_text() == HEADER  # its row has no number
     (methods / "simclr.py").write_text(HEADER)
     show_in_headers(project, "reports/smoke/table1.pdf")  # not the default table
+    show_in_headers(project, "reports/ledger.pdf")  # a table without rows
     assert (methods / "simclr.py").read_text() == HEADER

@@ -7,6 +7,7 @@ from functools import cache
 from polygrain.audit.account import Account, environment_differences, read_account
 from polygrain.audit.crate_reader import read_crate
 from polygrain.audit.write_crate import publish_crates, published_crate
+from polygrain.config import ledger
 from polygrain.config.inputs import write_inputs
 from polygrain.config.project import Project
 from polygrain.config.published import published
@@ -96,8 +97,10 @@ def show_in_headers(project: Project, target: str) -> None:
     A header decides no output, so no run becomes stale by it.
     """
     table = Table.parse(target)
+    if table != Table(table.name) or table.name == ledger.NAME:
+        return
     numbers = project.root / published([target])[table.folder / f"{table.name}.csv"]
-    for row in rows(specification(project, table)) if table == Table(table.name) else ():
+    for row in rows(specification(project, table)):
         path = project.source / "polygrain" / "methods" / f"{row['method']}.py"
         sentence = in_short(numbers.read_text(encoding="utf-8"), row["label"])
         if row.get("variant", "base") == "base" and path.is_file() and sentence:
