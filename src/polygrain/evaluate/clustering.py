@@ -48,7 +48,7 @@ def evaluate(features: Features, *, over: int, restarts: int, iterations: int, s
     """
     if over < 2 or restarts < 1 or iterations < 1:
         raise UserError(
-            f"clustering: over ({over}) must be at least 2, restarts ({restarts}) and iterations ({iterations}) at least 1"
+            f"clustering: over ({over}) must be at least 2, restarts ({restarts}), iterations ({iterations}) at least 1"
         )
     values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
