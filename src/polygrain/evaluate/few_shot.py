@@ -19,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polygrain.evaluate.result import ACCURACY, Examples, Number, Result
-from polygrain.evaluate.store import Features, FeatureSet, Integers, Split
+from polygrain.evaluate.standard import Doubles, Standard
+from polygrain.evaluate.store import SPLITS, Features, FeatureSet, Integers
 from polygrain.nn.random_numpy import hash64
 from polygrain.provenance.errors import UserError
 
 _KEY = "few-shot"
-
-Doubles = npt.NDArray[np.float64]
 
 
 def evaluate(features: Features, *, shots: list[int], draws: int, strengths: list[float], seed: int) -> Result:
@@ -42,19 +41,18 @@ def evaluate(features: Features, *, shots: list[int], draws: int, strengths: lis
     ordered = sorted(set(strengths), reverse=True)
     values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
-        standard = _standardised(dataset)
+        standard = Standard(dataset.train.features)
+        x_ND = {part: standard(getattr(dataset, part).features) for part in SPLITS}
         for shot in sorted(set(shots)):
             chosen = [draw_rows(dataset, shot, seed, draw) for draw in range(draws)]
-            fitted = [
-                fit(standard["train"][rows], dataset.train.labels[rows], ordered, dataset.classes) for rows in chosen
-            ]
+            fitted = [fit(x_ND["train"][rows], dataset.train.labels[rows], ordered, dataset.classes) for rows in chosen]
             right = np.zeros(len(ordered), dtype=np.int64)
             for weights_RDC in fitted:
-                right += _hits(standard["validation"], dataset.validation.labels, weights_RDC).sum(axis=1)
+                right += _hits(x_ND["validation"], dataset.validation.labels, weights_RDC).sum(axis=1)
             best = int(right.argmax())  # the first of equals
             hits_N = np.zeros(len(dataset.test), dtype=np.int64)
             for weights_RDC in fitted:
-                hits_N += _hits(standard["test"], dataset.test.labels, weights_RDC[best : best + 1])[0]
+                hits_N += _hits(x_ND["test"], dataset.test.labels, weights_RDC[best : best + 1])[0]
             key, score_N = f"{name}/{shot}-shot", hits_N / draws
             values[f"{key}/top1"] = Number(float(score_N.mean()), ACCURACY)
             examples[key] = Examples(dataset.test.indices, {"top1": score_N})
@@ -100,17 +98,3 @@ def fit(x_SD: Doubles, labels_S: Integers, strengths: Sequence[float], classes: 
 def _hits(x_ND: Doubles, labels_N: Integers, weights_RDC: Doubles) -> npt.NDArray[np.bool_]:
     """Whether each row is classified right, bool [R, N]; equal votes go to the smaller class."""
     return np.stack([(x_ND @ weights[:-1] + weights[-1]).argmax(axis=1) == labels_N for weights in weights_RDC])
-
-
-def _standardised(dataset: FeatureSet) -> dict[str, Doubles]:
-    """Features of each split, float64 [N, D], of mean 0 and deviation 1 on the train rows."""
-    train = dataset.train.features.astype(np.float64)
-    mean_D, deviation_D = train.mean(axis=0), train.std(axis=0)
-    # A dimension that is constant up to rounding becomes zero: division would amplify the rounding.
-    constant_D = deviation_D <= 1e-6 * np.abs(train).max(axis=0)
-    scale_D = np.where(constant_D, 0.0, 1.0 / np.where(constant_D, 1.0, deviation_D))
-
-    def apply(split: Split) -> Doubles:
-        return np.asarray((split.features - mean_D) * scale_D)
-
-    return {"train": apply(dataset.train), "validation": apply(dataset.validation), "test": apply(dataset.test)}
