@@ -54,8 +54,8 @@ def evaluate(
         for kind, vectors_ND in _shown(encoder, name, positions, seed):
             hits[kind] = hits.get(kind, np.zeros(len(positions), np.int64)) + (probe.predict(vectors_ND) == labels_N)
         right: dict[str, Doubles] = {kind: hit_N / (1 if kind == CLEAN else SEVERITIES) for kind, hit_N in hits.items()}
-        right["corrupted"] = sum(hits[kind] for kind in CORRUPTIONS) / (SEVERITIES * len(CORRUPTIONS))
-        right["shifted"] = sum(hits[kind] for kind in SHIFTS) / (SEVERITIES * len(SHIFTS))
+        right["corrupted"] = np.mean([hits[kind] for kind in CORRUPTIONS], axis=0) / SEVERITIES
+        right["shifted"] = np.mean([hits[kind] for kind in SHIFTS], axis=0) / SEVERITIES
         for kind, score_N in right.items():
             values[f"{name}/{kind}/top1"] = Number(float(score_N.mean()), ACCURACY)
             examples[f"{name}/{kind}"] = Examples(positions, {"top1": score_N})
