@@ -60,7 +60,7 @@ def _even(root: Path, turn: Callable[[Tensor], Tensor], **manifest: Any) -> Enco
 
 
 def test_rankings_by_hand() -> None:
-    """Ranks of the relevant entries: 1 and 3; 2; 6 (after an equal cosine); the entry outside the gallery is skipped."""
+    """Ranks of the relevant entries: 1 and 3; 2; 6 (after equal cosines). What is outside the gallery is skipped."""
     cosine = np.array([[0.9, 0.8, 0.7, 0.1, 0.0, -1.0], [0.1, 0.9, 0.8, 0.7, 0.6, 0.5], [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]])
     relevant, gallery = np.zeros((3, 6), bool), np.ones((3, 6), bool)
     relevant[0, [0, 2]] = relevant[1, 3] = relevant[2, 5] = True

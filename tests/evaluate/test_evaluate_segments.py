@@ -35,7 +35,9 @@ class Known(Backbone):
         directions = torch.eye(4)
         if self.what == "place":
             return from_map(directions.reshape(1, 4, 2, 2).expand(len(images), -1, -1, -1))
-        level = (images.mean(dim=(1, 2, 3)) * 4).long().clamp(max=3) if self.what == "class" else torch.zeros(len(images))
+        level = (
+            (images.mean(dim=(1, 2, 3)) * 4).long().clamp(max=3) if self.what == "class" else torch.zeros(len(images))
+        )
         return from_map(directions[level.long()][:, :, None, None].expand(-1, -1, 2, 2))
 
 

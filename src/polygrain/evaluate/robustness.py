@@ -5,8 +5,8 @@ validation images. It is tested on the first test images, clean and in every kin
 
 `{kind}/top1` is the mean over severities: an image's score is the share of severities at which it is classified right.
 `corrupted/top1` is the mean over the 15 corruptions, `shifted/top1` over position, size and rotation. `clean/top1` is
-of the same images. `relative` is `corrupted` over `clean`: what share of its accuracy a network keeps. A network that is
-weak on clean images keeps a larger share easily, so look at both.
+of the same images. `relative` is `corrupted` over `clean`: what share of its accuracy a network keeps. A network that
+is weak on clean images keeps a larger share easily, so look at both.
 
 Legend: N images, D width + 1 (the last input is the constant 1, for the bias), C classes.
 """

@@ -42,7 +42,9 @@ def evaluate(encoder: Encoder, *, images: int, clusters: int, restarts: int, ite
         tokens_BPD = np.concatenate(found)
         count, places = tokens_BPD.shape[:2]
         if clusters > count * places:
-            raise UserError(f"segments: {clusters} clusters are asked of {count * places} cells of {name}; lower clusters")
+            raise UserError(
+                f"segments: {clusters} clusters are asked of {count * places} cells of {name}; lower clusters"
+            )
         rows_ND = on_grid(tokens_BPD.reshape(count * places, -1))
         starts = [k_means(rows_ND, clusters, iterations, (seed, start)) for start in range(restarts)]
         best = max(range(restarts), key=lambda start: (starts[start].objective, -start))
@@ -62,7 +64,9 @@ def information(counts: Integers) -> float:
     """The mutual information of two partitions, in bits, from the table [K, C] of how many cells lie in each pair."""
     rows, columns, total = counts.sum(axis=1), counts.sum(axis=0), int(counts.sum())
     terms = [
-        int(counts[row, column]) / total * math.log2(int(counts[row, column]) * total / int(rows[row] * columns[column]))
+        int(counts[row, column])
+        / total
+        * math.log2(int(counts[row, column]) * total / int(rows[row] * columns[column]))
         for row, column in zip(*np.nonzero(counts), strict=True)
     ]
     return max(0.0, math.fsum(terms))
