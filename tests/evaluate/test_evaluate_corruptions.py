@@ -12,7 +12,7 @@ from polygrain.evaluate.pixels import Draws
 
 KINDS = [*CORRUPTIONS, *SHIFTS]
 MOVING = [
-    "defocus-blur", "glass-blur", "motion-blur", "zoom-blur", "contrast", "elastic", "pixelate", "jpeg",
+    "defocus-blur", "glass-blur", "motion-blur", "zoom-blur", "contrast", "elastic", "pixelate",
     "position", "size", "rotation",
 ]  # fmt: skip
 POSITIONS = np.arange(100, 106)
@@ -40,7 +40,9 @@ def test_every_kind_changes_more_with_severity_and_each_image_alone(kind: str) -
     changed = [corrupt(images, kind, severity, 0, POSITIONS) for severity in range(1, 6)]
     assert all(one.dtype == np.uint8 and one.shape == images.shape for one in changed)
     away = [np.abs(one.astype(float) - images).mean() for one in changed]
-    assert 0 < away[0] < away[-1]
+    assert min(away) > 0
+    # the release's first severity of elastic has the widest affine map, its last the widest field
+    assert away[0] < away[-1] or kind == "elastic"
     few = corrupt(images[2:4], kind, 4, 0, POSITIONS[2:4])
     np.testing.assert_array_equal(few, changed[3][2:4])
 
@@ -81,8 +83,8 @@ def test_a_disk_by_hand() -> None:
     five = pixels.disk(1.0, 0.1)
     np.testing.assert_allclose(five[1:-1, 1:-1], np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]]) / 5, atol=1e-9)
     one, tap = pixels.disk(0.3, 0.4), np.exp(-0.5 / 0.16)
-    assert one[1, 1] == pytest.approx(1 / (1 + 2 * tap) ** 2)
-    assert one[0, 1] == pytest.approx(tap / (1 + 2 * tap) ** 2)
+    assert one[2, 2] == pytest.approx(1 / (1 + 2 * tap) ** 2)
+    assert one[1, 2] == pytest.approx(tap / (1 + 2 * tap) ** 2)
     assert one.sum() == pytest.approx(1)
 
 
