@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.backbones.load import load_backbone
 from polygrain.data.packed import open_packed
-from polygrain.evaluate.correspondence import centres, evaluate, nearest, true_places
+from polygrain.evaluate.correspondence import centres, evaluate, nearest, scored, true_places
 from polygrain.evaluate.given import Encoder
+from polygrain.evaluate.two_views import Pair
 from polygrain.provenance.errors import UserError
 from polygrain.views.batch import Geometry
 
@@ -88,6 +89,24 @@ def test_the_nearest_cell_by_cosine_and_the_first_of_equals() -> None:
     tokens = np.array([[[1.0, 0.0], [0.0, 2.0]]], np.float32)
     others = np.array([[[0.0, 0.1], [9.0, 9.0], [0.0, 5.0], [3.0, 0.1]]], np.float32)
     assert nearest(tokens, others).tolist() == [[3, 0]]
+
+
+def test_only_cells_that_both_views_see_count() -> None:
+    """The last of four cells alone lies in the second view, at its first cell, which is every match."""
+    first, second = _geometry([[0, 0, 8, 8]], [False]), _geometry([[4, 4, 8, 8]], [False])
+    even = from_map(torch.ones(1, 3, 2, 2))
+    found = scored(Pair(np.array([7]), (even, even), (first, second)), 16, 0.1)
+    assert {name: sums.tolist() for name, sums in found.items()} == {
+        "cells": [1.0], "same": [1.0], "near": [1.0], "pck": [1.0], "chance": [1.0],
+    }  # fmt: skip
+    # a match two cells away in a map of 4 x 4 is neither near nor within a tenth of the side
+    cells = torch.eye(16).reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
+    away = from_map(cells.roll(2, dims=3))
+    whole = _geometry([[0, 0, 8, 8]], [False])
+    found = scored(Pair(np.array([7]), (from_map(cells), away), (whole, whole)), 16, 0.1)
+    assert [found[name].tolist() for name in ("cells", "same", "near", "pck")] == [[16.0], [0.0], [0.0], [0.0]]
+    near = scored(Pair(np.array([7]), (from_map(cells), away), (whole, whole)), 16, 0.5)
+    assert near["pck"].tolist() == [16.0]
 
 
 def test_a_network_that_knows_the_place_matches_it(tmp_path: Path) -> None:

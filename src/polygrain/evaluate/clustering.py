@@ -114,7 +114,7 @@ def start(rows_ND: Doubles, clusters: int, draw: tuple[int, int]) -> Doubles:
 
 def assign(rows_ND: Doubles, centres_KD: Doubles) -> Integers:
     """The cluster of each row, int64 [N]; the smaller of equals."""
-    return (rows_ND @ centres_KD.T).argmax(axis=1).astype(np.int64)
+    return np.asarray((rows_ND @ centres_KD.T).argmax(axis=1), dtype=np.int64)
 
 
 def contingency(cluster_N: Integers, labels_N: Integers, clusters: int, classes: int) -> Integers:

@@ -98,7 +98,7 @@ def scored(pair: Pair, size: int, alpha: float) -> dict[str, Doubles]:
 def centres(rows: int, columns: int) -> Doubles:
     """Centres (row, column) of the cells of a map, row by row, in cells, float64 [N, 2]."""
     grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
-    return grid.reshape(-1, 2) + 0.5
+    return grid.reshape(-1, 2).astype(np.float64) + 0.5
 
 
 def true_places(geometry: tuple[Geometry, Geometry], rows: int, columns: int, size: int) -> Doubles:

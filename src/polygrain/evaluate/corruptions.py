@@ -134,19 +134,19 @@ def _frost(x: Doubles, severity: int, draws: Draws) -> Doubles:
 
 def _fog(x: Doubles, severity: int, draws: Draws) -> Doubles:
     added, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity]
-    most = x.max(axis=(1, 2, 3), keepdims=True)
+    most: Doubles = x.max(axis=(1, 2, 3), keepdims=True)
     return (x + added * plasma(x.shape[-1], decay, draws)[:, None]) * most / (most + added)
 
 
 def _brightness(x: Doubles, severity: int, draws: Draws) -> Doubles:
     """The value of HSV grows, hue and saturation stay: all channels are scaled alike."""
-    value = x.max(axis=1, keepdims=True)
+    value: Doubles = x.max(axis=1, keepdims=True)
     more = np.minimum(value + (0.05, 0.1, 0.15, 0.2, 0.3)[severity], 1.0)
     return np.where(value > 0, x * more / np.where(value > 0, value, 1.0), more)
 
 
 def _contrast(x: Doubles, severity: int, draws: Draws) -> Doubles:
-    mean = x.mean(axis=(2, 3), keepdims=True)
+    mean: Doubles = x.mean(axis=(2, 3), keepdims=True)
     return (x - mean) * (0.75, 0.5, 0.4, 0.3, 0.15)[severity] + mean
 
 

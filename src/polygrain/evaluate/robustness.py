@@ -80,7 +80,7 @@ class _Probe:
 
     def predict(self, vectors_ND: Floats) -> Integers:
         """Classes, int64 [N]."""
-        return (self._inputs(vectors_ND) @ self.weights).numpy().argmax(axis=1).astype(np.int64)
+        return np.asarray((self._inputs(vectors_ND) @ self.weights).numpy().argmax(axis=1), dtype=np.int64)
 
     def _inputs(self, vectors_ND: Floats) -> Tensor:
         return torch.from_numpy(np.concatenate([self.standard(vectors_ND), np.ones((len(vectors_ND), 1))], axis=1))
