@@ -1,7 +1,7 @@
 """What evaluation costs at cpu scale: `python tests/evaluate/bench_evaluate.py`.
 
 The cost lines in params/evaluate come from here. Two data sets of noise go through an untrained encoder, each with
-12,000 train, 6,000 validation and 10,000 test images of 28 px in 10 classes.
+12,000 train, 6,000 validation and 10,000 test images of 28 px in 10 classes. Protocols that run the network have one.
 """
 
 import json
@@ -10,11 +10,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from polygrain.provenance.pins import pin_process, pin_torch
 
 ROWS = {"train": 12_000, "validation": 6_000, "test": 10_000}
+NAMES = (
+    "features", "knn", "linear", "few-shot", "clustering", "feature-statistics",
+    "retrieval", "correspondence", "segments", "robustness",
+)  # fmt: skip
 
 
 @contextmanager
@@ -30,14 +35,11 @@ def main() -> None:
     from test_evaluate_features import write_packed
 
     from polygrain.backbones.load import load_backbone
-    from polygrain.evaluate import knn, linear
     from polygrain.evaluate.features import extract
+    from polygrain.evaluate.given import encoder_of
     from polygrain.evaluate.store import Features
 
-    values = {
-        name: yaml.safe_load(Path(f"params/evaluate/{name}.yaml").read_text(encoding="utf-8"))
-        for name in ("features", "knn", "linear")
-    }
+    values = {name: yaml.safe_load(Path(f"params/evaluate/{name}.yaml").read_text(encoding="utf-8")) for name in NAMES}
     backbone = {
         "name": "resnet",
         "widths": [16, 32, 64, 128],
@@ -58,10 +60,11 @@ def main() -> None:
         with measured("features"):
             extract(config, root / "checkpoint", data, root / "features")
         features = Features.load(root / "features")
-        for protocol in (knn, linear):
-            name = protocol.__name__.rpartition(".")[2]
+        encoder = encoder_of({**config, "datasets": names[:1]}, root / "checkpoint", {"one": data["one"]})
+        for name in NAMES[1:]:
+            given = features if values[name]["needs"] == "features" else encoder
             with measured(name):
-                protocol.evaluate(features, **values[name]["values"])
+                import_module(f"polygrain.evaluate.{name.replace('-', '_')}").evaluate(given, **values[name]["values"])
 
 
 if __name__ == "__main__":
