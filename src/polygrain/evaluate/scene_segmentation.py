@@ -1,13 +1,15 @@
-"""Linear semantic segmentation of scenes on the frozen map, solved to its minimum by L-BFGS.
+"""Linear semantic segmentation of scenes on the frozen map, by a fixed number of iterations of L-BFGS.
 
 A cell's target is the share of each class among the pixels that it covers. One linear layer with softmax, the same for
 all cells, minimises in float64
 
     mean over the train cells of -sum over classes of share * log softmax(x W + b)  +  lambda / 2 |W|^2
 
-which is the cross-entropy of every pixel with the prediction of its cell: convex, so neither a learning rate nor an
-order decides the result. Inputs are standardised over the train cells. For judging, the logits are upsampled bilinearly
-to the pixels. The weight decay is selected by the mean IoU on validation, of equals the larger; test is used once.
+which is the cross-entropy of every pixel with the prediction of its cell: convex, without a learning rate or an order
+of the images. The largest decay starts at zero, each other one where the one before ended; the YAML's iterations end
+before the minimum, which would take minutes, so less decay also means more iterations. Inputs are standardised over the
+train cells. For judging, the logits are upsampled bilinearly to the pixels. The weight decay is selected by the mean
+IoU on validation, of equals the larger; test is used once.
 
 Legend: N cells, D width + 1 (the last input is the constant 1), C classes, 0 the background; B images, h, w the map,
 S side of an image, R decays.
@@ -67,21 +69,29 @@ def evaluate(
         )
     scenes, ordered = encoder.scenes, sorted(set(decays), reverse=True)
     classes = 1 + len(scenes.classes)
-    shown = _maps(encoder, "train", scenes.pictures("train", train))
-    standard = Standard(_cells(shown.maps))
-    x_ND = standard(_cells(shown.maps))
-    shares_NC = torch.from_numpy(shares(shown.truth, shown.maps.shape[-1], classes))
-    weights_RDC = _fit(x_ND, shares_NC, ordered, Solver(iterations, tolerance))
+    pictures = scenes.pictures("train", train)
+    standard, weights_RDC = _trained(encoder, pictures, ordered, Solver(iterations, tolerance))
     held = _maps(encoder, "validation", scenes.pictures("validation"))
     scores = [
         mean_iou(confusion(predicted(held, standard, weights_DC), held.truth, classes)) for weights_DC in weights_RDC
     ]
     best = max(range(len(ordered)), key=lambda place: (scores[place], -place))
-    pictures = scenes.pictures("test")
-    tested = _maps(encoder, "test", pictures)
+    shown = scenes.pictures("test")
+    tested = _maps(encoder, "test", shown)
     found_BSS = predicted(tested, standard, weights_RDC[best])
-    chosen = {"decay": ordered[best], "validation_miou": scores[best], "scenes": len(shown.truth)}
-    return _result(scenes.name, scenes.classes, found_BSS, tested.truth, pictures, chosen)
+    chosen = {"decay": ordered[best], "validation_miou": scores[best], "scenes": len(pictures)}
+    return _result(scenes.name, scenes.classes, found_BSS, tested.truth, shown, chosen)
+
+
+def _trained(
+    encoder: SceneEncoder, pictures: Sequence[Picture], decays: Sequence[float], solver: Solver
+) -> tuple[Standard, Tensor]:
+    """How inputs are standardised, and weights [R, D, C] for each of the descending decays."""
+    given = _maps(encoder, "train", pictures)
+    rows_ND = _cells(given.maps)
+    shares_NC = torch.from_numpy(shares(given.truth, given.maps.shape[-1], 1 + len(encoder.scenes.classes)))
+    standard = Standard(rows_ND)
+    return standard, _fit(standard(rows_ND), shares_NC, decays, solver)
 
 
 def _fit(x_ND: Tensor, shares_NC: Tensor, decays: Sequence[float], solver: Solver) -> Tensor:
@@ -114,11 +124,11 @@ def _cells(maps_BDhw: Tensor) -> Tensor:
 
 def shares(truth_BSS: Integers, cells: int, classes: int) -> Floats:
     """The share of each class among the pixels of each of cells x cells cells, float64 [N, C]; rows sum to 1."""
-    count, side = len(truth_BSS), truth_BSS.shape[1] // cells
-    blocks = truth_BSS.reshape(count, cells, side, cells, side).swapaxes(2, 3).reshape(-1, side * side)
-    keys = blocks + classes * np.arange(len(blocks))[:, None]
-    counts = np.bincount(keys.ravel(), minlength=classes * len(blocks)).reshape(-1, classes)
-    found: Floats = counts / side**2
+    side = truth_BSS.shape[1] // cells
+    row, column = np.indices(truth_BSS.shape[1:]) // side
+    keys, size = (row * cells + column) * classes, cells * cells * classes
+    counts = [np.bincount((keys + truth).ravel(), minlength=size) for truth in truth_BSS]
+    found: Floats = np.concatenate(counts).reshape(-1, classes) / side**2
     return found
 
 

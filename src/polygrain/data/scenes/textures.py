@@ -16,6 +16,7 @@ from polygrain.nn.random import Counter
 Integers = npt.NDArray[np.int64]
 
 _PITCHES = (4, 5, 7, 9, 12, 16)  # px between points of a lattice
+_LOW, _SPREAD = (0, 39), (12, 59)  # darkest grey level, and how far above it the brightest is
 _AXES = ("slope y", "slope x", "coarse y", "coarse x", "fine y", "fine x")
 _PURPOSES = ("kind", "period", "bend", "low", "spread", *_AXES)
 
@@ -31,7 +32,7 @@ def texture(side: int, *key: Counter) -> npt.NDArray[np.uint8]:
     phase = (slope[0] * row + slope[1] * column + noise * period // bend) % period
     wave = np.abs(2 * phase - period) * 255 // period
     pattern = noise if drawn.below(3, "kind") == 0 else (wave + noise) // 2
-    low, spread = drawn.between(10, 89, "low"), drawn.between(40, 119, "spread")
+    low, spread = drawn.between(*_LOW, "low"), drawn.between(*_SPREAD, "spread")
     return (low + pattern * spread // 255).astype(np.uint8)
 
 
