@@ -30,6 +30,7 @@ def test_the_command_line_is_frozen():
     """People and rules depend on it: a change here is a change of the product's interface."""
     assert options(parser()) == {
         "prepare": ["--shards", "--workflow", "target"],
+        "compose": ["--workflow", "target"],
         "pretrain": ["--resume", "--workflow", "target"],
         "features": ["--workflow", "target"],
         "evaluate": ["--workflow", "target"],

@@ -8,7 +8,7 @@ from polygrain.config.compose import one_look
 from polygrain.config.inputs import write_inputs
 from polygrain.config.models import WorkflowModel
 from polygrain.config.project import Project
-from polygrain.config.resolved import datasets_in
+from polygrain.config.resolved import datasets_in, scenes_in
 from polygrain.config.runs import SEGMENT
 from polygrain.config.stages import patterns, stage_of
 from polygrain.provenance.errors import UserError
@@ -44,7 +44,7 @@ wildcard_constraints:
 def stage(verb: str, wildcards) -> Stage:
     """The stage behind a rule's wildcards. A mistake in params/ stops the workflow with one line."""
     match verb:
-        case "prepare":
+        case "prepare" | "compose":
             return stage_at(verb, f"data/{wildcards.dataset}")
         case "table":
             return stage_at(verb, f"{wildcards.folder}/{wildcards.table}.pdf")

@@ -36,3 +36,24 @@ rule prepare_encoded:
         runtime=minutes("prepare"),
     shell:
         "exec polygrain prepare --workflow data/{wildcards.dataset} > {log} 2>&1"
+
+
+# Scenes with exact annotations, made of packed data sets.
+rule compose:
+    input:
+        decided_by=decided_by("compose"),
+        made_from=made_from("compose"),
+    output:
+        patterns("compose"),
+    log:
+        "logs/data/{dataset}/compose.log",
+    benchmark:
+        "benchmarks/data/{dataset}/compose.tsv"
+    wildcard_constraints:
+        dataset="|".join(map(re.escape, scenes_in(PROJECT))),
+    threads: 1
+    resources:
+        mem_mb=memory("compose"),
+        runtime=minutes("compose"),
+    shell:
+        "exec polygrain compose --workflow data/{wildcards.dataset} > {log} 2>&1"

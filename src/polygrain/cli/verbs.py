@@ -22,6 +22,7 @@ else:
 
 WORKS = {
     "prepare": "read a data set from its source, verify it and pack it: data/NAME",
+    "compose": "make scenes with exact annotations of packed data sets: data/NAME",
     "pretrain": "train one run: runs/SCALE/DATASET/METHOD/VARIANT/seedN",
     "features": "extract a run's frozen features for every data set it is judged on: runs/.../seedN",
     "evaluate": "judge a run by one protocol of params/evaluate: runs/.../seedN/results/PROTOCOL",

@@ -220,6 +220,14 @@ class ProtocolChoice(Strict):
     device: Literal["cpu", "cuda"]
     cost: Expense
     values: dict[str, Any]
+    scenes: str | None = None
+    """The scenes of params/scenes that it judges on; then the values of `datasets` play no part but `own`."""
+
+    @model_validator(mode="after")
+    def _on_scenes(self) -> Self:
+        if self.scenes is not None and (self.needs != "tokens" or self.datasets != "own"):
+            raise ValueError("a protocol with scenes needs: tokens, and datasets: own")
+        return self
 
 
 class EvaluateChoice(Strict):

@@ -91,6 +91,36 @@ def _dataset(project: Project, name: str, stamp: int) -> Config:
     return described
 
 
+def scenes(project: Project, name: str) -> Config:
+    """What params/scenes says of scenes, checked. Raises UserError when there is no such file or it is wrong."""
+    known = choices(project.params, "scenes")
+    if name not in known:
+        raise UserError(f"no scenes '{name}'{nearest(name, known)}")
+    return _scenes(project, name, stamp(project.params))
+
+
+@cache
+def _scenes(project: Project, name: str, stamp: int) -> Config:
+    from polygrain.config.scene_models import ScenesChoice
+
+    where, described = f"params/scenes/{name}.yaml", _file(project, f"scenes/{name}", stamp)
+    check_name(where, "scenes", name)
+    ScenesChoice.of(where, described)
+    if described["name"] != name:
+        raise UserError(f"{where}: name is '{described['name']}'; it must be that of the file")
+    if name in choices(project.params, "dataset"):
+        raise UserError(f"{where}: params/dataset has that name, too; rename one, both are made as data/{name}")
+    for source in described["datasets"]:
+        if dataset(project, source)["format"] != "pixels":
+            raise UserError(f"{where}: {source} holds encoded images; scenes are made of data sets of format pixels")
+    return described
+
+
+def scenes_in(project: Project) -> list[str]:
+    """The names of all scenes: the files of params/scenes."""
+    return choices(project.params, "scenes")
+
+
 def datasets_in(project: Project, form: str) -> list[str]:
     """The data sets of one format, `pixels` or `encoded`.
 

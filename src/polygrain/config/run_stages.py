@@ -1,4 +1,4 @@
-"""The stages that make data and runs: prepare, pretrain, features, and one for each protocol."""
+"""The stages that make data and runs: prepare, compose, pretrain, features, and one for each protocol."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from polygrain.config.compose import Config
 from polygrain.config.kind import Kind
 from polygrain.config.optional import augmented_images, shown_images, training_images
 from polygrain.config.project import Project
-from polygrain.config.resolved import check_protocol, configuration, dataset, evaluated
+from polygrain.config.resolved import check_protocol, configuration, dataset, evaluated, scenes
 from polygrain.config.runs import Run
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.stage import Stage
@@ -22,6 +22,7 @@ PACKED = {
     "pixels": ("images.npy", "labels.npy", "splits.npz", "manifest.json"),
     "encoded": ("index.npz", "labels.npy", "splits.npz", "manifest.json"),
 }
+COMPOSED = ("coco.zip", "voc.zip", "davis.zip", "manifest.json")
 PACKERS = {"pixels": "polygrain.data.prepare", "encoded": "polygrain.data.shards"}
 BESIDE = ("side", "local_side", "cost")  # keys of a data set on which packing does not depend
 CHECKPOINT, METRICS, FROZEN = "checkpoint.safetensors", "metrics.jsonl", "features.safetensors"
@@ -43,6 +44,27 @@ def _prepared(directory: Path, task: str, config: Config) -> Stage:
     entries = (PACKERS[config["format"]], f"polygrain.data.readers.{_module(config['reader'])}")
     outputs = packed(directory.name, config["format"])
     return Stage(task, task, directory, config, entries, (), outputs, (directory.name,))
+
+
+def _place_scenes(target: Path) -> tuple[Path, str]:
+    if target.parts[:1] != ("data",) or len(target.parts) != 2:
+        raise UserError(f"{target}: not scenes; they are data/NAME, of params/scenes/NAME.yaml")
+    return target, "compose"
+
+
+def _compose(project: Project, directory: Path, task: str) -> Stage:
+    described = scenes(project, directory.name)
+    chosen = {key: value for key, value in described.items() if key != "cost"}
+    return _costing(_composed(directory, task, chosen), described["cost"])
+
+
+def _composed(directory: Path, task: str, config: Config) -> Stage:
+    names = config["datasets"]
+    inputs = tuple(path for name in names for path in packed(name, "pixels"))
+    outputs = composed(directory.name)
+    return Stage(
+        task, task, directory, config, ("polygrain.data.scenes.run",), inputs, outputs, (directory.name, *names)
+    )
 
 
 def _place_run(task: str) -> Callable[[Path], tuple[Path, str]]:
@@ -117,10 +139,14 @@ def _evaluate(project: Project, directory: Path, task: str) -> Stage:
         shown = _encoder(project, config, list(dict.fromkeys([run.dataset, *names])))
         shown |= {"datasets": names, "features": config["evaluate"]["features"], "pretrained": run.dataset}
         chosen |= {**shown, "device": protocol["device"]}
+    if protocol.get("scenes"):
+        chosen["scenes"] = scenes(project, protocol["scenes"])["name"]
     return _costing(_judging(directory, task, chosen), protocol["cost"])
 
 
 def _judging(directory: Path, task: str, config: Config) -> Stage:
+    if "scenes" in config:
+        return _judging_on_scenes(directory, task, config)
     frozen = config["needs"] == "features"
     entries: tuple[str, ...] = ("polygrain.evaluate.run", f"polygrain.evaluate.{_module(task)}")
     if not frozen:
@@ -135,6 +161,22 @@ def _judging(directory: Path, task: str, config: Config) -> Stage:
         outputs=tuple(directory / name for name in results(task)),
         datasets=tuple(config["datasets"] if frozen else config["formats"]),
         device=config.get("device", "cpu"),
+    )
+
+
+def _judging_on_scenes(directory: Path, task: str, config: Config) -> Stage:
+    """Of the data set of pre-training only the statistics are read, which every scene is normalised with."""
+    names = (config["pretrained"], config["scenes"])
+    return Stage(
+        verb="evaluate",
+        task=task,
+        directory=directory,
+        config=config,
+        entries=("polygrain.evaluate.scenes.run", f"polygrain.evaluate.{_module(task)}", _backbone(config)),
+        inputs=(directory / CHECKPOINT, Path("data", names[0], "manifest.json"), *composed(names[1])),
+        outputs=tuple(directory / name for name in results(task)),
+        datasets=names,
+        device=config["device"],
     )
 
 
@@ -171,6 +213,11 @@ def packed(name: str, form: str) -> tuple[Path, ...]:
     return tuple(Path("data", name, file) for file in PACKED[form])
 
 
+def composed(name: str) -> tuple[Path, ...]:
+    """The files of scenes."""
+    return tuple(Path("data", name, file) for file in COMPOSED)
+
+
 def without_shards(root: Path, stage: Stage) -> list[Path]:
     """Data sets of encoded images that a stage reads or makes and whose shards are not there."""
     folders = [path.parent for path in (*stage.inputs, *stage.outputs) if path.name == PACKED["encoded"][0]]
@@ -199,6 +246,7 @@ def _costing(stage: Stage, cost: dict[str, Any]) -> Stage:
 
 
 PREPARE = Kind(_place_data, _prepare, _prepared)
+COMPOSE = Kind(_place_scenes, _compose, _composed)
 PRETRAIN = Kind(_place_run("pretrain"), _pretrain, _pretrained, (CHECKPOINT, METRICS))
 FEATURES = Kind(_place_run("features"), _features, _extracted, (FROZEN,))
 EVALUATE = Kind(_place_protocol, _evaluate, _judging)

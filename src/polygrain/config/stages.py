@@ -12,7 +12,7 @@ from polygrain.config import run_stages, tables
 from polygrain.config.compose import one_look
 from polygrain.config.kind import Kind
 from polygrain.config.project import Project
-from polygrain.config.resolved import protocols
+from polygrain.config.resolved import protocols, scenes_in
 from polygrain.config.runs import Run
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
@@ -20,6 +20,7 @@ from polygrain.provenance.stage import Stage
 
 KINDS: dict[str, Kind] = {
     "prepare": run_stages.PREPARE,
+    "compose": run_stages.COMPOSE,
     "pretrain": run_stages.PRETRAIN,
     "features": run_stages.FEATURES,
     "evaluate": run_stages.EVALUATE,
@@ -49,6 +50,8 @@ def patterns(verb: str, form: str = "") -> list[str]:
     match verb:
         case "prepare":
             return [str(path) for path in run_stages.packed("{dataset}", form)]
+        case "compose":
+            return [str(path) for path in run_stages.composed("{dataset}")]
         case "evaluate":
             return [str(run / name) for name in run_stages.results("{protocol}")]
     return [str(run / name) for name in KINDS[verb].files]
@@ -58,7 +61,8 @@ def maker(project: Project, path: Path) -> Stage | None:
     """The stage that writes a file; None for a file that people write. Raises UserError for a file of no stage."""
     match path.parts[:1]:
         case ("data",):
-            return stage_of(project, "prepare", Path(*path.parts[:2]))
+            verb = "compose" if path.parts[1:2] and path.parts[1] in scenes_in(project) else "prepare"
+            return stage_of(project, verb, Path(*path.parts[:2]))
         case ("runs",):
             run, name = Path(*path.parts[:6]), Path(*path.parts[6:])
             for verb in ("pretrain", "features"):

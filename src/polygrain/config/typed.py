@@ -37,6 +37,23 @@ class Dataset(TypedDict):
     compare: NotRequired[Literal["times", "contents"]]
 
 
+class Scenes(TypedDict):
+    """What scenes are composed by."""
+
+    name: str
+    datasets: list[str]
+    side: int
+    scenes: dict[str, int]
+    clips: dict[str, int]
+    frames: int
+    objects: list[int]
+    distractors: list[int]
+    extent: list[int]
+    parts: int
+    textures: dict[str, int]
+    seed: int
+
+
 class LearningRate(TypedDict):
     """The law of the learning rate."""
 
@@ -123,3 +140,4 @@ class Protocol(TypedDict):
     needs: Literal["features", "tokens", "backbone"]
     datasets: list[str]
     values: Values
+    scenes: NotRequired[str]

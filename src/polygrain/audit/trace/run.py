@@ -16,7 +16,14 @@ from polygrain.provenance.hashes import md5_file
 from polygrain.provenance.lock import LOCK
 from polygrain.provenance.stage import Stage
 
-TITLES = {"evaluate": "result", "features": "features", "pretrain": "checkpoint", "prepare": "data", "table": "table"}
+TITLES = {
+    "evaluate": "result",
+    "features": "features",
+    "pretrain": "checkpoint",
+    "prepare": "data",
+    "compose": "scenes",
+    "table": "table",
+}
 
 
 def trace(project: Project, target: str, row: str, column: str, *, full: bool) -> int:
@@ -100,15 +107,19 @@ def _chain(cell: CellAddress, stages: Sequence[Stage]) -> list[Stage]:
         if stage.verb == verb and stage.directory == run.path and stage.task in (verb, cell.protocol)
     ]
     read = {path for stage in runs for path in stage.inputs}
+    scenes = [stage for stage in stages if stage.verb == "compose" and read & set(stage.outputs)]
+    read |= {path for stage in scenes for path in stage.inputs}
     data = [stage for stage in stages if stage.verb == "prepare" and read & set(stage.outputs)]
-    return [table, *runs, *data]
+    return [table, *runs, *scenes, *data]
 
 
 def _links(cell: CellAddress, chain: Sequence[Stage]) -> list[tuple[str, Stage, list[Path]]]:
     """Each stage with its title and those of its files that the cell comes from."""
     links = []
     for stage in chain:
-        paths = sorted(stage.outputs, key=lambda path: stage.verb == "prepare" and path.name != "manifest.json")
+        paths = list(stage.outputs)
+        if stage.verb in ("prepare", "compose"):
+            paths.sort(key=lambda path: path.name != "manifest.json")
         if stage.verb == "table":
             paths = [path for path in paths if path.suffix in (".pdf", ".csv")]
         links.append((TITLES[stage.verb], stage, paths))
