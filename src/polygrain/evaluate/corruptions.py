@@ -7,7 +7,8 @@ The severities are those that the authors' release gives for images of 32 px (CI
 - zoom blur and snow: the zoom is about the exact centre, the release cuts whole pixels
 - elastic: the border is mirrored at the pixels for both parts of the map
 - frost: the release adds photographs of frost, which we do not ship; ours is a drawn texture of bright ridges
-- glass blur: two neighbours change places; in the release one overwrites the other, because its swap works on views
+- glass blur: a pixel takes the value of a neighbour, as in the release, whose line that would swap the two works on
+  views of one array, so that the second value overwrites the first and is not moved
 - grey images: the value of HSV and the luminance are the grey value itself
 - rounding to 8 bits instead of cutting off
 
@@ -86,19 +87,15 @@ def _defocus_blur(x: Doubles, severity: int, draws: Draws) -> Doubles:
 
 
 def _glass_blur(x: Doubles, severity: int, draws: Draws) -> Doubles:
-    """Between two blurs pixels change places with a neighbour to the upper left, one after the other."""
+    """Between two blurs each pixel shows itself or one of its three neighbours above and to the left."""
     sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity]
-    x_SSBC = np.ascontiguousarray(np.moveaxis(gaussian_blur(x, sigma), (0, 1), (2, 3)))
-    side, image_B = x.shape[-1], np.arange(len(x))
+    x_BSSC, side = np.moveaxis(gaussian_blur(x, sigma), 1, -1), x.shape[-1]
+    image_B11, pixel_S = np.arange(len(x))[:, None, None], np.arange(side)
+    inner_SS = (pixel_S[:, None] > 1) & (pixel_S > 1)  # the release leaves the first two rows and columns
     for number in range(rounds):
-        back = (draws.uniform(f"neighbour {number}", side, side, 2) < 0.5).astype(np.int64)
-        for row in range(side - 1, 1, -1):
-            for column in range(side - 1, 1, -1):
-                other = row - back[:, row, column, 0], column - back[:, row, column, 1], image_B
-                kept = x_SSBC[row, column].copy()
-                x_SSBC[row, column] = x_SSBC[other]
-                x_SSBC[other] = kept
-    return gaussian_blur(np.moveaxis(x_SSBC, (2, 3), (0, 1)), sigma)
+        back = (draws.uniform(f"neighbour {number}", side, side, 2) < 0.5) & inner_SS[..., None]
+        x_BSSC = x_BSSC[image_B11, pixel_S[:, None] - back[..., 0], pixel_S - back[..., 1]]
+    return gaussian_blur(np.moveaxis(x_BSSC, -1, 1), sigma)
 
 
 def _motion_blur(x: Doubles, severity: int, draws: Draws) -> Doubles:
