@@ -14,6 +14,7 @@ PROJECT = Project(Path(__file__).resolve().parents[2])
 RUN = "runs/smoke/fashion-mnist/{}/base/seed0"
 METHODS = sorted(path.stem for path in (PROJECT.params / "method").glob("*.yaml"))
 DATASETS = sorted(path.stem for path in (PROJECT.params / "dataset").glob("*.yaml"))
+SCENES = sorted(path.stem for path in (PROJECT.params / "scenes").glob("*.yaml"))
 
 
 def fits(kind: Any, value: Any) -> bool:
@@ -39,13 +40,15 @@ def fits(kind: Any, value: Any) -> bool:
     ("kind", "verb", "target"),
     [
         *((typed.Dataset, "prepare", f"data/{name}") for name in DATASETS),
+        *((typed.Scenes, "compose", f"data/{name}") for name in SCENES),
         *((typed.Pretrain, "pretrain", RUN.format(method)) for method in METHODS),
         (typed.Shown, "features", RUN.format("simclr")),
         (typed.Protocol, "evaluate", f"{RUN.format('simclr')}/results/knn"),
+        (typed.Protocol, "evaluate", f"{RUN.format('simclr')}/results/scene-labels"),
     ],
 )
 def test_stages_give_what_the_types_say(kind: Any, verb: str, target: str) -> None:
     config = stage_of(PROJECT, verb, Path(target)).config
     assert fits(kind, config), config
-    if kind is typed.Dataset:
+    if kind in (typed.Dataset, typed.Scenes):
         assert set(config) - {"format"} <= set(kind.__annotations__)
