@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from polygrain.cli.describe import plan_table, show_run
-from polygrain.config.budget import facts, steps
+from polygrain.config.budget import facts, minutes, steps
 from polygrain.config.compose import origins
 from polygrain.config.inputs import input_texts, write_inputs
 from polygrain.config.project import Project
@@ -361,3 +361,17 @@ def test_at_scale_equal_images_every_method_sees_as_many_images_as_mncl_at_cpu()
     for method in ("supervised", "simclr", "mgc", "mncl", "mugs", "wcl", "smog"):
         config = configuration(PROJECT, Run("equal-images", "fashion-mnist", method, "base", 0))
         assert facts(config)["images_seen"] == seen
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        ({"minutes": 1.5, "encoder_passes": 640_000}, 0.7),  # 384 steps of 128 images, 6 passes each: 46 % of it
+        ({"minutes": 1.5, "encoder_passes": None}, 1.5),
+        ({"minutes": 1.5}, 1.5),
+    ],
+)
+def test_another_budget_costs_its_share_of_the_declared_minutes(cost: dict[str, Any], expected: float) -> None:
+    pretrain = {"encoder_passes": None, "epochs": 4.13, "images": 12_000, "batch": 128}
+    method = {"encoder_passes": 6, "start_passes": 0}
+    assert minutes({"pretrain": pretrain, "method": method, "cost": {"pretrain": cost}}) == expected

@@ -19,6 +19,14 @@ def steps(config: Config) -> int:
     return max(int(left // (units * pretrain["batch"])), 0)
 
 
+def minutes(config: Config) -> float:
+    """Declared minutes of a run's pre-training: `cost.pretrain.minutes`, or its share by encoder passes, to 0.1."""
+    cost = config["cost"]["pretrain"]
+    if cost.get("encoder_passes") is None:
+        return float(cost["minutes"])
+    return round(float(cost["minutes"]) * facts(config)["encoder_passes"] / float(cost["encoder_passes"]), 1)
+
+
 def facts(config: Config) -> dict[str, float]:
     """What a table prints beside a run: images seen, however many views each had, steps, encoder-pass units spent."""
     method, taken = config["method"], steps(config)

@@ -29,6 +29,13 @@ class Expense(Strict):
     memory: Count
 
 
+class ExpenseOfPasses(Expense):
+    """What pre-training is declared to cost."""
+
+    encoder_passes: Positive | None = None
+    """The budget that the minutes are for: a run that spends another one costs its share. Null: whatever it spends."""
+
+
 class Moments(Strict):
     """Mean and standard deviation per channel of pixels scaled to 0..1."""
 
@@ -241,7 +248,7 @@ class EvaluateChoice(Strict):
 class Costs(Strict):
     """What the stages of a run are declared to cost."""
 
-    pretrain: Expense
+    pretrain: ExpenseOfPasses
     features: Expense
 
 

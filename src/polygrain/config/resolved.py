@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from polygrain.config.budget import minutes
 from polygrain.config.compose import Config, choices, resolve, stamp
 from polygrain.config.project import Project
 from polygrain.config.runs import Run, check_name
@@ -25,6 +26,7 @@ def _configuration(project: Project, run: Run, stamp: int) -> Config:
     config = resolve(run, project.params)
     config["evaluate"]["protocols"] = _protocols(project, run, config["evaluate"]["protocols"], stamp)
     load_run(str(run.path), config, project.params)
+    config["cost"]["pretrain"]["minutes"] = minutes(config)
     return config
 
 
