@@ -38,6 +38,7 @@ from polygrain.data.scenes.png import grey_png, packed_runs, palette_png, voc_pa
 from polygrain.data.scenes.run import compose
 from polygrain.data.scenes.sources import Source, Sources
 from polygrain.data.scenes.stored import StoredZip
+from polygrain.data.scenes.textures import PURPOSES, noise, texture
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
 
@@ -304,6 +305,17 @@ def test_draws_are_the_upper_bits_of_the_hash() -> None:
     first, second = draws(2, ("a", "b"), 7)
     assert [first.below(1 << 30, "a"), second.below(1 << 30, "a")] == below(1 << 30, 7, torch.arange(2), 0).tolist()
     assert {second.between(3, 5, purpose) for purpose in ("a", "b")} <= {3, 4, 5}
+
+
+def test_textures_are_other_patterns_in_each_split_even_where_their_settings_agree() -> None:
+    keys = [(0, "texture", split, number) for split in ("train", "validation", "test") for number in range(3)]
+    (drawn,) = draws(1, PURPOSES, 0)
+    patterns = {noise(64, drawn, octave, *key).tobytes() for key in keys for octave in ("coarse", "fine")}
+    assert len(patterns) == 2 * len(keys)
+    made = [texture(64, *key) for key in keys]
+    assert len({one.tobytes() for one in made}) == len(keys)
+    np.testing.assert_array_equal(made[0], texture(64, *keys[0]))
+    assert max(int(one.max()) for one in made) < 100
 
 
 def test_the_stage_reads_packed_data_and_is_named_by_its_files() -> None:

@@ -183,6 +183,18 @@ def test_the_layers_are_at_their_minimum() -> None:
     np.testing.assert_allclose(x_ND.numpy().T @ (soft - shares.numpy()) / 80 + penalty, 0, atol=1e-8)
 
 
+def test_inputs_are_standardised_by_the_train_rows() -> None:
+    generator = np.random.default_rng(3)
+    train, other = (generator.normal(5, 3, size=(50, 4)).astype(np.float32) for _ in range(2))
+    train[:, 2], other[:, 2] = 7.0, 9.0  # constant in train: it becomes zero everywhere
+    found = Standard(torch.from_numpy(train))(torch.from_numpy(other)).numpy()
+    spread = train.astype(float).std(axis=0)
+    expected = (other - train.astype(float).mean(axis=0)) / np.where(spread > 0, spread, 1)
+    expected[:, 2] = 0
+    np.testing.assert_allclose(found[:, :-1], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found[:, -1], 1)
+
+
 def _encoder(scenes: SceneSet, backbone: dict[str, Any], **changes: Any) -> SceneEncoder:
     torch.manual_seed(0)
     network = load_backbone(**backbone, channels=1).eval().requires_grad_(False)

@@ -18,25 +18,25 @@ Integers = npt.NDArray[np.int64]
 _PITCHES = (4, 5, 7, 9, 12, 16)  # px between points of a lattice
 _LOW, _SPREAD = (0, 39), (12, 59)  # darkest grey level, and how far above it the brightest is
 _AXES = ("slope y", "slope x", "coarse y", "coarse x", "fine y", "fine x")
-_PURPOSES = ("kind", "period", "bend", "low", "spread", *_AXES)
+PURPOSES = ("kind", "period", "bend", "low", "spread", *_AXES)
 
 
 def texture(side: int, *key: Counter) -> npt.NDArray[np.uint8]:
     """A texture, uint8 [S, S]. key: seed, split and number."""
-    (drawn,) = draws(1, _PURPOSES, *key)
-    coarse, fine = (_noise(side, drawn, octave, *key) for octave in ("coarse", "fine"))
-    noise = (3 * coarse + 2 * fine) // 5
+    (drawn,) = draws(1, PURPOSES, *key)
+    coarse, fine = (noise(side, drawn, octave, *key) for octave in ("coarse", "fine"))
+    mixed = (3 * coarse + 2 * fine) // 5
     row, column = np.indices((side, side))
     period, bend = 6 + 2 * drawn.below(9, "period"), 32 + 16 * drawn.below(6, "bend")
     slope = [drawn.below(9, f"slope {axis}") - 4 for axis in "yx"]
-    phase = (slope[0] * row + slope[1] * column + noise * period // bend) % period
+    phase = (slope[0] * row + slope[1] * column + mixed * period // bend) % period
     wave = np.abs(2 * phase - period) * 255 // period
-    pattern = noise if drawn.below(3, "kind") == 0 else (wave + noise) // 2
+    pattern = mixed if drawn.below(3, "kind") == 0 else (wave + mixed) // 2
     low, spread = drawn.between(*_LOW, "low"), drawn.between(*_SPREAD, "spread")
     return (low + pattern * spread // 255).astype(np.uint8)
 
 
-def _noise(side: int, drawn: Draws, octave: str, *key: Counter) -> Integers:
+def noise(side: int, drawn: Draws, octave: str, *key: Counter) -> Integers:
     """Bilinear interpolation between random levels 0..255 on a lattice with its own pitch along each axis, [S, S]."""
     pitch = [_PITCHES[drawn.below(len(_PITCHES), f"{octave} {axis}")] for axis in "yx"]
     points = [side // step + 2 for step in pitch]
