@@ -84,8 +84,8 @@ LAYOUT = Layout(
     outputs=Path("reports"),
     sources=sources_of,
     entries=entries_of,
-    # trials and the companion table are published alone: the runs behind them would take dvc.lock over 1 MiB
-    records=frozenset({CRATE, ATTESTATIONS.name, CURVES.name, "determinism.md", "tune", "equal-images"}),
+    # trials and further tables are published alone: the runs behind them would take dvc.lock over 1 MiB
+    records=frozenset({CRATE, ATTESTATIONS.name, CURVES.name, "determinism.md", "tune", "beside"}),
 )
 
 
