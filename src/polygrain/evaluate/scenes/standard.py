@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from polygrain.nn.exact import square_root
+
 _CONSTANT = 1e-6  # spread, relative to the largest entry, below which a dimension counts as constant
 
 
@@ -11,7 +13,7 @@ class Standard:
 
     def __init__(self, train_ND: Tensor) -> None:
         variance_D, self.mean_D = torch.var_mean(train_ND.double(), dim=0, correction=0)
-        deviation_D = variance_D.sqrt()
+        deviation_D = square_root(variance_D)
         # division by a spread that is rounding would amplify the rounding
         constant_D = deviation_D <= _CONSTANT * train_ND.abs().amax(dim=0)
         self.scale_D = torch.where(constant_D, 0.0, 1.0 / torch.where(constant_D, 1.0, deviation_D))
