@@ -8,7 +8,7 @@ import yaml
 from workflow_checkout import SMOKE, Checkout
 
 RUN = "runs/smoke/fashion-mnist/simclr/base/seed0"
-CHAIN = {"pretrain": 1, "features": 1, "evaluate": 2, "table": 1}
+CHAIN = {"pretrain": 1, "features": 1, "evaluate": 5, "table": 1}
 
 pytestmark = pytest.mark.workflow
 

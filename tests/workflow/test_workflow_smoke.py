@@ -23,9 +23,10 @@ def test_a_fresh_clone_lists_every_training(fresh):
     rows = [row for group in table_rows(fresh) for row in group["rows"]]
     seeds = yaml.safe_load((fresh.root / "params/table/table1.yaml").read_text())["seeds"]
     assert planned["pretrain"] == planned["features"] == len(rows) * len(seeds)
-    assert planned["evaluate"] == 2 * len(rows) * len(seeds)
-    assert (planned["prepare"], planned["table"]) == (2, 1)
-    assert sum(planned.values()) == 123  # four jobs for each of ten rows and three seeds, two data sets, the table
+    assert planned["evaluate"] == 5 * len(rows) * len(seeds)
+    assert (planned["prepare"], planned["compose"], planned["table"]) == (2, 1, 1)
+    # seven jobs for each of ten rows and three seeds, two data sets, scenes, the table
+    assert sum(planned.values()) == 214
 
 
 def table_rows(checkout):
@@ -88,7 +89,7 @@ def test_one_core_gives_the_same_bytes_as_two(target, built, tmp_path):
 
 def test_an_edit_runs_what_depends_on_it_and_a_remark_or_a_revert_runs_nothing(copy_of_built):
     checkout = copy_of_built()
-    chain = {"pretrain": 1, "features": 1, "evaluate": 2, "table": 1}
+    chain = {"pretrain": 1, "features": 1, "evaluate": 5, "table": 1}
     source = checkout.root / "src/polygrain/methods/simclr.py"
     text = source.read_text()
     source.write_text(text.replace("\n\n\n", "\n\n\n\n# a remark\n") + "\n# another\n")
