@@ -4,42 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from packing import pack
+from stripes import BACKBONE, striped_encoder
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from polygrain.backbones.load import load_backbone
-from polygrain.data.packed import open_packed
 from polygrain.evaluate import fine_tuning
 from polygrain.evaluate.crops import Plan, crops
 from polygrain.evaluate.fine_tuning import evaluate, layers_of, parameter_groups
-from polygrain.evaluate.given import Encoder
 from polygrain.provenance.errors import UserError
 from polygrain.views.recipe import Recipe
 
-BACKBONE = {"name": "resnet", "widths": [8, 16], "strides": [1, 2], "blocks": [1, 1], "stem_stride": 1}
-SHOWN = {"size": 16, "resize": None, "batch": 32, "workers": 0, "train": None, "validation": None, "test": None}
 VALUES: dict[str, Any] = {
     "labels": ["all", "20%"], "epochs": [6, 12], "head_factors": [5.0, 20.0], "rates": [0.0001, 0.02],
     "layer_decay": 0.7, "momentum": 0.9, "weight_decay": 0.001, "drops": [0.6, 0.8], "drop": 0.2, "batch": 16,
     "scale": [0.6, 1.0], "ratio": [0.75, 4 / 3], "flip": 0.5, "seed": 0,
 }  # fmt: skip
-
-
-def _encoder(root: Path, labels: npt.NDArray[np.int64]) -> Encoder:
-    """Six classes of stripes with their own period and direction, under noise."""
-    noise = np.random.default_rng(0).normal(0, 20, (240, 1, 16, 16))
-    row, column = np.indices((16, 16))
-    waves = [np.sin(place * step) for place in (row, column) for step in (0.5, 1.2, 2.4)]
-    images = np.stack([128 + 90 * waves[number % 6] for number in range(240)])[:, None] + noise
-    splits = {"train": np.arange(150), "validation": np.arange(150, 180), "test": np.arange(180, 240)}
-    data = open_packed(pack(root, images.clip(0, 255), labels, splits, classes=list("abcdef")))
-    torch.manual_seed(0)
-    network = load_backbone(**BACKBONE, channels=1).eval().requires_grad_(False)
-    return Encoder(network, {"toy": data}, (data.mean, data.std), **SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +54,7 @@ def test_each_block_learns_by_the_decay_slower_than_the_next_and_the_head_by_its
 
 def test_the_weights_are_those_of_plain_momentum_with_rates_that_drop(tmp_path: Path) -> None:
     """Written out: g + wd w, a buffer times the momentum, every layer's rate, drops at 60 and 80 % of the steps."""
-    encoder = _encoder(tmp_path, np.arange(240) % 6)
+    encoder = striped_encoder(tmp_path, np.arange(240) % 6)
     plan = Plan(Recipe(16, (0.6, 1.0), (0.75, 4 / 3), 0.5, interpolation="bicubic"), 2, 16, 0, "fine-tuning")
     training = fine_tuning._Training(plan, 20, 20.0, 0.5, 0.9, 0.01, (12, 16), 0.2)
     tuned = fine_tuning._Tuned(encoder, "toy", "all", training, 0.03)
@@ -105,9 +87,9 @@ def test_the_weights_are_those_of_plain_momentum_with_rates_that_drop(tmp_path: 
 
 def test_it_learns_what_is_there_and_nothing_from_shuffled_labels(tmp_path: Path) -> None:
     labels = np.arange(240) % 6
-    found = evaluate(_encoder(tmp_path / "true", labels), **VALUES)
+    found = evaluate(striped_encoder(tmp_path / "true", labels), **VALUES)
     shuffled = np.random.default_rng(2).permutation(labels)
-    chance = evaluate(_encoder(tmp_path / "shuffled", shuffled), **VALUES)
+    chance = evaluate(striped_encoder(tmp_path / "shuffled", shuffled), **VALUES)
     assert found.values["toy/top1"].value > 0.95
     assert found.values["toy/20%/top1"].value > 0.7
     assert found.selected["toy"]["rate"] == 0.02
@@ -118,7 +100,7 @@ def test_it_learns_what_is_there_and_nothing_from_shuffled_labels(tmp_path: Path
 
 
 def test_the_same_bits_twice_and_the_frozen_network_stays_as_it_is(tmp_path: Path) -> None:
-    encoder = _encoder(tmp_path, np.arange(240) % 6)
+    encoder = striped_encoder(tmp_path, np.arange(240) % 6)
     before = {name: value.clone() for name, value in encoder.network.state_dict().items()}
     first, again = evaluate(encoder, **VALUES), evaluate(encoder, **VALUES)
     assert first.values == again.values
@@ -141,4 +123,4 @@ def test_the_same_bits_twice_and_the_frozen_network_stays_as_it_is(tmp_path: Pat
 )
 def test_values_that_make_no_sense_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        evaluate(_encoder(tmp_path / "data", np.arange(240) % 6), **{**VALUES, **change})
+        evaluate(striped_encoder(tmp_path / "data", np.arange(240) % 6), **{**VALUES, **change})

@@ -5,39 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from packing import pack
+from stripes import striped_encoder
 
-from polygrain.backbones.load import load_backbone
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
-from polygrain.data.packed import open_packed
-from polygrain.evaluate.given import Encoder
 from polygrain.evaluate.linear_augmented import RawBufferLars, evaluate, step_rate
 from polygrain.provenance.code import code_hashes
 from polygrain.provenance.errors import UserError
 
-BACKBONE = {"name": "resnet", "widths": [8, 16], "strides": [1, 2], "blocks": [1, 1], "stem_stride": 1}
-SHOWN = {"size": 16, "resize": None, "batch": 32, "workers": 0, "train": None, "validation": None, "test": None}
 VALUES: dict[str, Any] = {
     "epochs": 12, "batch": 16, "rate": 2.0, "momentum": 0.9, "trust": 0.1, "eps": 1e-8,
     "scale": [0.5, 1.0], "ratio": [0.75, 4 / 3], "flip": 0.5, "test_every": 5, "seed": 0,
 }  # fmt: skip
-
-
-def _encoder(root: Path, labels: npt.NDArray[np.int64]) -> Encoder:
-    """Six classes of stripes with their own period and direction, under noise."""
-    noise = np.random.default_rng(0).normal(0, 20, (240, 1, 16, 16))
-    row, column = np.indices((16, 16))
-    waves = [np.sin(place * step) for place in (row, column) for step in (0.5, 1.2, 2.4)]
-    images = np.stack([128 + 90 * waves[number % 6] for number in range(240)])[:, None] + noise
-    splits = {"train": np.arange(150), "validation": np.arange(150, 180), "test": np.arange(180, 240)}
-    data = open_packed(pack(root, images.clip(0, 255), labels, splits, classes=list("abcdef")))
-    torch.manual_seed(0)
-    network = load_backbone(**BACKBONE, channels=1).eval().requires_grad_(False)
-    return Encoder(network, {"toy": data}, (data.mean, data.std), **SHOWN)
 
 
 def test_lars_buffers_the_raw_gradient_and_scales_afterwards() -> None:
@@ -70,9 +51,9 @@ def test_the_rate_has_two_steps_at_the_base_and_ends_at_zero() -> None:
 
 def test_it_learns_what_is_there_and_nothing_from_shuffled_labels(tmp_path: Path) -> None:
     labels = np.arange(240) % 6
-    found = evaluate(_encoder(tmp_path / "true", labels), **VALUES)
+    found = evaluate(striped_encoder(tmp_path / "true", labels), **VALUES)
     shuffled = np.random.default_rng(2).permutation(labels)
-    chance = evaluate(_encoder(tmp_path / "shuffled", shuffled), **VALUES)
+    chance = evaluate(striped_encoder(tmp_path / "shuffled", shuffled), **VALUES)
     value = {name.removeprefix("toy/"): number.value for name, number in found.values.items()}
     assert value["top1"] > 0.8
     assert 1 / 6 - 0.15 < chance.values["toy/top1"].value < 1 / 6 + 0.15
@@ -82,7 +63,7 @@ def test_it_learns_what_is_there_and_nothing_from_shuffled_labels(tmp_path: Path
 
 
 def test_the_same_bits_twice_and_the_crops_count(tmp_path: Path) -> None:
-    encoder = _encoder(tmp_path / "data", np.arange(240) % 6)
+    encoder = striped_encoder(tmp_path / "data", np.arange(240) % 6)
     short = {**VALUES, "epochs": 6}
     first, again = evaluate(encoder, **short), evaluate(encoder, **short)
     whole = evaluate(encoder, **{**short, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "flip": 0.0})
@@ -95,7 +76,7 @@ def test_the_same_bits_twice_and_the_crops_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"rate": 0.0}, {"momentum": 1.0}, {"test_every": 0}])
 def test_values_that_make_no_sense_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="linear-augmented: epochs"):
-        evaluate(_encoder(tmp_path / "data", np.arange(240) % 6), **{**VALUES, **change})
+        evaluate(striped_encoder(tmp_path / "data", np.arange(240) % 6), **{**VALUES, **change})
 
 
 def test_its_code_holds_the_format_of_the_images_and_nothing_else_that_is_loaded_by_name() -> None:
