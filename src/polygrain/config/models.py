@@ -227,13 +227,15 @@ class ProtocolChoice(Strict):
     device: Literal["cpu", "cuda"]
     cost: Expense
     values: dict[str, Any]
+    module: str | None = None
+    """The module of polygrain.evaluate that computes it; null for the one with the protocol's own name."""
     scenes: str | None = None
     """The scenes of params/scenes that it judges on; then the values of `datasets` play no part but `own`."""
 
     @model_validator(mode="after")
     def _on_scenes(self) -> Self:
-        if self.scenes is not None and (self.needs != "tokens" or self.datasets != "own"):
-            raise ValueError("a protocol with scenes needs: tokens, and datasets: own")
+        if self.scenes is not None and (self.needs == "features" or self.datasets != "own"):
+            raise ValueError("a protocol with scenes needs: tokens or backbone, and datasets: own")
         return self
 
 
@@ -287,7 +289,7 @@ def load_run(where: str, config: dict[str, Any], params: Path) -> None:
     values_model("polygrain.nn.optim", optimizer.name).of(where, optimizer.values, "optimizer.values")
     values_model("polygrain.evaluate.given", "Encoder").of(where, run.evaluate.features, "evaluate.features")
     for name, protocol in run.evaluate.protocols.items():
-        evaluate = values_model(_module(where, "evaluate", name), "evaluate")
+        evaluate = values_model(_module(where, "evaluate", protocol.module or name), "evaluate")
         evaluate.of(where, protocol.values, f"evaluate.protocols.{name}.values")
     _module(where, "data.readers", run.dataset.reader)
     check_recipes(where, run.augmentation)

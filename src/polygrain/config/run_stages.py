@@ -134,6 +134,8 @@ def _evaluate(project: Project, directory: Path, task: str) -> Stage:
     protocol = config["evaluate"]["protocols"][task]
     names = _judged(str(directory / "results" / task), protocol["datasets"], evaluated(config, run.dataset))
     chosen: Config = {"protocol": task, "needs": protocol["needs"], "datasets": names, "values": protocol["values"]}
+    if protocol.get("module"):
+        chosen["module"] = protocol["module"]
     if protocol["needs"] != "features":
         # the data set of pre-training is opened, too: its statistics normalise every image
         shown = _encoder(project, config, list(dict.fromkeys([run.dataset, *names])))
@@ -148,7 +150,7 @@ def _judging(directory: Path, task: str, config: Config) -> Stage:
     if "scenes" in config:
         return _judging_on_scenes(directory, task, config)
     frozen = config["needs"] == "features"
-    entries: tuple[str, ...] = ("polygrain.evaluate.run", f"polygrain.evaluate.{_module(task)}")
+    entries: tuple[str, ...] = ("polygrain.evaluate.run", _protocol(task, config))
     if not frozen:
         entries += "polygrain.evaluate.given", *_showing(config), *augmented_images(config["formats"].values())
     return Stage(
@@ -172,7 +174,7 @@ def _judging_on_scenes(directory: Path, task: str, config: Config) -> Stage:
         task=task,
         directory=directory,
         config=config,
-        entries=("polygrain.evaluate.scenes.run", f"polygrain.evaluate.{_module(task)}", _backbone(config)),
+        entries=("polygrain.evaluate.scenes.run", _protocol(task, config), _backbone(config)),
         inputs=(directory / CHECKPOINT, Path("data", names[0], "manifest.json"), *composed(names[1])),
         outputs=tuple(directory / name for name in results(task)),
         datasets=names,
@@ -226,6 +228,10 @@ def without_shards(root: Path, stage: Stage) -> list[Path]:
 
 def _packed_all(config: Config) -> tuple[Path, ...]:
     return tuple(path for name, form in config["formats"].items() for path in packed(name, form))
+
+
+def _protocol(task: str, config: Config) -> str:
+    return f"polygrain.evaluate.{_module(config.get('module', task))}"
 
 
 def _backbone(config: Config) -> str:

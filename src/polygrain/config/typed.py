@@ -137,6 +137,7 @@ class Protocol(TypedDict):
     """The configuration of a protocol's stage; one that needs more than features is a `Shown` as well."""
 
     protocol: str
+    module: NotRequired[str]
     needs: Literal["features", "tokens", "backbone"]
     datasets: list[str]
     values: Values

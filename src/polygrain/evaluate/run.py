@@ -15,7 +15,7 @@ def run(stage: "Stage") -> None:
     """Write `{protocol}.json` and `{protocol}.npz`. Raises UserError on bad features, checkpoints and data."""
     config = cast("Protocol", stage.config)
     name = config["protocol"]
-    module = f"polygrain.evaluate.{name.replace('-', '_')}"
+    module = f"polygrain.evaluate.{config.get('module', name).replace('-', '_')}"
     result: Result = import_module(module).evaluate(_given(stage, config), **config["values"])
     result.save(stage.outputs[0].parent, name)
 

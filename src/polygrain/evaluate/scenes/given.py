@@ -1,4 +1,4 @@
-"""What a protocol on scenes gets: the run's encoder and the scenes, read in the layout of COCO.
+"""What a protocol on scenes gets: the run's encoder and the scenes, read in the layouts of COCO and DAVIS.
 
 A scene is shown at its own side, with the statistics and channels of pre-training. A network that takes views of one
 side only (a linear map of pixels) sees a window of that side around each cell of a grid instead, with the border
@@ -7,7 +7,8 @@ repeated outside; its image vector is the mean over the windows.
 Legend: B images, D width, S side of a scene, h, w rows and columns of the map, P pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
 from polygrain.data.dense.coco import Coco, Picture, same_categories
+from polygrain.data.dense.davis import Davis
 from polygrain.data.dense.tree import Tree
 from polygrain.data.load import statistics
 from polygrain.data.packed import MANIFEST, DataSet
@@ -32,18 +34,20 @@ if TYPE_CHECKING:
     from polygrain.config.typed import Shown
 
 Integers = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
-ARCHIVE = "coco.zip"
+COCO, DAVIS = "coco.zip", "davis.zip"
 _FOLDERS = {"train": "train2017", "validation": "val2017", "test": "test2017"}
+_LISTS = {"train": "train", "validation": "val", "test": "test-dev"}
 _STRIDE = 8  # px between windows
 
 
 class SceneSet:
     """The scenes of three splits. Raises UserError for files that do not belong together."""
 
-    def __init__(self, name: str, splits: Mapping[str, Coco]) -> None:
-        """name: what numbers are called after."""
-        self.name, self.splits = name, splits
+    def __init__(self, name: str, splits: Mapping[str, Coco], clips: Callable[[str], Davis] | None = None) -> None:
+        """name: what numbers are called after. clips: opens the clips of a split, where there are any."""
+        self.name, self.splits, self._clips = name, splits, clips
         for split, coco in splits.items():
             same_categories(splits["train"], coco, f"{name}, {split} split")
         categories = splits["train"].categories
@@ -56,6 +60,13 @@ class SceneSet:
         found = self.splits[split].pictures[:limit]
         if not found:
             raise UserError(f"{self.name}: the {split} split holds no image")
+        return found
+
+    def clips(self, split: str) -> Davis:
+        """The clips of a split. Raises UserError where there is none, and naming the file that is damaged."""
+        found = self._clips(split) if self._clips else None
+        if found is None or not found.sequences:
+            raise UserError(f"{self.name}: the {split} split holds no clip")
         return found
 
     def semantic(self, split: str, picture: Picture) -> Integers:
@@ -97,19 +108,39 @@ class SceneEncoder:
     def encoded(self, split: str, pictures: Sequence[Picture]) -> Iterator[Encoded]:
         """Frozen maps and pooled features of images, batch by batch, in their order.
 
-        Every forward pass has the same size (the last batch is filled with copies), so an image's result does not
-        depend on other images. Raises UserError for images that differ in size.
+        Raises UserError for images that differ in size.
         """
-        coco = self.scenes.splits[split]
         for start in range(0, len(pictures), self.batch):
-            part = pictures[start : start + self.batch]
-            if len({(one.height, one.width) for one in part}) > 1 or part[0].height != part[0].width:
-                raise UserError(f"{self.scenes.name}: the images of the {split} split must be squares of one size")
-            images = torch.from_numpy(np.stack([coco.image(one) for one in part]))
-            filled = torch.cat([images, images[-1:].expand(self.batch - len(part), *images.shape[1:])])
-            shown = as_channels(filled, len(self.mean)).to(self.device)
-            whole = self._encode(plain_view(shown, shown.shape[-1], self.mean, self.std))
-            yield Encoded(*(found[: len(part)] for found in (whole.tokens, whole.map, whole.pooled)))
+            yield self.encoded_pixels(self._pixels(split, pictures[start : start + self.batch]))
+
+    @torch.no_grad()
+    def encoded_pixels(self, pixels: Bytes) -> Encoded:
+        """Frozen maps and pooled features of uint8 [B, C, S, S], at most `batch` of them.
+
+        Every forward pass has the same size (missing images are copies of the last), so an image's result does not
+        depend on other images.
+        """
+        images = torch.from_numpy(pixels)
+        filled = torch.cat([images, images[-1:].expand(self.batch - len(images), *images.shape[1:])])
+        whole = self._encode(self._shown(filled))
+        return Encoded(*(found[: len(images)] for found in (whole.tokens, whole.map, whole.pooled)))
+
+    def views(self, split: str, pictures: Sequence[Picture]) -> Tensor:
+        """What the network is shown of images, float32 [B, C, S, S]. Raises UserError where their sizes differ."""
+        return self._shown(torch.from_numpy(self._pixels(split, pictures)))
+
+    def finetunable(self) -> Backbone:
+        """A copy of the network whose weights may be trained, in training mode."""
+        return copy.deepcopy(self.network).requires_grad_(True).train()
+
+    def _pixels(self, split: str, pictures: Sequence[Picture]) -> Bytes:
+        if len({(one.height, one.width) for one in pictures}) > 1 or pictures[0].height != pictures[0].width:
+            raise UserError(f"{self.scenes.name}: the images of the {split} split must be squares of one size")
+        return np.stack([self.scenes.splits[split].image(one) for one in pictures])
+
+    def _shown(self, images_BCSS: Tensor) -> Tensor:
+        shown = as_channels(images_BCSS, len(self.mean)).to(self.device)
+        return plain_view(shown, shown.shape[-1], self.mean, self.std)
 
     def _encode(self, views_BCSS: Tensor) -> Encoded:
         try:
@@ -132,16 +163,20 @@ class SceneEncoder:
 
 def scene_set(folder: Path) -> SceneSet:
     """Open scenes that `polygrain compose` wrote. Raises UserError naming the file that is not what was written."""
+    tree = _archive(folder, COCO)
+    splits = {name: Coco(tree, f"annotations/instances_{_FOLDERS[name]}.json", _FOLDERS[name]) for name in SPLITS}
+    return SceneSet(folder.name, splits, lambda split: Davis(_archive(folder, DAVIS), _LISTS[split]))
+
+
+def _archive(folder: Path, name: str) -> Tree:
     about: dict[str, Any] = read_json(folder / MANIFEST)
-    path = folder / ARCHIVE
-    if sha256_file(path) != about["files"][ARCHIVE]["sha256"]:
+    path = folder / name
+    if sha256_file(path) != about["files"][name]["sha256"]:
         raise UserError(
             f"{path}: damaged, its content is not what the manifest says;"
             f" rebuild it with `snakemake --cores all --force {path}`"
         )
-    tree = Tree(path)
-    splits = {name: Coco(tree, f"annotations/instances_{_FOLDERS[name]}.json", _FOLDERS[name]) for name in SPLITS}
-    return SceneSet(folder.name, splits)
+    return Tree(path)
 
 
 def scene_encoder_of(config: "Shown", checkpoint: Path, own: Path, scenes: Path, device: str) -> SceneEncoder:

@@ -17,6 +17,6 @@ def run(stage: "Stage") -> None:
     own, scenes = (path.parent for path in stage.manifests)
     encoder = scene_encoder_of(cast("Shown", stage.config), stage.inputs[0], own, scenes, stage.device)
     name = config["protocol"]
-    module = import_module(f"polygrain.evaluate.{name.replace('-', '_')}")
-    result: Result = module.evaluate(encoder, **config["values"])
+    module = f"polygrain.evaluate.{config.get('module', name).replace('-', '_')}"
+    result: Result = import_module(module).evaluate(encoder, **config["values"])
     result.save(stage.outputs[0].parent, name)
