@@ -116,6 +116,27 @@ def test_the_claim_can_hold_and_fail(
     assert claim.count(words) == 3
 
 
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        (8, "Better: Plain: no row. It holds for Plain."),
+        (40, "Better: Plain: Group in Toy k-NN. It holds for none"),
+        (32, "Better: Plain: no row. It holds for none"),
+    ],
+)
+def test_the_claim_against_ablated_rows(
+    profiled: Config, project: Path, right: int, said: str, make_result: Any
+) -> None:
+    """Plain is the whole method, with 31, 32 and 33 of 40 right; of Group one seed has one less."""
+    profiled["groups"][1]["rows"] = profiled["groups"][1]["rows"][:2]
+    profiled["compare"] |= {"columns": ["knn"], "reference": ["Plain"], "by_group": True}
+    for method, counts in (("plain", (31, 32, 33)), ("group", (right - 1, right, right))):
+        for seed, count in enumerate(counts):
+            make_result(count, "knn").save(project / f"runs/cpu/toy/{method}/base/seed{seed}/results", "knn")
+    claim = next(line for line in filled_table(profiled, project).legend if line.startswith("The claim"))
+    assert said in claim
+
+
 def test_one_seed_has_neither_interval_nor_claim(profiled: Config, project: Path) -> None:
     profiled["seeds"] = [0]
     for group in profiled["groups"]:

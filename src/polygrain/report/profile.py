@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from polygrain.report.cells import ABSENT, Bar, Cell, Profile, TableContent, TableGroup, TableRow
 from polygrain.report.measured import Measured, MissingError, Results
-from polygrain.report.spec import Column, Row, Spec
+from polygrain.report.spec import Column, Compare, Row, Spec
 from polygrain.report.statistics import SEEDS, mean_and_spread
 from polygrain.report.student import quantile
 
@@ -79,7 +79,9 @@ def add_scale(table: TableContent, spec: Spec, results: Results) -> TableContent
     bars = tuple(
         (group.label, tuple((row.label, _bars(row, scaled[row.label])) for row in group.rows)) for group in table.groups
     )
-    reference = " and ".join(spec.compare.reference) if spec.compare else ""
+    reference = ""
+    if spec.compare is not None:
+        reference = "the whole method" if spec.compare.by_group else " and ".join(spec.compare.reference)
     profile = Profile(spec.profile.zero, spec.profile.one, bars, reference)
     legend = (*_legend(spec), *table.legend, *_claim(spec, table))
     return replace(table, groups=(*above, *below), profile=profile, legend=legend)
@@ -143,22 +145,49 @@ def _legend(spec: Spec) -> list[str]:
 
 
 def _claim(spec: Spec, table: TableContent) -> list[str]:
-    """Whether rows of several grains serve every task: better than the reference somewhere and worse nowhere."""
+    """What the tests say of the claim that several grains serve every task."""
     if spec.compare is None or len(spec.seeds) < SEEDS:
         return []
-    reference, parts, holds = " and ".join(spec.compare.reference), [], []
-    for row in (row for group in table.groups for row in group.rows):
-        sides: dict[str, list[str]] = {"↑": [], "↓": []}
-        for column, cell in zip(table.columns, row.cells, strict=True):
-            if cell.arrow:
-                sides[cell.arrow].append(f"{column.group} {column.label}".strip())
-        if any(cell.comparison for cell in row.cells):
-            better, worse = (", ".join(sides[arrow]) or "none" for arrow in "↑↓")
-            parts.append(f"{row.label}: better in {better}; worse in {worse}")
-            if sides["↑"] and not sides["↓"]:
-                holds.append(row.label)
+    if spec.compare.by_group:
+        return _against_parts(spec.compare, table)
+    tested = [row for group in table.groups for row in group.rows if any(cell.comparison for cell in row.cells)]
+    if not tested:
+        return []
+    sides = {row.label: (_marked(table, row, "↑"), _marked(table, row, "↓")) for row in tested}
+    parts = [
+        f"{label}: better in {', '.join(better) or 'none'}; worse in {', '.join(worse) or 'none'}"
+        for label, (better, worse) in sides.items()
+    ]
+    holds = [label for label, (better, worse) in sides.items() if better and not worse]
+    read = f"better than {' and '.join(spec.compare.reference)} in a tested column and worse in none"
+    return [f"The claim that several grains serve every task, read as {read}. {'. '.join(parts)}. {_held(holds)}"]
+
+
+def _against_parts(compare: Compare, table: TableContent) -> list[str]:
+    """The same where the reference is the whole method, and the other rows of its group are ablated."""
+    parts, holds = [], []
+    for group in table.groups:
+        whole = [row.label for row in group.rows if row.label in compare.reference]
+        tested = [row for row in group.rows if any(cell.comparison for cell in row.cells)]
+        if not whole or not tested:
+            continue
+        better = {row.label: _marked(table, row, "↑") for row in tested}
+        said = [f"{label} in {', '.join(columns)}" for label, columns in better.items() if columns]
+        parts.append(f"{whole[0]}: {'; '.join(said) or 'no row'}")
+        if not said and any(_marked(table, row, "↓") for row in tested):
+            holds.append(whole[0])
     if not parts:
         return []
-    held = f"It holds for {', '.join(holds)}." if holds else "It holds for none of them."
-    read = f"better than {reference} in a tested column and worse in none"
-    return [f"The claim that several grains serve every task, read as {read}. {'. '.join(parts)}. {held}"]
+    read = "no ablated row is better than the whole method in a tested column, and one is worse"
+    found = f"Better: {'. '.join(parts)}. {_held(holds)}"
+    return [f"The claim that several grains serve every task, read as {read}. {found}"]
+
+
+def _marked(table: TableContent, row: TableRow, arrow: str) -> list[str]:
+    """The columns in which a row carries an arrow."""
+    cells = zip(table.columns, row.cells, strict=True)
+    return [f"{column.group} {column.label}".strip() for column, cell in cells if cell.arrow == arrow]
+
+
+def _held(holds: Sequence[str]) -> str:
+    return f"It holds for {', '.join(holds)}." if holds else "It holds for none of them."
