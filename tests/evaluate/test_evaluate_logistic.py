@@ -114,7 +114,7 @@ def test_the_same_bits_twice(features, tmp_path: Path) -> None:
     "bad", [{"labels": []}, {"c": []}, {"c": [0.0]}, {"folds": 1}, {"iterations": 0}, {"tolerance": 0.0}]
 )
 def test_values_that_make_no_sense_are_refused(features, bad: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="^logistic: "):
+    with pytest.raises(UserError, match=r"^logistic: "):
         evaluate(features(), **{**VALUES, **bad})
 
 

@@ -85,9 +85,12 @@ class Encoder:
     def positions(self, name: str, part: str, subset: str = ALL) -> Integers:
         """Positions of a split's images within its limit, int64 [n], class-balanced in every prefix.
 
-        subset: of the train split, the images whose labels may be used (see `labelled_rows`, also for errors).
+        subset: of the train split, the images whose labels may be used (see `labelled_rows`, also for errors). Raises
+        UserError when the split is empty.
         """
         rows = np.asarray(self.datasets[name].split(part)[: self.limits[part]], dtype=np.int64)
+        if not len(rows):
+            raise UserError(f"{name}, {part} split: no rows; check the data set's splits")
         return rows[: labelled_rows(name, subset, len(rows), self.classes(name))]
 
     def labels(self, name: str, positions: Integers) -> Integers:
