@@ -29,6 +29,7 @@ from polygrain.data.dense.tree import Tree
 from polygrain.evaluate import scene_labels, scene_segmentation
 from polygrain.evaluate.linear import Solver
 from polygrain.evaluate.result import Result
+from polygrain.evaluate.scenes import iou
 from polygrain.evaluate.scenes.given import SceneEncoder, SceneSet
 from polygrain.evaluate.scenes.standard import Standard
 from polygrain.provenance.errors import UserError
@@ -105,7 +106,7 @@ def test_segmentation_of_perfect_and_of_permuted_features(scenes: SceneSet) -> N
     assert chance.values["toy/accuracy"].value == pytest.approx(common, abs=0.02)
     assert chance.values["toy/miou"].value == pytest.approx(common / 4, abs=0.05)
     at_cells = test[:, ::4, ::4]  # judged at the cells themselves nothing is blurred
-    found = scene_segmentation.Maps(torch.from_numpy(np.moveaxis(np.eye(4)[at_cells], 3, 1)).float(), at_cells)
+    found = iou.Maps(torch.from_numpy(np.moveaxis(np.eye(4)[at_cells], 3, 1)).float(), at_cells)
     standard = Standard(torch.eye(4))
     weights = torch.cat([torch.eye(4), torch.zeros(1, 4)]).double()
     np.testing.assert_array_equal(scene_segmentation.predicted(found, standard, weights), at_cells)
@@ -135,14 +136,14 @@ def test_numbers_are_means_of_their_scores_and_bytes_are_equal_twice(
 def test_numbers_of_segmentation_are_those_of_a_library(scenes: SceneSet) -> None:
     generator = np.random.default_rng(0)
     truth, found = (generator.integers(0, 4, (5, 6, 6)) for _ in range(2))
-    counts = scene_segmentation.confusion(found, truth, 4)
+    counts = iou.confusion(found, truth, 4)
     np.testing.assert_array_equal(counts, confusion_matrix(truth.ravel(), found.ravel()))
     expected = jaccard_score(truth.ravel(), found.ravel(), average=None)
-    np.testing.assert_allclose(scene_segmentation.ious(counts), expected, rtol=1e-12)
+    np.testing.assert_allclose(iou.ious(counts), expected, rtol=1e-12)
     # by hand: two classes of three occur; 2 of 3 and 1 of 2
-    few = scene_segmentation.confusion(np.array([[0, 0], [0, 1]]), np.array([[0, 0], [1, 1]]), 3)
-    assert scene_segmentation.mean_iou(few) == pytest.approx((2 / 3 + 1 / 2) / 2)
-    shares = scene_segmentation.shares(np.array([[[0, 1, 2, 2], [1, 1, 2, 2]] * 2]).reshape(1, 4, 4), 2, 3)
+    few = iou.confusion(np.array([[0, 0], [0, 1]]), np.array([[0, 0], [1, 1]]), 3)
+    assert iou.mean_iou(few) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    shares = iou.shares(np.array([[[0, 1, 2, 2], [1, 1, 2, 2]] * 2]).reshape(1, 4, 4), 2, 3)
     assert shares.tolist() == [[0.25, 0.75, 0], [0, 0, 1], [0.25, 0.75, 0], [0, 0, 1]]
 
 
