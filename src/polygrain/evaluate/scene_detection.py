@@ -29,8 +29,6 @@ from polygrain.nn.random import hash64, permutation, uniform
 from polygrain.nn.schedules import learning_rate
 from polygrain.provenance.errors import UserError
 
-_JUDGED = 50  # scenes of a forward pass; none depends on the others
-
 
 @dataclass(frozen=True)
 class Training:
@@ -96,13 +94,13 @@ def evaluate(
 
 
 def _check(train: int, training: Training, heads: Heads, width: int, left_out: int) -> None:
-    counts = (train, training.epochs, training.batch, width, heads.proposals, heads.drawn, heads.hidden)
-    counts += (heads.box_side, heads.mask_side, heads.detections, *heads.mask_layers)
-    if min(counts) < 1 or not heads.mask_layers or min(training.rate, training.trunk_factor) <= 0 or left_out < 0:
+    sizes = [width, heads.proposals, heads.drawn, heads.box_side, heads.hidden, *heads.mask_layers, heads.mask_side]
+    least = min([train, training.epochs, training.batch, *sizes, heads.detections])
+    if least < 1 or not heads.mask_layers or min(training.rate, training.trunk_factor) <= 0 or left_out < 0:
         raise UserError(
             f"scene-detection: train ({train}), epochs ({training.epochs}), batch ({training.batch}), rate"
-            f" ({training.rate}), trunk_factor ({training.trunk_factor}) and all sizes must be positive, left_out"
-            f" ({left_out}) not negative"
+            f" ({training.rate}), trunk_factor ({training.trunk_factor}) and the sizes of pyramid and heads must be"
+            f" positive, left_out ({left_out}) not negative"
         )
     sides = [side for level in heads.anchors for side in level]
     if not heads.anchors or len({len(level) for level in heads.anchors}) != 1 or not sides or min(sides) <= 0:
@@ -161,10 +159,13 @@ def _batches(
             views_BCSS = encoder.views("train", chosen)
             flips = [mirrored[place] for place in places.tolist()]
             views_BCSS[flips] = views_BCSS[flips].flip(-1)
-            yield views_BCSS, [
-                target(truth(encoder.scenes, "train", picture), flip, encoder.device)
-                for picture, flip in zip(chosen, flips, strict=True)
-            ]
+            yield (
+                views_BCSS,
+                [
+                    target(truth(encoder.scenes, "train", picture), flip, encoder.device)
+                    for picture, flip in zip(chosen, flips, strict=True)
+                ],
+            )
 
 
 def truth(scenes: SceneSet, split: str, picture: Picture) -> Found:
@@ -199,13 +200,13 @@ def target(known: Found, flip: bool, device: str) -> dict[str, Tensor]:
 
 
 def detect(detector: Detector, encoder: SceneEncoder, split: str, pictures: Sequence[Picture]) -> list[Found]:
-    """What the detector finds in each scene of a split."""
+    """What the detector finds in each scene of a split, shown one by one, so that no scene's bits depend on others."""
     found = []
-    for start in range(0, len(pictures), _JUDGED):
-        for one in detector(encoder.views(split, pictures[start : start + _JUDGED])):
-            boxes, labels, scores, masks = (one[part].cpu().numpy() for part in ("boxes", "labels", "scores", "masks"))
-            floats = boxes.astype(np.float64), scores.astype(np.float64)
-            found.append(Found(floats[0], labels, masks, floats[1], np.zeros(len(labels), np.bool_)))
+    for picture in pictures:
+        (one,) = detector(encoder.views(split, [picture]))
+        boxes, labels, scores, masks = (one[part].cpu().numpy() for part in ("boxes", "labels", "scores", "masks"))
+        floats = boxes.astype(np.float64), scores.astype(np.float64)
+        found.append(Found(floats[0], labels, masks, floats[1], np.zeros(len(labels), np.bool_)))
     return found
 
 

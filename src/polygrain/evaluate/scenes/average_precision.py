@@ -7,6 +7,7 @@ Legend: R objects or detections of one image, S side of an image.
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,7 @@ def box_ious(one: Floats, other: Floats) -> Floats:
 
 def mask_ious(one: Masks, other: Masks) -> Floats:
     """The same of masks."""
-    first, second = (masks.reshape(len(masks), -1).astype(np.int64) for masks in (one, other))
+    first, second = (masks.reshape(len(masks), math.prod(masks.shape[1:])).astype(np.int64) for masks in (one, other))
     shared = first @ second.T
     union = first.sum(axis=1)[:, None] + second.sum(axis=1)[None] - shared
     return np.where(union > 0, shared / np.maximum(union, 1), 0.0)

@@ -96,7 +96,10 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def forward(self, views_BCSS: Tensor) -> list[dict[str, Tensor]]:
-        """In evaluation mode, of each image `boxes`, `labels`, `scores` [R], `masks` bool [R, S, S], likeliest first."""
+        """In evaluation mode, of each image its detections, the likeliest first.
+
+        `boxes` [R, 4], `labels` and `scores` [R], `masks` bool [R, S, S].
+        """
         maps, images = self._maps(views_BCSS)
         proposals, _ = self.rpn(images, maps)
         found, _ = self.roi(maps, proposals, images.image_sizes)
@@ -125,7 +128,7 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]  # torchvision ha
     def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
         """Indices [B, K] of the likeliest anchors of each level."""
         found, first = [], 0
-        for level in objectness.split(num_anchors_per_level, 1):
+        for level in torch.split(objectness, num_anchors_per_level, 1):
             order = torch.argsort(level, dim=1, descending=True, stable=True)
             found.append(order[:, : self.pre_nms_top_n()] + first)
             first += level.shape[1]
@@ -206,7 +209,7 @@ def _weights(start_R: Tensor, stop_R: Tensor, side: int, cells: int) -> Tensor:
     inside_RP = (place_RP >= -1) & (place_RP <= cells)
     apart_RPc = place_RP.clamp(0, cells - 1)[:, :, None] - torch.arange(cells, device=start_R.device)
     weight_RPc = (1 - apart_RPc.abs()).clamp(min=0) * inside_RP[:, :, None]
-    return weight_RPc.unflatten(1, (side, _SAMPLES)).mean(dim=2)
+    return weight_RPc.view(len(start_R), side, _SAMPLES, cells).mean(dim=2)
 
 
 def levels(box_N4: Tensor, strides: Sequence[int]) -> Tensor:
