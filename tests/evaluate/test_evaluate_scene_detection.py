@@ -31,7 +31,7 @@ RESNET: dict[str, Any] = {
 }  # fmt: skip
 VALUES: dict[str, Any] = {
     "train": 48, "epochs": 10, "batch": 8, "rate": 0.005, "trunk_factor": 1.0, "weight_decay": 0.01, "warmup": 0.1,
-    "flip": 0.5, "width": 16, "left_out": 1, "anchors": [[10.0], [16.0]], "proposals": 12, "drawn": 16, "box_side": 4,
+    "flip": 0.5, "width": 16, "left_out": 1, "anchors": [2.25], "proposals": 12, "drawn": 16, "box_side": 4,
     "hidden": 32, "mask_layers": [8], "mask_side": 4, "detections": 8, "sure": 0.5, "seed": 0,
 }  # fmt: skip
 Change = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
@@ -261,7 +261,7 @@ def test_boxes_to_train_on_are_drawn_evenly_and_by_their_key_alone() -> None:
 
 
 def test_of_equally_likely_boxes_the_first_are_kept(scenes: SceneSet) -> None:
-    values = scene_detection.Heads([[10.0], [16.0]], 3, 16, 4, 32, [8], 4, 8)
+    values = scene_detection.Heads([2.25], 3, 16, 4, 32, [8], 4, 8)
     detector = scene_detection.new_detector(encoder_on(scenes), values, 16, 1, 0)
     assert isinstance(detector.rpn, _Proposals)
     found = detector.rpn._get_top_n_idx(torch.zeros(2, 60), [40, 20])
@@ -277,10 +277,9 @@ def test_of_equally_likely_boxes_the_first_are_kept(scenes: SceneSet) -> None:
         ({"mask_layers": []}, "must be positive"),
         ({"mask_layers": [0]}, "must be positive"),
         ({"left_out": -1}, "not negative"),
-        ({"anchors": []}, "lists of positive sides"),
-        ({"anchors": [[8.0], [8.0, 9.0]]}, "equally long"),
-        ({"anchors": [[8.0], [-8.0]]}, "lists of positive sides"),
-        ({"anchors": [[8.0]]}, "given for 1 levels, but the pyramid has 2"),
+        ({"anchors": []}, "positive sides"),
+        ({"anchors": [-8.0]}, "positive sides"),
+        ({"left_out": 3}, "3 levels are left out"),
         ({"rate": 1e20}, "the loss is not finite at step"),
     ],
 )
@@ -304,7 +303,7 @@ def test_bad_scenes_are_clear_results_or_one_line(scenes: SceneSet, tmp_path: Pa
 
 def test_what_is_found_in_a_scene_depends_on_no_other(scenes: SceneSet) -> None:
     encoder, pictures = encoder_on(scenes), scenes.pictures("test", 4)
-    values = scene_detection.Heads([[10.0], [16.0]], 12, 16, 4, 32, [8], 4, 8)
+    values = scene_detection.Heads([2.25], 12, 16, 4, 32, [8], 4, 8)
     detector = scene_detection.new_detector(encoder, values, 16, 1, 0).eval()
     detector.roi.score_thresh = 0.0
     whole = scene_detection.detect(detector, encoder, "test", pictures)

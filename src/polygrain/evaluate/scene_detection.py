@@ -63,7 +63,7 @@ def evaluate(
     flip: float,
     width: int,
     left_out: int,
-    anchors: list[list[float]],
+    anchors: list[float],
     proposals: int,
     drawn: int,
     box_side: int,
@@ -102,25 +102,17 @@ def _check(train: int, training: Training, heads: Heads, width: int, left_out: i
             f" ({training.rate}), trunk_factor ({training.trunk_factor}) and the sizes of pyramid and heads must be"
             f" positive, left_out ({left_out}) not negative"
         )
-    sides = [side for level in heads.anchors for side in level]
-    if not heads.anchors or len({len(level) for level in heads.anchors}) != 1 or not sides or min(sides) <= 0:
-        raise UserError(
-            f"scene-detection: anchors ({heads.anchors}) must be lists of positive sides, equally long, one a level"
-        )
+    if not heads.anchors or min(heads.anchors) <= 0:
+        raise UserError(f"scene-detection: anchors ({heads.anchors}) must be positive sides, at least one")
 
 
 def new_detector(encoder: SceneEncoder, heads: Heads, width: int, left_out: int, seed: int) -> Detector:
-    """A detector on a copy of the encoder's network. Raises UserError where the pyramid's levels do not fit."""
+    """A detector on a copy of the encoder's network. Raises UserError as `Pyramid` does."""
     view_BCSS = encoder.views("train", encoder.scenes.pictures("train", 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hash64(seed, "detection layers")))
         shape = {"channels": view_BCSS.shape[1], "side": view_BCSS.shape[-1]}
         pyramid = Pyramid(encoder.finetunable(), width, **shape, left_out=left_out)
-        if len(pyramid.strides) != len(heads.anchors):
-            raise UserError(
-                f"scene-detection: anchors are given for {len(heads.anchors)} levels, but the pyramid has"
-                f" {len(pyramid.strides)}; write one list of sides for each"
-            )
         detector = Detector(pyramid, len(encoder.scenes.classes), heads)
     return detector.to(encoder.device)
 

@@ -39,8 +39,8 @@ _RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 class Heads:
     """Sizes of what stands behind the pyramid."""
 
-    anchors: Sequence[Sequence[float]]
-    """Side of the square anchors of each level, px; each also has the ratios 1:2 and 2:1, of equal area."""
+    anchors: Sequence[float]
+    """Sides of the square anchors, in cells of their level; each also has the ratios 1:2 and 2:1, of equal area."""
     proposals: int
     """Boxes of an image that the first stage hands on, at most."""
     drawn: int
@@ -64,8 +64,9 @@ class Detector(nn.Module):
         """The new layers start as torchvision starts them; seed torch before."""
         super().__init__()
         self.pyramid, width = pyramid, pyramid.width
-        anchors = AnchorGenerator(tuple(tuple(sides) for sides in heads.anchors), (_RATIOS,) * len(heads.anchors))
-        anchors.cell_anchors = [cell_anchors(sides) for sides in heads.anchors]  # torchvision's are rounded to px
+        sides = [tuple(stride * cells for cells in heads.anchors) for stride in pyramid.strides]
+        anchors = AnchorGenerator(tuple(sides), (_RATIOS,) * len(sides))
+        anchors.cell_anchors = [cell_anchors(level) for level in sides]  # torchvision's are rounded to px
         count = {"training": heads.proposals, "testing": heads.proposals}
         self.rpn = _Proposals(
             anchors, RPNHead(width, anchors.num_anchors_per_location()[0]), *_OVERLAPS["rpn"], heads.drawn,
