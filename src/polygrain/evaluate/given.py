@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polygrain.backbones.contract import Backbone, Encoded, split
+from polygrain.backbones.droppath import remove_drop_path
 from polygrain.backbones.load import load_backbone
 from polygrain.data.load import format_of, open_data, statistics
 from polygrain.data.packed import DataSet
@@ -119,14 +120,25 @@ class Encoder:
             yield rows, split(whole, [len(images), self.batch - len(images)])[0]
 
     def finetunable(self) -> Backbone:
-        """A copy of the network whose weights may be trained, in training mode."""
-        return copy.deepcopy(self.network).requires_grad_(True).train()
+        """A copy of the network whose weights may be trained, in training mode; see `trainable`."""
+        return trainable(self.network)
 
     def _images(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
         parts = [positions[start : start + self.batch] for start in range(0, len(positions), self.batch)]
         found = images_of(self.datasets[name], parts, self.size, self.resize, self.workers)
         for rows, images in zip(parts, _progress(found, len(parts), name), strict=True):
             yield rows, as_channels(images, len(self.mean))
+
+
+def trainable(network: Backbone) -> Backbone:
+    """A copy of a network whose weights may be trained, in training mode.
+
+    It trains without drop path, which would want a key for its draws before every step. (The detection of Mugs's
+    release has a rate of 0.1.)
+    """
+    copied = copy.deepcopy(network).requires_grad_(True).train()
+    remove_drop_path(copied)
+    return copied
 
 
 def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
