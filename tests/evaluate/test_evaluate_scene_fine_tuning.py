@@ -1,4 +1,4 @@
-"""Fine-tuned segmentation of scenes, by oracles of each part, a re-derived optimiser, and on scenes that can be learnt."""
+"""Fine-tuned segmentation of scenes: oracles of each part, a re-derived optimiser, scenes that can be learnt."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Keypoints of scenes, by hand-computed similarities, COCO's library, a library's loss, and on scenes that can be learnt."""
+"""Keypoints of scenes, by hand-computed similarities, COCO's library, and on scenes that can be learnt."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch
 from marked_scenes import COUNTS, SIDE, entry, marked_encoder, marked_scenes, write_split
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch.nn.functional import cross_entropy
 
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
@@ -90,7 +89,7 @@ def test_average_precision_is_the_one_computed_by_hand() -> None:
 
 def test_cells_hold_their_keypoints_and_highest_cells_give_them_back() -> None:
     """The box of 12 x 16 px becomes 15 x 20 px from column 2.5 and row 6; with 10 cells they are of 1.5 x 2 px."""
-    one = _object(1, [[4, 8, 2], [17, 25, 1], [4, 8, 0], [1, 8, 2], [4, 30, 2]])
+    one = _object(1, [[4, 8, 2], [16, 25, 1], [4, 8, 0], [1, 8, 2], [4, 30, 2]])
     assert larger(one.box) == (2.5, 6.0, 15.0, 20.0)
     (cells,) = cells_of([one], 10)
     assert cells.tolist() == [11, 99, -1, -1, -1], "not labelled, or outside of the larger box: no cell"
@@ -115,7 +114,7 @@ def test_every_keypoint_in_the_box_is_given_back_within_half_a_cell() -> None:
 
 
 def test_a_mirrored_object_has_its_cells_mirrored() -> None:
-    one = _object(1, [[5, 12, 2], [13, 20, 1], [0, 0, 0]])
+    one = _object(1, [[6, 12, 2], [13, 20, 1], [0, 0, 0]])
     cells, backwards = (cells_of([each], 10)[0] for each in (one, scene_pose._mirror(one, SIDE)))
     for before, after in zip(cells[:2], backwards[:2], strict=True):
         assert divmod(int(after), 10) == (before // 10, 9 - before % 10)

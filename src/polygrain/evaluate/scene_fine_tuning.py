@@ -47,10 +47,10 @@ def evaluate(
 ) -> Result:
     """Train and test a copy of the network.
 
-    train: scenes from the front of the train split, at most. epochs, batch, warmup, weight_decay: see `training.Training`.
-    rates: to select from. width: of the pyramid. head: of the head's convolutions. seed: of the order of the scenes,
-    their mirroring and the start of the new layers. Raises UserError for values out of range, images whose side the
-    map does not divide, a split without images, a network without weights, and a loss that is not finite.
+    train: scenes from the front of the train split, at most. epochs, batch, warmup, weight_decay, seed: see
+    `training.Training`. rates: to select from. width: of the pyramid. head: of the head's convolutions. Raises
+    UserError for values out of range, images whose side the map does not divide, a split without images, a network
+    without weights, and a loss that is not finite.
     """
     training = Training(NAME, epochs, batch, warmup, weight_decay, seed)
     training.check(train, rates, (width, head))

@@ -3,10 +3,11 @@
 Top-down with true boxes, as keypoints of COCO are also reported: the box, a quarter larger, is cut out of the finest
 level of a feature pyramid (RoIAlign); 3 x 3 convolutions and a transposed convolution, each with batch norm, make a
 finer map of it, and a 1 x 1 convolution a heat map for each keypoint. What keypoint 3 is differs by class, so each
-class has a 1 x 1 convolution of its own and shares all before it. The loss is the cross-entropy over the cells of a heat
-map of every labelled keypoint, shown or hidden, inside the larger box (Mask R-CNN's keypoint head). A keypoint is found
-in the first of the highest cells, a quarter of a cell towards the higher neighbour. A mirrored object keeps the numbers
-of its keypoints, as scenes have it; keypoints that are named left and right would have to be exchanged.
+class has a 1 x 1 convolution of its own and shares all before it. The loss is the cross-entropy over the cells of a
+heat map of every labelled keypoint, shown or hidden, inside the larger box (as of Mask R-CNN's keypoint head). A
+keypoint is found in the first of the highest cells, a quarter of a cell towards the higher neighbour. A mirrored object
+keeps the numbers of its keypoints, as scenes have it; keypoints that are named left and right would have to be
+exchanged.
 
 Judged by OKS with one sigma (`scenes/oks.py`). Objects without area or labelled keypoint, and crowds, play no part.
 The rate is selected by the average precision on validation, of equals the first; the last step is reported, test is
@@ -18,6 +19,7 @@ g cells along a side of a heat map, P = g * g cells, R bins of the region, S sid
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -74,11 +76,10 @@ def evaluate(
 ) -> Result:
     """Train and test a copy of the network.
 
-    train: scenes from the front of the train split, at most. epochs, batch, warmup, weight_decay: see
+    train: scenes from the front of the train split, at most. epochs, batch, warmup, weight_decay, seed: see
     `training.Training`. rates: to select from. width, head, depth, bins: see `Sizes`. sigma: of OKS, for every
-    keypoint. seed: of the order of the scenes, their mirroring and the start of the new layers. Raises UserError for
-    values out of range, a split without an object that has labelled keypoints, classes that differ in their number, a
-    network without weights, and a loss that is not finite.
+    keypoint. Raises UserError for values out of range, a split without an object that has labelled keypoints, classes
+    that differ in their number, a network without weights, and a loss that is not finite.
     """
     training = Training(NAME, epochs, batch, warmup, weight_decay, seed)
     training.check(train, rates, (width, head, depth, bins))
@@ -141,7 +142,7 @@ class HeatMaps(nn.Module):
         self.pyramid, self.bins, self.keypoints = pyramid, sizes.bins, keypoints
         widths = [pyramid.width, *[sizes.head] * sizes.depth]
         layers: list[nn.Module] = []
-        for given, made in zip(widths[:-1], widths[1:], strict=True):
+        for given, made in pairwise(widths):
             layers += nn.Conv2d(given, made, 3, padding=1, bias=False), nn.BatchNorm2d(made), nn.ReLU(inplace=True)
         finer = nn.ConvTranspose2d(sizes.head, sizes.head, 2, 2, bias=False)
         self.layers = nn.Sequential(*layers, finer, nn.BatchNorm2d(sizes.head), nn.ReLU(inplace=True))

@@ -1,7 +1,8 @@
 """Training of a network with a feature pyramid and a head on train scenes, for protocols that fine-tune.
 
-AdamW with a linear warm-up and a line down to zero; half of the scenes of a step are shown as their mirror images. The
-order of the scenes, which of them are mirrored and the start of the new layers depend on the seed and the purpose alone.
+AdamW with a linear warm-up and a line down to zero; each scene is shown as its mirror image in half of the epochs on
+average. The order of the scenes, which of them are mirrored and the start of the new layers depend on the seed and the
+purpose alone.
 
 Legend: B scenes of a batch.
 """
@@ -41,6 +42,7 @@ class Training:
     """Share of the steps in which the rate rises from 0."""
     weight_decay: float
     seed: int
+    """Of the order of the scenes, their mirroring and the start of the new layers."""
 
     def check(self, train: int, rates: Sequence[float], sizes: Sequence[int]) -> None:
         """Raise UserError for values out of range. train: scenes, at most. sizes: those of the head."""
@@ -72,7 +74,7 @@ def fresh(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hash64(training.seed, training.purpose, "start", start)))
         whole = behind(network)
-    return whole.to(encoder.device, memory_format=torch.channels_last)
+    return whole.to(encoder.device).to(memory_format=torch.channels_last)
 
 
 def fit(network: nn.Module, loss_of: LossOf, pictures: Sequence[Picture], training: Training, rate: float) -> None:
@@ -106,7 +108,7 @@ def _batches(scenes: int, training: Training) -> Iterator[tuple[Tensor, Tensor]]
     """Which scenes, int64 [B], and which of them are mirrored, bool [B]."""
     key = (training.seed, training.purpose)
     for epoch in range(training.epochs):
-        for rows_B in permutation(scenes, *key, "order", epoch).split(training.batch):
+        for rows_B in torch.split(permutation(scenes, *key, "order", epoch), training.batch):
             yield rows_B, uniform(*key, "mirror", epoch, rows_B) < 0.5
 
 
