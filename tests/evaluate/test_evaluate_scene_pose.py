@@ -10,6 +10,7 @@ import torch
 from marked_scenes import COUNTS, SIDE, entry, marked_encoder, marked_scenes, write_split
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import roi_align
 
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
@@ -70,19 +71,19 @@ def test_the_similarity_is_that_of_cocos_library() -> None:
 
 
 def test_average_precision_is_the_one_computed_by_hand() -> None:
-    """Of two objects one is found exactly and one with OKS 0.62, which is a match at 3 of 10 thresholds."""
+    """Of two objects one is found exactly and one with OKS 0.72, which is a match at 5 of 10 thresholds."""
     objects = [_object(1, [[10, 10, 2]]), _object(2, [[10, 10, 2]], image=2)]
-    away = np.sqrt(-4 * np.log(0.62))
+    away = np.sqrt(-4 * np.log(0.72))
     found = np.array([[[10.0, 10.0]], [[10.0 + away, 10.0]]])
-    assert oks(objects, found, 0.1).tolist() == pytest.approx([1.0, 0.62])
+    assert oks(objects, found, 0.1).tolist() == pytest.approx([1.0, 0.72])
     half = 51 / 101  # of 101 recalls, those up to 0.5
     first = average_precision(objects, found, np.array([0.9, 0.1]), 0.1)
-    assert first == pytest.approx({"oks-ap": (3 + 7 * half) / 10, "oks-ap50": 1.0, "oks-ap75": half})
+    assert first == pytest.approx({"oks-ap": (5 + 5 * half) / 10, "oks-ap50": 1.0, "oks-ap75": half})
     last = average_precision(objects, found, np.array([0.1, 0.9]), 0.1)  # the wrong one ranks first
-    assert last == pytest.approx({"oks-ap": (3 + 7 * half / 2) / 10, "oks-ap50": 1.0, "oks-ap75": half / 2})
+    assert last == pytest.approx({"oks-ap": (5 + 5 * half / 2) / 10, "oks-ap50": 1.0, "oks-ap75": half / 2})
     classes = [objects[0], replace(objects[1], place=3)]
     each = average_precision(classes, found, np.array([0.1, 0.9]), 0.1)  # classes are ranked apart
-    assert each == pytest.approx({"oks-ap": (1 + 0.3) / 2, "oks-ap50": 1.0, "oks-ap75": 0.5})
+    assert each == pytest.approx({"oks-ap": (1 + 0.5) / 2, "oks-ap50": 1.0, "oks-ap75": 0.5})
     perfect = average_precision(objects, np.array([[[10.0, 10.0]]] * 2), np.array([0.9, 0.1]), 0.1)
     assert set(perfect.values()) == {1.0}
 
@@ -151,6 +152,11 @@ def test_heat_maps_are_those_of_the_objects_class_image_and_box(encoder: SceneEn
             other = replace(one, place=1 - one.place)
             (wrong,) = network(views[image : image + 1], *placed([[other]], 2, torch.device("cpu")))
             assert (wrong - alone).abs().max() > 1e-3, "each class has maps of its own"
+        corners = [[k // 2, *larger(one.box)] for k, one in enumerate(split.objects)]
+        rois = torch.tensor([[k, left, top, left + width, top + height] for k, left, top, width, height in corners])
+        maps = network.layers(roi_align(network.pyramid(views)[0], rois.float(), 7, 1 / 2, 2, True)).flatten(2)
+        kernels = network.by_class.weight.T.view(2, 2, 16)[[one.place for one in split.objects]]
+        torch.testing.assert_close(together, torch.bmm(kernels, maps), rtol=0, atol=1e-5)
     uneven = placed([objects[0][:1], objects[1]], 2, torch.device("cpu"))
     assert uneven[1].tolist() == [0, 2, 3]
 
