@@ -222,11 +222,11 @@ def test_a_region_is_cut_from_the_level_of_its_area() -> None:
 
 
 def test_anchors_have_the_area_of_their_square_and_three_ratios() -> None:
-    anchors = cell_anchors([10.0, 24.0])
+    anchors = cell_anchors([10.0, 24.0], 8)
     width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
     torch.testing.assert_close(width * height, torch.tensor([100.0, 576.0] * 3))
     torch.testing.assert_close(height / width, torch.tensor([0.5, 0.5, 1, 1, 2, 2]))
-    assert torch.equal(anchors[:, :2], -anchors[:, 2:])
+    torch.testing.assert_close((anchors[:, :2] + anchors[:, 2:]) / 2, torch.full((6, 2), 4.0))
 
 
 def _sampled(key: tuple[int, int], labels: list[Tensor], drawn: int = 8) -> tuple[list[Tensor], list[Tensor]]:

@@ -66,7 +66,8 @@ class Detector(nn.Module):
         self.pyramid, width = pyramid, pyramid.width
         sides = [tuple(stride * cells for cells in heads.anchors) for stride in pyramid.strides]
         anchors = AnchorGenerator(tuple(sides), (_RATIOS,) * len(sides))
-        anchors.cell_anchors = [cell_anchors(level) for level in sides]  # torchvision's are rounded to px
+        # torchvision's are rounded to px, and lie around the corner of a cell instead of its centre
+        anchors.cell_anchors = [cell_anchors(*level) for level in zip(sides, pyramid.strides, strict=True)]
         count = {"training": heads.proposals, "testing": heads.proposals}
         self.rpn = _Proposals(
             anchors, RPNHead(width, anchors.num_anchors_per_location()[0]), *_OVERLAPS["rpn"], heads.drawn,
@@ -113,14 +114,14 @@ class Detector(nn.Module):
         return maps, ImageList(views_BCSS, [tuple(views_BCSS.shape[-2:])] * len(views_BCSS))
 
 
-def cell_anchors(sides: Sequence[float]) -> Tensor:
-    """Anchors around the origin, float32 [3 * len(sides), 4]: all sides of the first ratio, then of the next."""
+def cell_anchors(sides: Sequence[float], stride: int) -> Tensor:
+    """Anchors around the centre of the first cell, px, float32 [3 * len(sides), 4]: by ratio, then by side."""
     half = [
         (side / math.sqrt(ratio) / 2, side * math.sqrt(ratio) / 2)  # of the width and of the height
         for ratio in _RATIOS
         for side in sides
     ]
-    return torch.tensor([(-across, -down, across, down) for across, down in half])
+    return torch.tensor([(-across, -down, across, down) for across, down in half]) + stride / 2
 
 
 class _Proposals(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
