@@ -18,7 +18,7 @@ from polygrain.evaluate.result import Result
 from polygrain.evaluate.scenes.given import SceneSet
 from polygrain.provenance.errors import UserError
 
-VALUES: dict[str, Any] = {"threshold": 0.5, "draws": 400, "seed": 0}
+VALUES: dict[str, Any] = {"threshold": 0.5, "draws": 40, "seed": 0}
 EMPTY = np.zeros((SIDE, SIDE), bool)
 
 
@@ -84,6 +84,12 @@ def test_the_box_is_the_largest_part_of_the_side_away_from_the_border() -> None:
     component[1:3, 5:7] = 1.0  # 4 px, as many as the other part, which comes later row by row
     assert scene_discovery.box(component).tolist() == [5, 1, 7, 3]
     assert scene_discovery.box(np.zeros((8, 8))).tolist() == [0, 0, 8, 8]
+    inner = -np.ones((8, 8))
+    inner[1:-1, 1:-1] = 1.0  # more pixels than the frame around it, but none on the border
+    assert scene_discovery.box(inner).tolist() == [1, 1, 7, 7]
+    corner = -np.ones((8, 8))
+    corner[:4, :7] = 1.0  # 10 pixels of the border, against 18
+    assert scene_discovery.box(-corner).tolist() == [0, 0, 7, 4]
     halves = np.repeat([[1.0, 1.0, -1.0, -1.0]], 4, axis=0)  # equal in all: the side that does not come first
     for sign in (1.0, -1.0):
         assert scene_discovery.box(sign * halves).tolist() == [2, 0, 4, 4]

@@ -82,11 +82,10 @@ def evaluate(
     byte_budget: of one block of similarities; it does not change the result. Raises UserError for values out of range,
     images that the map does not divide, and a split without images.
     """
-    whole = {"train": train, "validation": validation, "cells": cells, "byte_budget": byte_budget}
-    if min(*whole.values(), *k) < 1 or not k or not temperature > 0 or not shrinkage > 0:
+    if min(train, validation, cells, byte_budget, *k) < 1 or not k or not temperature > 0 or not shrinkage > 0:
         raise UserError(
-            f"{_NAME}: {whole}, k ({k}), temperature ({temperature}) and shrinkage ({shrinkage}) must be positive, k at"
-            " least one"
+            f"{_NAME}: train ({train}), validation ({validation}), cells ({cells}), k ({k}), temperature"
+            f" ({temperature}), shrinkage ({shrinkage}) and byte_budget ({byte_budget}) must be positive, k not empty"
         )
     scenes, choices = encoder.scenes, sorted(set(k))
     classes = 1 + len(scenes.classes)

@@ -41,6 +41,7 @@ from polygrain.provenance.errors import UserError
 
 _NAME = "scene-propagation"
 STILL = Measure(FRACTION, "none")
+_NEAREST = 2.0**32  # weights are whole, so the last bit of exp, which is the machine's, decides none
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,10 @@ def propagated(clip: Clip, near: Sequence[Neighbours], temperature: float) -> di
     shares_MO[: rows**2] = shares(first_SS[None], rows, len(numbers))
     found = {}
     for frame, (cosines_NK, places_NK) in enumerate(near, start=1):
-        weights_NK = np.exp((cosines_NK - cosines_NK[:, :1]) / temperature)  # relative, so exp cannot overflow
-        weights_NK /= weights_NK.sum(axis=1, keepdims=True)
-        given_NO = np.einsum("nk,nko->no", weights_NK, shares_MO[places_NK])
+        relative_NK = (cosines_NK - cosines_NK[:, :1]) / temperature  # so exp cannot overflow
+        weights_NK = np.rint(np.exp(relative_NK) * _NEAREST)
+        parts = [weights_NK[:, one, None] * shares_MO[places_NK[:, one]] for one in range(places_NK.shape[1])]
+        given_NO = sum(parts, start=np.zeros_like(parts[0])) / weights_NK.sum(axis=1, keepdims=True)
         shares_MO[frame * rows**2 : (frame + 1) * rows**2] = given_NO
         if frame in clip.judged:
             found[frame] = winners(given_NO, rows, len(first_SS))
