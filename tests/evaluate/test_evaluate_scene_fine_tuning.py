@@ -180,6 +180,12 @@ def test_the_head_upsamples_every_level_to_the_finest(encoder: SceneEncoder) -> 
         torch.testing.assert_close(pixel_loss(network(views), truth), cross_entropy(wide, truth), rtol=1e-5, atol=0)
 
 
+def test_a_transformer_has_three_levels_and_is_trained_too(encoder: SceneEncoder) -> None:
+    vit = {"name": "vit", "image_size": 32, "patch": 4, "width": 8, "depth": 1, "heads": 2, "drop_path": 0.0}
+    found = evaluate(marked_encoder(encoder.scenes, vit), **{**VALUES, "epochs": 2, "rates": [0.01]})
+    assert 0 < found.values["toy/miou"].value < 1
+
+
 def test_bad_input_is_one_line(encoder: SceneEncoder, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{"train": 0}, {"epochs": 0}, {"batch": 0}, {"rates": []}, {"rates": [-1.0]}]
     for change in (*changes, {"width": 0}, {"head": 0}):
