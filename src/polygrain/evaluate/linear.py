@@ -47,7 +47,7 @@ class Rows:
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs float64 and labels of at most `BLOCK` rows at a time."""
-        for x, y_N in zip(self.x.split(BLOCK), self.y.split(BLOCK), strict=True):
+        for x, y_N in zip(torch.split(self.x, BLOCK), torch.split(self.y, BLOCK), strict=True):
             yield x if self.prepare is None else torch.from_numpy(self.prepare(x.numpy())), y_N
 
     def where(self, chosen_N: Tensor) -> "Rows":
