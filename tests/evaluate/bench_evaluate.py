@@ -17,7 +17,7 @@ from polygrain.provenance.pins import pin_process, pin_torch
 
 ROWS = {"train": 12_000, "validation": 6_000, "test": 10_000}
 NAMES = (
-    "features", "knn", "linear", "few-shot", "clustering", "feature-statistics",
+    "features", "knn", "linear", "logistic", "few-shot", "clustering", "feature-statistics",
     "retrieval", "correspondence", "segments", "robustness",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Every protocol of one run: the same bytes on one core and on two, where jobs run in another order."""
+"""Every protocol of one run: the same bytes on one core and on two, where jobs run side by side and in other order."""
 
 import hashlib
 from pathlib import Path

@@ -8,6 +8,9 @@ cross-validation inside a label subset) without standardisation, and with the pe
 which is that of `linear` with lambda = 1 / (C N) for N rows: the same C for more rows is a weaker penalty. C is
 selected where `linear` selects its decay: on validation, for a label subset by cross-validation among its own rows.
 
+Raw features are badly conditioned: the YAML's iterations may end before the minimum. As every C starts where the one
+before it ended, a weaker penalty then also means more iterations.
+
 DINOv2's code (eval/log_regression.py): raw features, an intercept, C from 1e-6 to 1e5. Mugs (specification, 7.4): unit
 length, no intercept, 1 / C from 0.01 to 0.3; it reports the best of them on test, which is not done here.
 """
