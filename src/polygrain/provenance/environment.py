@@ -24,6 +24,7 @@ COUNTED = {
     "matplotlib": ("matplotlib", "fonttools"),
     "numpy": ("numpy",),
     "pandas": ("pandas",),
+    "pycocotools": ("pycocotools",),
     "safetensors": ("safetensors",),
     "scipy": ("scipy",),
     "seaborn": ("seaborn", "matplotlib", "fonttools", "pandas"),
