@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 from polygrain.evaluate import few_shot
 from polygrain.evaluate.few_shot import draw_rows, evaluate, fit
-from polygrain.evaluate.standard import Standard
+from polygrain.evaluate.scaling import Scaling
 from polygrain.evaluate.store import SPLITS, Features, FeatureSet
 from polygrain.nn.random import hash64
 from polygrain.provenance.errors import UserError
@@ -75,11 +75,11 @@ def _correlated(data: FeatureSet) -> FeatureSet:
 def test_features_are_standardised_by_the_train_rows_and_constant_ones_are_zero() -> None:
     rows = np.random.default_rng(0).normal(3, 2, size=(50, 4)).astype(np.float32)
     rows[:, 2] = 0.1
-    standard = Standard(rows)
-    found = standard(rows)
+    scaling = Scaling(rows)
+    found = scaling(rows)
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(found.std(axis=0), [1, 1, 0, 1], atol=1e-12)
-    np.testing.assert_allclose(standard(rows[:5] * 2)[:, 0], found[:5, 0] + rows[:5, 0] / rows[:, 0].std(), rtol=1e-5)
+    np.testing.assert_allclose(scaling(rows[:5] * 2)[:, 0], found[:5, 0] + rows[:5, 0] / rows[:, 0].std(), rtol=1e-5)
 
 
 def test_the_whole_protocol_by_scikit_learn(features) -> None:

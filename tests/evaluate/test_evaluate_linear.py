@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from polygrain.evaluate import linear
+from polygrain.evaluate import linear, store
 from polygrain.evaluate.linear import Rows, Solver
 from polygrain.evaluate.result import ACCURACY
+from polygrain.evaluate.scaling import Scaling
 from polygrain.evaluate.store import SPLITS, Features, FeatureSet
 from polygrain.provenance.errors import UserError
 
@@ -106,6 +107,20 @@ def test_the_objective_and_its_gradient_are_the_closed_form_and_those_of_autogra
     loss = torch.nn.functional.cross_entropy(rows.x @ weights, rows.y) + decay / 2 * weights[:-1].square().sum()
     torch.testing.assert_close(value, loss.detach(), rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient, torch.autograd.grad(loss, weights)[0], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_the_objective_of_labels_is_that_of_their_table_in_one_block_and_in_many(decay, monkeypatch) -> None:
+    _, _, rows = problem(rows=50)
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=(7, 3)))
+    value, gradient = linear.objective(weights, rows.x, one_hot(rows, 3), decay)
+    one, slope = linear.labelled_objective(weights, rows, decay)
+    assert torch.equal(slope, gradient)  # the same bits
+    torch.testing.assert_close(one, value, rtol=1e-14, atol=0)
+    monkeypatch.setattr(linear, "BLOCK", 7)
+    many, slope = linear.labelled_objective(weights, rows, decay)
+    torch.testing.assert_close(many, value, rtol=1e-14, atol=0)
+    torch.testing.assert_close(slope, gradient, rtol=0, atol=1e-15)
 
 
 def test_the_objective_is_finite_far_from_the_data() -> None:
@@ -356,7 +371,8 @@ def test_folds_judge_every_row_once_by_probes_of_the_others(labels: list[int], f
     x = np.random.default_rng(7).normal(size=(len(labels), 4))
     y, decays = np.array(labels), [1.0, 0.05]
     rows = Rows(torch.from_numpy(np.hstack([x, np.ones((len(y), 1))])), torch.from_numpy(y))
-    pairs = linear._cross_validation(rows, decays, EXACT, 3, folds)
+    search = linear.Search(["all"], "decay", decays, lambda decay, rows: decay, folds, EXACT)
+    pairs = list(linear._cross_validation(rows, search, 3))
     fold = np.array(dealt(labels, folds))
     assert len(pairs) == expected
     for number, (weights, judged) in enumerate(pairs):
@@ -412,6 +428,21 @@ def test_everything_equals_newtons_method_and_plain_loops(features) -> None:
         assert result.selected[key] == {"decay": decay, "rows": rows, "validation_top1": accuracy}, subset
         np.testing.assert_array_equal(result.examples[key].predicted, predicted)
     assert len({chosen["decay"] for chosen in result.selected.values()}) == 3  # or the case would not tell much
+
+
+def test_rows_of_many_blocks_give_what_one_block_gives(features, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = features(separation=0.3)
+    values = {**VALUES, "labels": ["all", "40%"]}
+    expected = linear.evaluate(made, **values)
+    for module in (linear, store):
+        monkeypatch.setattr(module, "BLOCK", 37)  # no split is a multiple of it, and no subset or fold fits in one
+    kept = linear._rows(made.datasets["toy"].train, Scaling(made.datasets["toy"].train.features).inputs)
+    assert kept.x.dtype == torch.float32
+    assert [x.shape for x, _ in kept.blocks()] == [(37, 25)] * 10 + [(30, 25)]
+    found = linear.evaluate(made, **values)
+    assert found.selected == expected.selected
+    for key in ("toy", "toy/40%"):
+        np.testing.assert_array_equal(found.examples[key].predicted, expected.examples[key].predicted)
 
 
 def test_equal_probes_select_the_largest_decay(features) -> None:
@@ -510,9 +541,12 @@ def test_features_are_standardised_so_scale_and_offset_do_not_matter(features) -
 def test_features_are_standardised_by_all_train_rows_and_no_others(features) -> None:
     data = features().datasets["toy"]
     train = data.train.features.astype(np.float64)
-    inputs = linear._Inputs(data)
+    scaling = Scaling(data.train.features)
+    np.testing.assert_array_equal(scaling.mean, train.mean(axis=0))
+    np.testing.assert_array_equal(scaling.scale, 1 / train.std(axis=0))
     for name in SPLITS:
-        rows, split = inputs(getattr(data, name)), getattr(data, name)
+        split = getattr(data, name)
+        rows = linear._rows(split, scaling.inputs)
         assert rows.x.dtype == torch.float64
         expected = (split.features - train.mean(axis=0)) / train.std(axis=0)
         np.testing.assert_allclose(rows.x[:, :-1].numpy(), expected, rtol=0, atol=1e-12)

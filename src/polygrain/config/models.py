@@ -229,6 +229,8 @@ class ProtocolChoice(Strict):
     values: dict[str, Any]
     module: str | None = None
     """The module of polygrain.evaluate that computes it; null for the one with the protocol's own name."""
+    methods: Annotated[list[str], Field(min_length=1)] | None = None
+    """The methods whose runs it can judge; null for all."""
     scenes: str | None = None
     """The scenes of params/scenes that it judges on; then the values of `datasets` play no part but `own`."""
 

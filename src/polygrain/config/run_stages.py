@@ -132,6 +132,8 @@ def _evaluate(project: Project, directory: Path, task: str) -> Stage:
     config = configuration(project, run)
     check_protocol(project, task, f"{directory}/results/{task}")
     protocol = config["evaluate"]["protocols"][task]
+    if not judges(protocol, run):
+        raise UserError(f"{directory}/results/{task}: it judges runs of {', '.join(protocol['methods'])} only")
     names = _judged(str(directory / "results" / task), protocol["datasets"], evaluated(config, run.dataset))
     chosen: Config = {"protocol": task, "needs": protocol["needs"], "datasets": names, "values": protocol["values"]}
     if protocol.get("module"):
@@ -144,6 +146,11 @@ def _evaluate(project: Project, directory: Path, task: str) -> Stage:
     if protocol.get("scenes"):
         chosen["scenes"] = scenes(project, protocol["scenes"])["name"]
     return _costing(_judging(directory, task, chosen), protocol["cost"])
+
+
+def judges(protocol: Config, run: Run) -> bool:
+    """Whether a protocol can judge a run: it may name the methods that have what it needs."""
+    return run.method in (protocol.get("methods") or [run.method])
 
 
 def _judging(directory: Path, task: str, config: Config) -> Stage:

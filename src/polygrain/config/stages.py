@@ -12,7 +12,8 @@ from polygrain.config import run_stages, tables
 from polygrain.config.compose import one_look
 from polygrain.config.kind import Kind
 from polygrain.config.project import Project
-from polygrain.config.resolved import protocols, scenes_in
+from polygrain.config.resolved import configuration, protocols, scenes_in
+from polygrain.config.run_stages import judges
 from polygrain.config.runs import Run
 from polygrain.config.yamlfile import read_mapping
 from polygrain.provenance.errors import UserError, nearest
@@ -77,7 +78,7 @@ def maker(project: Project, path: Path) -> Stage | None:
 def stages_behind(project: Project, targets: Iterable[str | Path]) -> list[Stage]:
     """Every stage behind some targets, each once, after those that it reads from.
 
-    A target is a table, a run (with all its protocols), a data set, or a file of one of them.
+    A target is a table, a run (with all protocols that can judge it), a data set, or a file of one of them.
     """
     found: dict[str, Stage] = {}
     made: dict[Path, Stage | None] = {}
@@ -91,8 +92,10 @@ def stages_behind(project: Project, targets: Iterable[str | Path]) -> list[Stage
 def _asked(project: Project, target: Path) -> list[Stage]:
     """The stages that a target names."""
     if target.parts[:1] == ("runs",) and len(target.parts) <= 6:
-        run = Run.parse(target).path
-        return [stage_of(project, "evaluate", run / "results" / name) for name in protocols(project)]
+        run = Run.parse(target)
+        declared = configuration(project, run)["evaluate"]["protocols"]
+        asked = [name for name in protocols(project) if judges(declared.get(name, {}), run)]
+        return [stage_of(project, "evaluate", run.path / "results" / name) for name in asked]
     made = maker(project, target)
     if made is None:
         places = ("data/NAME", "runs/SCALE/DATASET/METHOD/VARIANT/seedN", "reports/[SCALE[-seedsN]/]NAME.pdf")

@@ -103,6 +103,13 @@ class Floor(Strict):
     column: Words
 
 
+class Profile(Strict):
+    """The two rows that are 0 and 1 of the scale on which all rows are drawn and printed, beside the numbers."""
+
+    zero: Words
+    one: Words
+
+
 class Citation(Strict):
     """A reported number: the record that is printed in a cell."""
 
@@ -123,6 +130,7 @@ class WrittenTable(Strict):
     columns: Annotated[list[Column], Field(min_length=1)]
     compare: Compare | None = None
     floor: Floor | None = None
+    profile: Profile | None = None
     order_by: Unset = ""
     """Id of the column by whose means the rows of each group are ordered, the best first; empty: as written."""
     reported_sources: list[Words] = Field(default_factory=list)
@@ -142,6 +150,8 @@ class WrittenTable(Strict):
                 raise ValueError(f"reported: column '{citation.column}' is measured; cite in a reported column")
         if self.floor is not None:
             _known("floor", "row", self.floor.row, rows)
+        if self.profile is not None:
+            self._check_profile(self.profile, rows)
         for where, name in self._named_columns():
             _known(where, "column", name, columns)
         if self.compare is not None:
@@ -157,6 +167,13 @@ class WrittenTable(Strict):
             yield "floor", self.floor.column
         if self.order_by:
             yield "order_by", self.order_by
+
+    def _check_profile(self, profile: Profile, rows: list[str]) -> None:
+        for key, label in (("zero", profile.zero), ("one", profile.one)):
+            _known(f"profile.{key}", "row", label, rows)
+        for column in self.columns:
+            if not column.protocol:
+                raise ValueError(f"profile: column '{column.id}' is no value of a protocol; leave it out")
 
     def _check_compare(self, compare: Compare, rows: list[str], columns: list[str]) -> None:
         for label in compare.reference:

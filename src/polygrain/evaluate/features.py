@@ -35,6 +35,5 @@ def features_of(encoder: Encoder, name: str) -> FeatureSet:
     for part in SPLITS:
         positions = encoder.positions(name, part)
         rows = [batch.pooled.float().cpu().numpy() for _, batch in encoder.encoded(name, positions)]
-        features = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
-        splits[part] = Split(features, encoder.labels(name, positions), positions)
+        splits[part] = Split(np.concatenate(rows), encoder.labels(name, positions), positions)
     return FeatureSet(name, encoder.classes(name), **splits)

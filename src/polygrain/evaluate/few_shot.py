@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polygrain.evaluate.result import ACCURACY, Examples, Number, Result
-from polygrain.evaluate.standard import Doubles, Standard
+from polygrain.evaluate.scaling import Doubles, Scaling
 from polygrain.evaluate.store import SPLITS, Features, FeatureSet, Integers
 from polygrain.nn.random_numpy import hash64
 from polygrain.provenance.errors import UserError
@@ -41,8 +41,8 @@ def evaluate(features: Features, *, shots: list[int], draws: int, strengths: lis
     ordered = sorted(set(strengths), reverse=True)
     values, selected, examples = dict[str, Number](), {}, {}
     for name, dataset in features.datasets.items():
-        standard = Standard(dataset.train.features)
-        x_ND = {part: standard(getattr(dataset, part).features) for part in SPLITS}
+        scaling = Scaling(dataset.train.features)
+        x_ND = {part: scaling(getattr(dataset, part).features) for part in SPLITS}
         for shot in sorted(set(shots)):
             chosen = [draw_rows(dataset, shot, seed, draw) for draw in range(draws)]
             fitted = [fit(x_ND["train"][rows], dataset.train.labels[rows], ordered, dataset.classes) for rows in chosen]

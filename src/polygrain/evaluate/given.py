@@ -7,7 +7,8 @@ channels (a grey image is repeated; of a colour image the luminance is used, ITU
 import copy
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polygrain.backbones.contract import Backbone, Encoded, split
+from polygrain.backbones.droppath import remove_drop_path
 from polygrain.backbones.load import load_backbone
 from polygrain.data.load import format_of, open_data, statistics
 from polygrain.data.packed import DataSet
@@ -43,6 +45,7 @@ class Encoder:
         datasets: Mapping[str, DataSet],
         statistics: tuple[Sequence[float], Sequence[float]],
         device: str = "cpu",
+        load: Callable[[str], Backbone] | None = None,
         *,
         size: int,
         resize: int | None,
@@ -54,6 +57,7 @@ class Encoder:
     ) -> None:
         """Keep what is given. statistics: mean and std per channel of the encoder's input. size: side of the view, px.
 
+        load: what loads another network of the checkpoint by its prefix, where there is one.
         resize: for encoded images, the shorter side before the centre is cut out; null, and all other images: the whole
         image becomes the square. batch: images of a forward pass. workers: processes that decode. train, validation,
         test: rows to take from the start of each split, at most; null for all. Raises UserError on values out of range.
@@ -66,13 +70,28 @@ class Encoder:
         self.network, self.datasets, self.device, self.limits = network.to(device), datasets, device, limits
         self.size, self.resize, self.batch, self.workers = size, resize, batch, workers
         self.mean, self.std = statistics
+        self._load = load
+
+    def of_network(self, prefix: str) -> "Encoder":
+        """The same with another network of the checkpoint, by its prefix, such as `student.backbone.`.
+
+        Raises UserError where no network of this backbone lies under it.
+        """
+        if self._load is None:
+            raise UserError(f"this encoder is not of a checkpoint: it has no other network '{prefix}'")
+        other = copy.copy(self)
+        other.network = self._load(prefix).to(self.device)
+        return other
 
     def positions(self, name: str, part: str, subset: str = ALL) -> Integers:
         """Positions of a split's images within its limit, int64 [n], class-balanced in every prefix.
 
-        subset: of the train split, the images whose labels may be used (see `labelled_rows`, also for errors).
+        subset: of the train split, the images whose labels may be used (see `labelled_rows`, also for errors). Raises
+        UserError when the split is empty.
         """
         rows = np.asarray(self.datasets[name].split(part)[: self.limits[part]], dtype=np.int64)
+        if not len(rows):
+            raise UserError(f"{name}, {part} split: no rows; check the data set's splits")
         return rows[: labelled_rows(name, subset, len(rows), self.classes(name))]
 
     def labels(self, name: str, positions: Integers) -> Integers:
@@ -101,14 +120,25 @@ class Encoder:
             yield rows, split(whole, [len(images), self.batch - len(images)])[0]
 
     def finetunable(self) -> Backbone:
-        """A copy of the network whose weights may be trained, in training mode."""
-        return copy.deepcopy(self.network).requires_grad_(True).train()
+        """A copy of the network whose weights may be trained, in training mode; see `trainable`."""
+        return trainable(self.network)
 
     def _images(self, name: str, positions: Integers) -> Iterator[tuple[Integers, Tensor]]:
         parts = [positions[start : start + self.batch] for start in range(0, len(positions), self.batch)]
         found = images_of(self.datasets[name], parts, self.size, self.resize, self.workers)
         for rows, images in zip(parts, _progress(found, len(parts), name), strict=True):
             yield rows, as_channels(images, len(self.mean))
+
+
+def trainable(network: Backbone) -> Backbone:
+    """A copy of a network whose weights may be trained, in training mode.
+
+    It trains without drop path, which would want a key for its draws before every step. (The detection of Mugs's
+    release has a rate of 0.1.)
+    """
+    copied = copy.deepcopy(network).requires_grad_(True).train()
+    remove_drop_path(copied)
+    return copied
 
 
 def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], device: str = "cpu") -> Encoder:
@@ -121,15 +151,20 @@ def encoder_of(config: "Shown", checkpoint: Path, data: Mapping[str, Path], devi
     opened = {name: open_data(root) for name, root in data.items()}
     own = opened[config.get("pretrained", config["datasets"][0])]
     mean, std = statistics(own, config["statistics"])
-    network = load_encoder(config["backbone"], checkpoint, channels=len(mean))
+    load = partial(load_encoder, config["backbone"], checkpoint, channels=len(mean))
     judged = {name: opened[name] for name in config["datasets"]}
-    return Encoder(network, judged, (mean, std), device, **config["features"])
+    return Encoder(load(), judged, (mean, std), device, load, **config["features"])
 
 
-def load_encoder(backbone: Mapping[str, Any], checkpoint: Path, *, channels: int) -> Backbone:
-    """Build the backbone in evaluation mode and load the encoder. Raises UserError unless all tensors fit."""
+def load_encoder(
+    backbone: Mapping[str, Any], checkpoint: Path, prefix: str | None = None, *, channels: int
+) -> Backbone:
+    """Build the backbone in evaluation mode and load it. Raises UserError unless all tensors fit.
+
+    prefix: of its tensors in the checkpoint; null for the encoder, whose prefix the checkpoint names.
+    """
     encoder = load_backbone(**backbone, channels=channels)
-    tensors = read_encoder(checkpoint)
+    tensors = read_encoder(checkpoint, prefix)
     misfit = _misfit(encoder.state_dict(), tensors)
     if misfit:
         raise UserError(
@@ -158,13 +193,13 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
-    """Read the tensors with the checkpoint's encoder prefix, without it. Raises UserError on a damaged file."""
+def read_encoder(checkpoint: Path, prefix: str | None = None) -> dict[str, Tensor]:
+    """Read the tensors under a prefix, without it; null for that of the encoder. Raises UserError on a damaged file."""
     try:
         with safe_open(checkpoint, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
-            prefix, names = str(about["encoder"]), list(file.keys())
-            tensors = {key.removeprefix(prefix): file.get_tensor(key) for key in names if key.startswith(prefix)}
+            asked, names = str(about["encoder"]) if prefix is None else prefix, list(file.keys())
+            tensors = {key.removeprefix(asked): file.get_tensor(key) for key in names if key.startswith(asked)}
     except FileNotFoundError:
         raise UserError(f"{checkpoint}: not found; pretrain the run first") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -172,9 +207,19 @@ def read_encoder(checkpoint: Path) -> dict[str, Tensor]:
         raise UserError(f"{checkpoint}: not a whole checkpoint ({fault}); restore it, or pretrain again") from None
     if about.get("format") != 1:
         raise UserError(f"{checkpoint}: checkpoint format {about.get('format')}, this version reads 1; pretrain again")
+    if not tensors and prefix is None:
+        raise UserError(f"{checkpoint}: no tensor under its encoder prefix '{asked}'; pretrain again")
     if not tensors:
-        raise UserError(f"{checkpoint}: no tensor under its encoder prefix '{prefix}'; pretrain again")
+        raise UserError(f"{checkpoint}: no network '{prefix}'; it has {_networks(names, str(about['encoder']))}")
     return tensors
+
+
+def _networks(names: Sequence[str], encoder: str) -> str:
+    """The prefixes under which a checkpoint holds a network of the same tensors as its encoder."""
+    own = {name.removeprefix(encoder) for name in names if name.startswith(encoder)}
+    last = max(own, key=len, default="")
+    prefixes = sorted({name.removesuffix(last) for name in names if last and name.endswith(last)})
+    return ", ".join(prefix for prefix in prefixes if {prefix + name for name in own} <= set(names))
 
 
 def _progress(batches: Iterable[Tensor], count: int, what: str) -> "tqdm[Tensor]":

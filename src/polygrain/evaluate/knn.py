@@ -3,9 +3,8 @@
 The k most similar train images of each image, by cosine, vote for their classes with weight exp(cos / temperature) (Wu
 et al. 2018). k is selected on the validation split and reported once on test.
 
-Raw cosines measure how unequal the variances of a network's features are as much as what they tell apart. Whitened
-features have mean 0 and no correlation on the train images, whose labels play no part: x -> L^-1 (x - mean), where
-L L^T is their covariance plus `shrinkage` times its mean variance on the diagonal.
+Raw cosines measure how unequal the variances of a network's features are as much as what they tell apart; so they are
+also whitened (`whitening.py`).
 
 Ties have one outcome: equal similarities go in train order, equal votes to the smaller class, equal validation
 accuracies to the smaller k. Similarities are exact, as in `polygrain.nn.neighbours`, but computed by numpy, because
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from polygrain.evaluate.result import Number, Result, classified
 from polygrain.evaluate.store import Features, FeatureSet, Floats, Integers, Split
+from polygrain.evaluate.whitening import Whitening
 from polygrain.provenance.errors import UserError
 
 _GRID = 2.0**26
@@ -70,14 +70,10 @@ def evaluate(
 
 def whitened(dataset: FeatureSet, shrinkage: float) -> FeatureSet:
     """The data set with whitened features, float32. Where all train rows are equal, it is only centred."""
-    train_ND = dataset.train.features.astype(np.float64)
-    mean_D = train_ND.mean(axis=0)
-    covariance_DD = np.cov(train_ND, rowvar=False, bias=True).reshape(len(mean_D), -1)
-    diagonal = shrinkage * float(covariance_DD.trace()) / len(mean_D) or 1.0
-    inverse_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD + diagonal * np.eye(len(mean_D))))
+    whiten = Whitening(dataset.train.features.astype(np.float64), shrinkage)
 
     def apply(split: Split) -> Split:
-        return replace(split, features=((split.features - mean_D) @ inverse_DD.T).astype(np.float32))
+        return replace(split, features=whiten(split.features).astype(np.float32))
 
     return replace(dataset, train=apply(dataset.train), validation=apply(dataset.validation), test=apply(dataset.test))
 

@@ -22,7 +22,7 @@ from polygrain.evaluate.corruptions import CORRUPTIONS, SEVERITIES, SHIFTS, corr
 from polygrain.evaluate.given import Encoder, as_channels, images_of
 from polygrain.evaluate.linear import Rows, Solver, fit, select
 from polygrain.evaluate.result import ACCURACY, Examples, Measure, Number, Result
-from polygrain.evaluate.standard import Doubles, Standard
+from polygrain.evaluate.scaling import Doubles, Scaling
 from polygrain.evaluate.store import Floats, Integers
 from polygrain.provenance.errors import UserError
 from polygrain.views.apply import plain_view
@@ -69,7 +69,7 @@ class _Probe:
 
     def __init__(self, encoder: Encoder, name: str, decays: list[float], solver: Solver) -> None:
         train_ND, labels_N = _plain(encoder, name, "train")
-        self.standard = Standard(train_ND)
+        self.scaling = Scaling(train_ND)
         rows = Rows(self._inputs(train_ND), torch.from_numpy(labels_N))
         weights_RDC = fit(rows, decays, solver, encoder.classes(name))
         vectors_ND, labels_N = _plain(encoder, name, "validation")
@@ -83,7 +83,7 @@ class _Probe:
         return np.asarray((self._inputs(vectors_ND) @ self.weights).numpy().argmax(axis=1), dtype=np.int64)
 
     def _inputs(self, vectors_ND: Floats) -> Tensor:
-        return torch.from_numpy(np.concatenate([self.standard(vectors_ND), np.ones((len(vectors_ND), 1))], axis=1))
+        return torch.from_numpy(self.scaling.inputs(vectors_ND))
 
 
 def _plain(encoder: Encoder, name: str, part: str) -> tuple[Floats, Integers]:

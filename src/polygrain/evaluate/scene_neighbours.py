@@ -6,8 +6,7 @@ class are divided by the square root of its share of the bank's pixels: three of
 win nearly everywhere. The shares of the votes are upsampled bilinearly to the pixels, and the class with the largest
 share is the answer. k is selected by the mean IoU on validation; test is used once.
 
-Features are whitened before: mean 0 and no correlation over the bank, whose classes play no part: x -> L^-1 (x - mean),
-where L L^T is their covariance plus `shrinkage` times its mean variance on the diagonal.
+Features are whitened before, over the cells of the bank (`whitening`).
 
 Similarities are exact (`polygrain.nn.neighbours`). Votes are whole multiples of 2^-32 of the nearest one's, so their
 sums are exact too. Ties have one outcome: equal similarities go in the order of the bank, equal shares to the earlier
@@ -17,7 +16,7 @@ Legend: Q cells of a split, N cells of the bank, D width, K neighbours, C classe
 map, S side of an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +37,7 @@ from polygrain.evaluate.scenes.iou import (
     pixel_counts,
     segmented,
 )
+from polygrain.evaluate.whitening import Whitening
 from polygrain.nn.neighbours import topk_cosine
 from polygrain.nn.random import permutation
 from polygrain.provenance.errors import UserError
@@ -56,7 +56,7 @@ class Bank:
     """Float64 [N, D], whitened."""
     counts: Floats
     """Pixels of each class that a cell covers, [N, C]."""
-    whiten: Callable[[Tensor], Tensor]
+    whiten: Whitening
     """What was done to the features."""
     temperature: float
     byte_budget: int
@@ -78,9 +78,9 @@ def evaluate(
     """Segment the test scenes.
 
     train, validation: scenes from the front of these splits, at most. cells: of the train scenes, in the bank, at most.
-    k: to select from. temperature: of the votes. shrinkage: see above. seed: of the draw of cells, one for all runs.
-    byte_budget: of one block of similarities; it does not change the result. Raises UserError for values out of range,
-    images that the map does not divide, and a split without images.
+    k: to select from. temperature: of the votes. shrinkage: see `Whitening`. seed: of the draw of cells, one for all
+    runs. byte_budget: of one block of similarities; it does not change the result. Raises UserError for values out of
+    range, images that the map does not divide, and a split without images.
     """
     if min(train, validation, cells, byte_budget, *k) < 1 or not k or not temperature > 0 or not shrinkage > 0:
         raise UserError(
@@ -108,18 +108,14 @@ def evaluate(
 def bank_of(given: Maps, drawn_N: Tensor, classes: int, shrinkage: float, temperature: float, byte_budget: int) -> Bank:
     """The bank of the cells `drawn_N`, counted over all images of `given`, image by image, row by row."""
     rows_ND, counts_NC = cell_rows(given.maps)[drawn_N], pixel_counts(given.truth, given.maps.shape[-1], classes)
-    whiten = whitening(rows_ND, shrinkage)
-    return Bank(whiten(rows_ND), counts_NC[drawn_N.numpy()].astype(np.float64), whiten, temperature, byte_budget)
-
-
-def whitening(train_ND: Tensor, shrinkage: float) -> Callable[[Tensor], Tensor]:
-    """The map from rows to whitened rows, float64. Where all train rows are equal, it only centres."""
-    rows_ND = train_ND.double().numpy()
-    mean_D = rows_ND.mean(axis=0)
-    covariance_DD = np.cov(rows_ND, rowvar=False, bias=True).reshape(len(mean_D), -1)
-    diagonal = shrinkage * float(covariance_DD.trace()) / len(mean_D) or 1.0
-    inverse_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD + diagonal * np.eye(len(mean_D))))
-    return lambda given_ND: torch.from_numpy((given_ND.double().numpy() - mean_D) @ inverse_DD.T)
+    whiten = Whitening(rows_ND.double().numpy(), shrinkage)
+    return Bank(
+        torch.from_numpy(whiten(rows_ND.numpy())),
+        counts_NC[drawn_N.numpy()].astype(np.float64),
+        whiten,
+        temperature,
+        byte_budget,
+    )
 
 
 def predicted(given: Maps, bank: Bank, choices: Sequence[int]) -> Integers:
@@ -128,7 +124,7 @@ def predicted(given: Maps, bank: Bank, choices: Sequence[int]) -> Integers:
     for maps_BDhw in torch.split(given.maps, _JUDGED):
         shares_BChw = (
             torch.from_numpy(shares_QC.reshape(len(maps_BDhw), *maps_BDhw.shape[2:], -1)).permute(0, 3, 1, 2)
-            for shares_QC in votes(bank.whiten(cell_rows(maps_BDhw)), bank, choices)
+            for shares_QC in votes(torch.from_numpy(bank.whiten(cell_rows(maps_BDhw).numpy())), bank, choices)
         )
         found.append(
             [

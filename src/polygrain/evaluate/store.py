@@ -1,12 +1,13 @@
 """Frozen features on disk: safetensors with `{dataset}/{split}/{features,labels,indices}` and one metadata key.
 
-Written once per checkpoint, read by every protocol. It needs numpy only: a protocol starts without torch.
+Written once per checkpoint, read by every protocol. It needs numpy only: a protocol starts without torch. Tensors stay
+in the file until they are used, so that a file larger than the memory can be read.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,19 @@ METADATA = "polygrain"
 SPLITS = ("train", "validation", "test")
 ALL = "all"
 _SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%")
+# Rows of which float64 copies are made at once. It decides the order of sums, so no machine's memory decides it.
+BLOCK = 16_384
 _FEWEST = 2  # labelled rows of a class: one to fit, one to select by
+
+_KINDS = {"F32": np.float32, "I64": np.int64}
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+
+
+def blocks(rows: Floats) -> Iterator[Floats]:
+    """The rows, `BLOCK` at a time."""
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,9 @@ class FeatureSet:
     @property
     def collapsed(self) -> bool:
         """Whether all train images have the same feature, up to rounding."""
-        spread = np.ptp(self.train.features, axis=0).max(initial=0.0)
-        return bool(spread <= 1e-6 * np.abs(self.train.features).max(initial=0.0))
+        low, high = self.train.features.min(axis=0), self.train.features.max(axis=0)
+        largest = max(np.abs(low).max(initial=0.0), np.abs(high).max(initial=0.0))
+        return bool((high - low).max(initial=0.0) <= 1e-6 * largest)
 
     def _check(self, name: str, split: Split) -> None:
         where = f"features of {self.name}, {name} split"
@@ -104,8 +115,9 @@ class FeatureSet:
             raise UserError(f"{where}: features, labels and indices do not fit; delete the file and extract again")
         if split.labels.min() < 0 or split.labels.max() >= self.classes:
             raise UserError(f"{where}: a label is outside 0..{self.classes - 1}; delete the file and extract again")
-        if not np.isfinite(split.features).all():
-            bad = int(np.flatnonzero(~np.isfinite(split.features).all(axis=1))[0])
+        finite = np.concatenate([np.isfinite(part).all(axis=1) for part in blocks(split.features)])
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite)[0])
             raise UserError(
                 f"{where}: row {bad} is not finite, the encoder has diverged; train with a lower learning rate"
             )
@@ -143,7 +155,7 @@ class Features:
         try:
             with safe_open(path, framework="np") as file:
                 about = json.loads((file.metadata() or {})[METADATA])
-                read: Callable[[str], Any] = file.get_tensor
+                read = _mapped(path)
                 known = about["datasets"]
                 for name in names or ():
                     if name not in known:
@@ -154,6 +166,25 @@ class Features:
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             fault = " ".join(str(error).split())
             raise UserError(f"{path}: not a whole features file ({fault}); delete it and extract again") from None
+
+
+def _mapped(path: Path) -> Callable[[str], Any]:
+    """Reads a tensor of a safetensors file by name: its pages are loaded when they are used, and never written back.
+
+    The library's own reader copies whole tensors. The format: 8 bytes with the length of a JSON header, which gives
+    type, shape and place of each tensor behind it.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+
+    def read(name: str) -> Any:
+        kind, shape, (start, end) = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
+        if start == end:  # nothing can be mapped
+            return np.empty(shape, _KINDS[kind])
+        return np.asarray(np.memmap(path, _KINDS[kind], "c", 8 + length + start, tuple(shape)))
+
+    return read
 
 
 def _dataset(name: str, facts: Mapping[str, Any], read: Callable[[str], Any]) -> FeatureSet:

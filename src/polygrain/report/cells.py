@@ -90,6 +90,30 @@ class Footer:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A row in one panel of a profile: its scaled mean with the ends of its interval, which are it where none is known.
+
+    `None` in place of the three: the row or the scale has no number.
+    """
+
+    span: tuple[float, float, float] | None
+    arrow: str = ""
+    """As in the cell that it is drawn from."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Rows drawn in a panel for each column, between two rows at 0 and 1."""
+
+    zero: str
+    one: str
+    bars: tuple[tuple[str, tuple[tuple[str, tuple[Bar, ...]], ...]], ...]
+    """Groups: label, rows; a row: label, a bar for each column."""
+    reference: str
+    """The row that the others are tested against; empty when none is."""
+
+
+@dataclass(frozen=True)
 class TableContent:
     """Everything that a renderer needs."""
 
@@ -101,6 +125,7 @@ class TableContent:
     legend: tuple[str, ...]
     """Lines below the table that belong to no single cell."""
     footer: Footer
+    profile: Profile | None = None
 
     @property
     def footnotes(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import typst as compiler
 
 from polygrain.report.cells import ABSENT, TableContent, TableRow
+from polygrain.report.chart import chart
 from polygrain.report.escape import typst, typst_string
 from polygrain.report.render import after, column_groups, head_marks, row_marks, width
 
@@ -28,6 +29,7 @@ _FRAME = """\
 #context {
   let width = calc.max(measure(body).width, 300pt)
   block(width: width, below: 9pt, caption)
+  drawn
   body
   block(width: width, above: 7pt, notes)
 }
@@ -47,6 +49,7 @@ def pdf_source(table: TableContent) -> str:
         [
             _PREAMBLE.replace("{title}", title),
             f"#let caption = [*{heading}* {typst(table.caption)}]\n",
+            f"#let drawn = [{chart(table)}]\n",
             "#let body = table(\n",
             *(f"  {line}\n" for line in _table(table)),
             ")\n#let notes = {\n  set text(size: 7pt)\n  set par(justify: false)\n",

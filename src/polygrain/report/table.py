@@ -16,6 +16,7 @@ from polygrain.report.cells import ABSENT, Cell, Footer, TableContent, TableGrou
 from polygrain.report.collapse import LIMITS, collapsed
 from polygrain.report.marks import mark_best, mark_differences
 from polygrain.report.measured import Measured, MissingError, Results
+from polygrain.report.profile import add_scale
 from polygrain.report.reported import Record
 from polygrain.report.spec import Citation, Column, Group, Row, Spec
 from polygrain.report.statistics import mean_and_spread
@@ -39,7 +40,7 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
     for group in spec.groups:
         ordered = _ordered(spec, group, results, cells)
         groups.append(TableGroup(group.label, tuple(_row(row, cells[row.label], fallen[row.label]) for row in ordered)))
-    return TableContent(
+    table = TableContent(
         name=spec.name,
         title=spec.title,
         caption=spec.caption,
@@ -48,6 +49,7 @@ def make_table(spec: Spec, results: Results, records: Mapping[str, Record], foot
         legend=(*legend, *spec.footnotes),
         footer=footer,
     )
+    return add_scale(table, spec, results) if spec.profile else table
 
 
 def _ordered(spec: Spec, group: Group, results: Results, cells: Mapping[str, Sequence[Cell]]) -> list[Row]:

@@ -7,7 +7,6 @@ repeated outside; its image vector is the mean over the windows.
 Legend: B images, D width, S side of a scene, h, w rows and columns of the map, P pixels.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from polygrain.backbones.contract import Backbone, Encoded, from_map
-from polygrain.data.dense.coco import Coco, Picture, same_categories
+from polygrain.data.dense.coco import Coco, Instance, Picture, same_categories
 from polygrain.data.dense.davis import Davis
 from polygrain.data.dense.tree import Tree
 from polygrain.data.load import statistics
 from polygrain.data.packed import MANIFEST, DataSet
-from polygrain.evaluate.given import as_channels, load_encoder
+from polygrain.evaluate.given import as_channels, load_encoder, trainable
 from polygrain.evaluate.store import SPLITS
 from polygrain.provenance.errors import UserError
 from polygrain.provenance.files import read_json, sha256_file
@@ -79,6 +78,10 @@ class SceneSet:
             labels[self.splits[split].mask(picture, instance)] = 1 + self._place[instance.category]
         return labels
 
+    def label(self, instance: Instance) -> int:
+        """1 + the place of an object's category in `classes`."""
+        return 1 + self._place[instance.category]
+
     def present(self, picture: Picture) -> npt.NDArray[np.bool_]:
         """Which classes are in an image, [classes]."""
         found = np.zeros(len(self.classes), np.bool_)
@@ -130,8 +133,8 @@ class SceneEncoder:
         return self._shown(torch.from_numpy(self._pixels(split, pictures)))
 
     def finetunable(self) -> Backbone:
-        """A copy of the network whose weights may be trained, in training mode."""
-        return copy.deepcopy(self.network).requires_grad_(True).train()
+        """A copy of the network whose weights may be trained, in training mode; see `given.trainable`."""
+        return trainable(self.network)
 
     def _pixels(self, split: str, pictures: Sequence[Picture]) -> Bytes:
         if len({(one.height, one.width) for one in pictures}) > 1 or pictures[0].height != pictures[0].width:
