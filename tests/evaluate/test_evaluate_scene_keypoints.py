@@ -140,3 +140,11 @@ def test_bad_input_is_one_line(scenes: SceneSet, tmp_path: Path) -> None:
             UserError, match="no two objects of a class in different test scenes of toy show 2 keypoints"
         ):
             _evaluate(Given(few))
+    both = np.zeros((2, SIDE, SIDE), bool)
+    both[0, :OBJECT], both[1, OBJECT:] = True, True
+    points = [1, 1, 2, 6, 2, 2, 3, 6, 2]
+    test: list[list[tuple[int, Any]]] = [[(1, both[0]), (1, both[1])]]
+    splits = {"train": test, "validation": test, "test": test}
+    same = scene_set(tmp_path / "same", splits, {1: points, 2: points})
+    with pytest.raises(UserError, match="no two objects of a class in different test scenes"):
+        _evaluate(Given(same))

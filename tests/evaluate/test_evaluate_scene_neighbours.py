@@ -90,7 +90,7 @@ def test_votes_are_those_of_a_plain_second_implementation() -> None:
     covariance += 0.3 * np.trace(covariance) / 5 * np.eye(5)
     white = (rows - used.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
     unit = white / np.linalg.norm(white, axis=1, keepdims=True)
-    for k, found in zip((2, 7), scene_neighbours.votes(bank.whiten(torch.from_numpy(rows)), bank, [2, 7]), strict=True):
+    for k, found in zip((2, 7), scene_neighbours.votes(torch.from_numpy(bank.whiten(rows)), bank, [2, 7]), strict=True):
         for row in range(96):
             cosine = unit[drawn] @ unit[row]
             near = np.argsort(-cosine, kind="stable")[:k]
