@@ -14,7 +14,7 @@ without scale and shift. For transformers the original leaves the projection of 
 (`frozen_embedding`), which keeps training stable, and has one more layer in g.
 
 Deviations: both views have one recipe, where `asymmetric` does not say otherwise, as all contrastive methods of a table
-have; crops, budget, widths and optimiser of the scale. The momentum follows the step, not the share of an epoch.
+have; crops, budget, widths and optimiser of the scale.
 
 Measured (reports/table_baselines.pdf): not measured yet.
 """
