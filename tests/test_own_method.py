@@ -23,7 +23,7 @@ SECTION = (
 )
 FILES = dict(re.findall(r"^`([\w/.-]+)`[^\n]*\n\n```(?:python|yaml)\n(.*?)```", SECTION, re.DOTALL | re.MULTILINE))
 COMMANDS = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)[0].splitlines()
-METHOD = "barlow-twins"
+METHOD = "vicreg"
 CPU, SMOKE = (f"runs/{scale}/fashion-mnist/{METHOD}/base/seed0" for scale in ("cpu", "smoke"))
 YAML = f"params/method/{METHOD}.yaml"
 
@@ -66,9 +66,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 
 def test_it_takes_fewer_lines_than_it_says_and_a_hundred() -> None:
     assert sorted(FILES) == [
-        "params/method/barlow-twins.yaml",
-        "params/variant/barlow-twins/embedding-512.yaml",
-        "src/polygrain/methods/barlow_twins.py",
+        "params/method/vicreg.yaml",
+        "params/variant/vicreg/embedding-512.yaml",
+        "src/polygrain/methods/vicreg.py",
     ]
     lines = sum(len(text.splitlines()) for text in FILES.values())
     assert lines < 100
@@ -76,7 +76,7 @@ def test_it_takes_fewer_lines_than_it_says_and_a_hundred() -> None:
 
 
 def test_it_keeps_the_rules_of_the_package(project: Copy) -> None:
-    path = "src/polygrain/methods/barlow_twins.py"
+    path = "src/polygrain/methods/vicreg.py"
     project.good(f"ruff check {path} && ruff format --check {path} && lint-imports")
     for name in FILES:
         assert name.endswith(".py") or "# Cost" in (project.root / name).read_text()
@@ -89,7 +89,7 @@ def test_show_names_every_value_and_its_origin(project: Copy) -> None:
         "name": METHOD,
         "encoder_passes": "6",
         "values.hidden": "256",
-        "values.off_diagonal": "0.005",
+        "values.covariance": "1.0",
     }.items():
         line = next(line for line in said.splitlines() if line.startswith(f"method.{key} "))
         assert value in line
@@ -97,7 +97,7 @@ def test_show_names_every_value_and_its_origin(project: Copy) -> None:
     cell = project.good(COMMANDS[0].replace("base", "embedding-512"))
     line = next(line for line in cell.splitlines() if line.startswith("method.values.embedding "))
     assert "512" in line
-    assert "params/variant/barlow-twins/embedding-512.yaml:4" in line
+    assert "params/variant/vicreg/embedding-512.yaml:4" in line
 
 
 def test_it_trains_with_the_real_verb(project: Copy) -> None:
@@ -111,14 +111,14 @@ def test_it_trains_with_the_real_verb(project: Copy) -> None:
     assert any(name.startswith("backbone.") for name in names)
     assert any(name.startswith("head.") for name in names)
     code = json.loads((run / "code/pretrain.json").read_text())
-    assert "polygrain.methods.barlow_twins" in code, "an edit of the method must make its runs stale"
+    assert "polygrain.methods.vicreg" in code, "an edit of the method must make its runs stale"
     record = json.loads((project.root / "records" / SMOKE / "pretrain.json").read_text())
-    assert "polygrain.methods.barlow_twins" in record["modules"]
+    assert "polygrain.methods.vicreg" in record["modules"]
 
 
 @pytest.mark.workflow
 def test_the_workflow_knows_its_jobs(project: Copy) -> None:
-    assert COMMANDS[2].startswith("snakemake --cores all runs/cpu/fashion-mnist/barlow-twins/{base,embedding-512}/")
+    assert COMMANDS[2].startswith("snakemake --cores all runs/cpu/fashion-mnist/vicreg/{base,embedding-512}/")
     said = project.good(COMMANDS[2].replace("--cores all", "--cores 1 -n"))
     jobs = dict(re.findall(r"^(pretrain|features|evaluate) +(\d+)$", said, re.MULTILINE))
     assert jobs == {"pretrain": "2", "features": "2", "evaluate": "2"}
@@ -126,7 +126,7 @@ def test_the_workflow_knows_its_jobs(project: Copy) -> None:
 
 @pytest.mark.workflow
 def test_a_row_puts_it_into_the_table(project: Copy) -> None:
-    row = re.search(r"^`(- \{label: Barlow Twins.*\})`", SECTION, re.MULTILINE)
+    row = re.search(r"^`(- \{label: VICReg.*\})`", SECTION, re.MULTILINE)
     assert row is not None
     before = project.good("polygrain plan reports/table1.pdf")
     table = project.root / "params/table/table1.yaml"
@@ -146,14 +146,14 @@ def test_a_row_puts_it_into_the_table(project: Copy) -> None:
     ("old", "new", "words"),
     [
         (
-            "off_diagonal: 0.005",
-            "off_diagnal: 0.005",
-            "unknown key 'method.values.off_diagnal'; did you mean 'off_diagonal'?",
+            "covariance: 1.0",
+            "covarance: 1.0",
+            "unknown key 'method.values.covarance'; did you mean 'covariance'?",
         ),
-        (", off_diagonal: 0.005", "", "key 'method.values.off_diagonal' (float) is missing"),
+        (", covariance: 1.0", "", "key 'method.values.covariance' (float) is missing"),
         ("hidden: 256", "hidden: wide", "key 'method.values.hidden' must be int, not 'wide'"),
         ("grains: [instance]", "grains: [instances]", "instances"),
-        ("name: barlow-twins", "name: barlow-twin", "no module 'barlow-twin' in polygrain.methods"),
+        ("name: vicreg", "name: vicre", "no module 'vicre' in polygrain.methods"),
     ],
 )
 def test_a_mistake_in_its_file_is_one_clear_line(project: Copy, old: str, new: str, words: str) -> None:

@@ -62,7 +62,10 @@ def test_channels_last_is_contiguous(method: str, noise: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_in_bfloat16_stay_within_five_percent(method: str, noise: Path) -> None:
-    """Autocast of networks and heads, 8 bits of mantissa; choices of neighbours and groups may flip with it."""
+    """Autocast of networks and heads, 8 bits of mantissa; choices of neighbours and groups may flip with it.
+
+    A loss that is a mean cosine starts near 0, where no share of it says anything: there 0.005 are allowed.
+    """
     module, batch, clock = second_step(method, noise)
     batch = in_format(batch, torch.channels_last, torch.float32)
     exact, _ = copy.deepcopy(module).float()(batch, clock)
@@ -71,4 +74,4 @@ def test_losses_in_bfloat16_stay_within_five_percent(method: str, noise: Path) -
     assert exact.keys() == rounded.keys()
     for name, value in exact.items():
         assert rounded[name].item() != value.item()
-        assert rounded[name].item() == pytest.approx(value.item(), rel=0.05)
+        assert rounded[name].item() == pytest.approx(value.item(), rel=0.05, abs=0.005)

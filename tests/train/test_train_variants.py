@@ -48,13 +48,15 @@ def test_a_cell_takes_steps_at_the_cost_and_on_the_grains_that_it_declares(
     training = Training(config, noise, Path("unused"), Identity("", "", "", ""), resume=False)
     spent: list[float] = []
 
-    def count(stem: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def count(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters())
         area = inputs[0].shape[-1] ** 2 / config["input_size"] ** 2
-        spent.append(inputs[0].shape[0] * area * (3 if output.requires_grad else 1))
+        spent.append(inputs[0].shape[0] * area * (3 if trained else 1))
 
     for module in training.method.modules():
         if isinstance(module, ResNet | VisionTransformer):
-            (module.stem if isinstance(module, ResNet) else module.embed).register_forward_hook(count)
+            stem = module.stem if isinstance(module, ResNet) else module.embed  # its own layer may be frozen
+            stem.register_forward_pre_hook(lambda _, inputs, network=module: count(network, inputs))
     terms: list[set[str]] = []
     training.method.register_forward_hook(lambda _, inputs, output: terms.append(set(output[0])))
     batch, declared = training.data.batch_size, config["method"]
