@@ -45,9 +45,9 @@ def crop(step: int, position: int, name: str) -> Tensor:
 
 
 def batch(step: int, names: Sequence[str], rows: slice | Tensor = slice(None)) -> Batch:
-    """A step's crops; an epoch shows all but two of 26 images, in an order of its own."""
+    """A step's crops; an epoch shows all but two of 26 images, in an order of its own (unequal over two processes)."""
     views = [crop(step, position, name)[rows] for position, name in enumerate(names)]
-    order = 100 + np.random.default_rng(step // EPOCH).permutation(IMAGES * EPOCH + 2)
+    order = 100 + np.random.default_rng(12 + step // EPOCH).permutation(IMAGES * EPOCH + 2)
     start = step % EPOCH * IMAGES
     index = torch.from_numpy(order[start : start + IMAGES])
     return Batch(views, [], index[rows], (torch.arange(IMAGES) % 3)[rows])

@@ -1,4 +1,4 @@
-"""DINO: loss and gradient against numpy, teacher, centre and frozen prototypes after a step, two processes."""
+"""DINO: loss and gradient against numpy, teacher, centre and frozen prototypes after a step."""
 
 import math
 from pathlib import Path
@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed
-from tiny_crops import EPOCH, IMAGES, Array, Tiny, arrays, batch, clock, features, gradient, log_softmax, share, slope
+from tiny_crops import EPOCH, IMAGES, Array, Tiny, arrays, batch, clock, features, gradient, log_softmax, slope
 from torch import Tensor
-from two_processes import WORLD, run_in_two
 
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
@@ -227,19 +225,3 @@ def run(rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         loss = loss_of(net, step, rows)
         net.after_step(clock(step))
     return loss.detach(), gradient(net, loss), dict(net.named_buffers())
-
-
-def work(rank: int) -> Any:
-    loss, found, buffers = run(share(rank, WORLD))
-    torch.distributed.all_reduce(found)
-    return loss, found / WORLD, buffers
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The second step uses the centre of the first."""
-    loss, found, own = run(slice(None))
-    for shared_loss, shared_gradient, buffers in run_in_two(work, tmp_path):
-        torch.testing.assert_close(shared_loss, loss, rtol=1e-10, atol=0)
-        torch.testing.assert_close(shared_gradient, found, rtol=0, atol=1e-10)
-        for name, value in own.items():
-            torch.testing.assert_close(buffers[name], value, rtol=1e-10, atol=1e-12)

@@ -1,4 +1,4 @@
-"""SwAV: codes, loss and gradient against numpy, what a step leaves behind, two processes against one."""
+"""SwAV: codes, loss and gradient against numpy, what a step leaves behind."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed
 from tiny_crops import (
     EPOCH,
     IMAGES,
@@ -18,13 +17,11 @@ from tiny_crops import (
     features,
     gradient,
     log_softmax,
-    share,
     slope,
     two_layers,
     unit,
 )
 from torch import Tensor
-from two_processes import WORLD, run_in_two
 
 from polygrain.config.project import Project
 from polygrain.config.stages import stage_of
@@ -222,13 +219,8 @@ def test_the_recipe_at_paper_scale_is_the_authors() -> None:
     )
     assert (schedule["start"], schedule["base"], schedule["final"]) == (0.3, 4.8, 0.0048)
     assert schedule["warmup"] * 800 == pytest.approx(10)
-    assert (values["prototypes"], values["epsilon"], values["iterations"], values["temperature"]) == (
-        3000,
-        0.05,
-        3,
-        0.1,
-    )
-    assert (values["local_crops"], values["queue"], values["freeze_epochs"]) == (6, 0, 1)
+    assert (values["epsilon"], values["iterations"], values["temperature"]) == (0.05, 3, 0.1)
+    assert (values["prototypes"], values["local_crops"], values["queue"], values["freeze_epochs"]) == (3000, 6, 0, 1)
     recipes = config["augmentation"]
     assert (recipes["global"]["scale"], recipes["local"]["scale"]) == ([0.14, 1.0], [0.05, 0.14])
     assert config["method"]["encoder_passes"] == pytest.approx(6 + 18 * (96 / 224) ** 2, abs=0.01)
@@ -242,19 +234,3 @@ def run(rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     for step in STEPS:
         loss = losses_of(net, step, rows)
     return loss.detach(), gradient(net, loss), dict(net.named_buffers())
-
-
-def work(rank: int) -> Any:
-    loss, found, buffers = run(share(rank, WORLD))
-    torch.distributed.all_reduce(found)
-    return loss, found / WORLD, buffers
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The last of three steps takes its codes from full queues too."""
-    loss, found, own = run(slice(None))
-    for shared_loss, shared_gradient, buffers in run_in_two(work, tmp_path):
-        torch.testing.assert_close(shared_loss, loss, rtol=1e-10, atol=0)
-        torch.testing.assert_close(shared_gradient, found, rtol=0, atol=1e-10)
-        for name, value in own.items():
-            torch.testing.assert_close(buffers[name], value, rtol=1e-10, atol=1e-12)
