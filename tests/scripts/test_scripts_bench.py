@@ -244,7 +244,7 @@ def config_of(method: str, variant: str = "base", scale: str = "smoke") -> dict[
 CELLS = [*((method, "base") for method in METHODS if method not in ("pca", "random")), ("wcl", "multicrop")]
 
 
-SMALL_VIEWS = {("mncl", "base"), ("mugs", "base"), ("wcl", "multicrop")}
+SMALL_VIEWS = {("mncl", "base"): 0.04, ("mugs", "base"): 0.04, ("wcl", "multicrop"): 0.04, ("fast-moco", "base"): 0.07}
 
 
 @pytest.mark.parametrize(("method", "variant"), CELLS, ids=lambda part: part)
@@ -255,7 +255,7 @@ def test_every_method_spends_the_passes_that_it_declares(method: str, variant: s
         config["method"]["values"]["batch"] = 32
     cost = measure(config, steps=1)
     # units are areas; odd sides of maps of 28 and 14 px are rounded up, which small crops and parts feel
-    allowed = 0.04 * config["method"]["encoder_passes"] if (method, variant) in SMALL_VIEWS else 0.01
+    allowed = max(SMALL_VIEWS.get((method, variant), 0.0) * config["method"]["encoder_passes"], 0.01)
     assert cost.passes == pytest.approx(config["method"]["encoder_passes"], abs=allowed)
     assert cost.start_passes == pytest.approx(config["method"]["start_passes"], abs=0.01)
     assert math.isclose(cost.parts().sum(), cost.components.sum())

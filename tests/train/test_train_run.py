@@ -119,7 +119,7 @@ def test_labels_do_not_touch_what_claims_to_learn_without_them(method, data, tmp
     config = config_of(method)
     config["steps"] = min(4, config["steps"])
     backbone = load_backbone(**config["backbone"], channels=1)
-    uses_labels = load_method(method, backbone, config["method"]["values"]).uses_labels
+    uses_labels = load_method(config["method"]["name"], backbone, config["method"]["values"]).uses_labels
     same = sha(run(config, data, tmp_path / "a")) == sha(run(config, other, tmp_path / "b"))
     assert same is not bool(uses_labels)
 

@@ -1,4 +1,4 @@
-"""Same bits: again, with any number of loader workers, and after SIGKILL at any point, for every method.
+"""Same bits: again, with any number of loader workers, and after SIGKILL at any point, for every method of table 1.
 
 The reference is what Snakemake built. `--cores 1` against 2 is in test_workflow_smoke.py.
 """
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 from workflow_forks import Kill
 from workflow_photos import make_photos
 from workflow_world import WORKERS, World, outputs
@@ -18,7 +19,8 @@ from polygrain.config.runs import Run
 from polygrain.provenance.stage import Stage
 
 REPOSITORY = Project(Path(__file__).resolve().parents[2])
-METHODS = sorted(path.stem for path in (REPOSITORY.params / "method").glob("*.yaml"))
+TABLE = yaml.safe_load((REPOSITORY.params / "table/table1.yaml").read_text())
+METHODS = sorted({row["method"] for group in TABLE["groups"] for row in group["rows"]})
 SHORT = "mncl"  # the one that `make test` takes along: a queue and a moving average come back with its state
 PARTS = 6  # of a step that the loop tells apart: rest, views, forward, backward, optimiser, rest
 
