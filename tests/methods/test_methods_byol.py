@@ -1,9 +1,8 @@
-"""BYOL: value and gradient against numpy, the target network's updates, the analytic values."""
+"""BYOL: value and gradient against numpy, the target network's updates."""
 
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from toy_method import (
@@ -23,7 +22,6 @@ from toy_method import (
 
 from polygrain.methods.byol import BYOL, METHOD
 from polygrain.nn.clock import Clock
-from polygrain.nn.two_views import mean_cosine
 from polygrain.views.batch import Batch
 
 VALUES = {"hidden": 7, "embedding": 4, "predictor": True, "momentum": 0.9, "momentum_end": 1.0, "asymmetric": False}
@@ -88,18 +86,6 @@ def test_momentum_0_copies_and_1_keeps() -> None:
         net.after_step(CLOCK)
     assert torch.equal(copied.target_backbone.stem.weight, copied.backbone.stem.weight)
     assert torch.equal(kept.target_backbone.stem.weight, before)
-
-
-def test_cosines_that_are_known() -> None:
-    """Equal rows 1, whatever their length; opposite -1; orthogonal 0; either order (lightly's case)."""
-    x = torch.randn(8, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    y = torch.randn(8, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    across = y - (y * x).sum(1, keepdim=True) / (x * x).sum(1, keepdim=True) * x
-    for other, expected in ((3 * x, 1.0), (-x, -1.0), (across, 0.0)):
-        assert mean_cosine(x, other).item() == pytest.approx(expected, abs=1e-14)
-    assert mean_cosine(x, y).item() == mean_cosine(y, x).item()
-    rows = (unit(x.numpy()) * unit(y.numpy())).sum(1)
-    assert mean_cosine(x, y).item() == pytest.approx(np.mean(rows), rel=1e-12)
 
 
 def test_order_and_labels_do_not_matter() -> None:
