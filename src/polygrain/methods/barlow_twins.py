@@ -15,7 +15,7 @@ Deviations: both views have one recipe, where `asymmetric` does not say otherwis
 have; crops, budget, widths and optimiser of the scale. The released code also multiplies L by a constant, which LARS
 and Adam do not see but for biases and norms.
 
-Measured (reports/table_baselines.pdf): not measured yet.
+Measured: not measured yet.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ its own passes. The online network is the one that is evaluated.
 Deviations: both views have one recipe, where `asymmetric` does not say otherwise, as all contrastive methods of a table
 have; crops, budget, widths and optimiser of the scale. No bias in front of a batch norm, whose true gradient is 0.
 
-Measured (reports/table_baselines.pdf): not measured yet.
+Measured: not measured yet.
 """
 
 from typing import Any, cast

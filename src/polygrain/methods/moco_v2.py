@@ -19,7 +19,7 @@ share the statistics of their batch, of 128 images and more, which the keys in t
 Deviations: crops, budget, widths and optimiser of the scale; `decay_all` is the original's, which decays biases and
 norms too.
 
-Measured (reports/table_baselines.pdf): not measured yet.
+Measured: not measured yet.
 """
 
 from typing import Any, cast

@@ -16,7 +16,7 @@ without scale and shift. For transformers the original leaves the projection of 
 Deviations: both views have one recipe, where `asymmetric` does not say otherwise, as all contrastive methods of a table
 have; crops, budget, widths and optimiser of the scale.
 
-Measured (reports/table_baselines.pdf): not measured yet.
+Measured: not measured yet.
 """
 
 from typing import Any, cast

@@ -15,7 +15,7 @@ Deviations: the queue's initial noise is never a neighbour; n_v = z_v while it h
 behind its last batch norm. Crops, budget, widths and optimiser of the scale.
 Reconstructed: which recipe of views the paper has (here SimCLR's) and its weight decay.
 
-Measured (reports/table_baselines.pdf): not measured yet.
+Measured: not measured yet.
 """
 
 from typing import Any

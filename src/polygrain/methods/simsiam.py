@@ -13,7 +13,7 @@ Collapsed rows give -1. Batch norm is per view; g ends with one without scale an
 
 Deviations: crops, budget, widths and optimiser of the scale. No bias in front of a batch norm, as released.
 
-Measured (reports/table_baselines.pdf): not measured yet.
+Measured: not measured yet.
 """
 
 from typing import Any
