@@ -151,6 +151,8 @@ def test_masks_are_propagated_as_by_loops() -> None:
 def test_each_object_is_scaled_before_the_largest_wins() -> None:
     shares = np.array([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.9, 0.1]])
     assert scene_propagation.winners(shares, 2, 2).tolist() == [[0, 1], [0, 0]]
+    shares = np.array([[1.0, 0.0], [0.7, 0.05], [0.8, 0.05], [1.0, 0.0]])  # over 0.3, and over 0.05
+    assert scene_propagation.winners(shares, 2, 2).tolist() == [[0, 1], [1, 0]]
     assert scene_propagation.winners(np.array([[1.0, 0.0]] * 4), 2, 4).tolist() == [[0] * 4] * 4, "nothing is left"
 
 
