@@ -20,7 +20,7 @@ from polygrain.data.dense.tree import Tree
 from polygrain.evaluate import scene_detection
 from polygrain.evaluate.result import Result
 from polygrain.evaluate.scene_detection import evaluate, judged, target, truth
-from polygrain.evaluate.scenes.detector import Regions, Sampler, _Proposals, cell_anchors, levels, region
+from polygrain.evaluate.scenes.detector import Regions, Sampler, _Proposals, cell_anchors, levels
 from polygrain.evaluate.scenes.given import SceneEncoder, SceneSet
 from polygrain.provenance.errors import UserError
 
@@ -196,7 +196,8 @@ def test_regions_are_those_of_roi_align_with_its_gradient() -> None:
     start = torch.rand(20, 2, dtype=torch.float64) * 6
     box = torch.cat([start, start + torch.rand(20, 2, dtype=torch.float64) * 5], dim=1)
     box = torch.cat([box, torch.tensor([[0.0, 0, 7, 9], [-4, -3, 2, 2], [5, 6, 30, 40]]).double()])
-    ours, theirs = region(map_Whw, box, 4), roi_align(map_Whw[None], [box], 4, 1.0, 2, aligned=True)
+    ours = Regions(4, [1])({"0": map_Whw[None]}, [box])
+    theirs = roi_align(map_Whw[None], [box], 4, 1.0, 2, aligned=True)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     weight = torch.randn_like(ours)
     gradients = [torch.autograd.grad((found * weight).sum(), map_Whw)[0] for found in (ours, theirs)]

@@ -7,9 +7,10 @@ all cells, minimises in float64
 
 which is the cross-entropy of every pixel with the prediction of its cell: convex, without a learning rate or an order
 of the images. The largest decay starts at zero, each other one where the one before ended. Inputs are whitened over
-the train cells: equal curvature in all directions lets 15 iterations come within 0.002 of the least loss, where merely
-standardised inputs need more than 100. For judging, the logits are upsampled bilinearly to the pixels. The weight decay
-is selected by the mean IoU on validation, of equals the larger; test is used once.
+the train cells, which makes the curvature alike in all directions: the 45 iterations of scale cpu end within 0.0001 of
+the least loss, with merely standardised inputs within 0.0025 (SimCLR, seed 0). For judging, the logits are upsampled
+bilinearly to the pixels. The weight decay is selected by the mean IoU on validation, of equals the larger; test is used
+once.
 
 Legend: N cells, D width + 1 (the last input is the constant 1), C classes, 0 the background; B images, h, w the map,
 S side of an image, R decays.
